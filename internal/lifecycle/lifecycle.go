@@ -1,0 +1,64 @@
+// Package lifecycle owns named groups of goroutines: the first that fails stops all, and nobody returns before all have ended.
+package lifecycle
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"runtime/debug"
+	"sync"
+)
+
+// ErrStopped is the cause of a group's context after Stop.
+var ErrStopped = errors.New("stopped")
+
+// Group runs named goroutines under one context. The zero value is not usable; see New.
+type Group struct {
+	ctx    context.Context
+	cancel context.CancelCauseFunc
+	log    *slog.Logger
+	wg     sync.WaitGroup
+}
+
+// New returns a group whose context is a child of ctx.
+func New(ctx context.Context, log *slog.Logger) *Group {
+	c, cancel := context.WithCancelCause(ctx)
+	return &Group{ctx: c, cancel: cancel, log: log}
+}
+
+// Context is cancelled, with the cause, when the first goroutine fails or Stop is called.
+func (g *Group) Context() context.Context { return g.ctx }
+
+// Go runs fn as a goroutine with a name. An error (or panic) other than the context's own end stops the group.
+func (g *Group) Go(name string, fn func(ctx context.Context) error) {
+	g.wg.Go(func() {
+		err := protect(g.ctx, fn)
+		if err != nil && g.ctx.Err() == nil {
+			g.log.Error("goroutine failed", "goroutine", name, "err", err)
+			g.cancel(fmt.Errorf("%s: %w", name, err))
+		}
+	})
+}
+
+// protect turns a panic of fn into an error, so that a defect in one flow ends a group in order and not the process at once.
+func protect(ctx context.Context, fn func(context.Context) error) (err error) {
+	defer func() {
+		if r := recover(); r != nil {
+			err = fmt.Errorf("panic: %v\n%s", r, debug.Stack())
+		}
+	}()
+	return fn(ctx)
+}
+
+// Stop cancels the group's context with ErrStopped.
+func (g *Group) Stop() { g.cancel(ErrStopped) }
+
+// Wait waits until every goroutine has returned and gives the error that stopped the group, if one did.
+func (g *Group) Wait() error {
+	g.wg.Wait()
+	if err := context.Cause(g.ctx); err != nil && !errors.Is(err, ErrStopped) && !errors.Is(err, context.Canceled) {
+		return err
+	}
+	return nil
+}
