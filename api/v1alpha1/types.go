@@ -1,0 +1,151 @@
+package v1alpha1
+
+import (
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+)
+
+// +kubebuilder:object:root=true
+// +kubebuilder:subresource:status
+// +kubebuilder:printcolumn:name="User",type=string,JSONPath=`.spec.user`
+// +kubebuilder:printcolumn:name="Client",type=string,JSONPath=`.spec.client`
+// +kubebuilder:printcolumn:name="State",type=string,JSONPath=`.status.state`
+// +kubebuilder:printcolumn:name="Age",type=date,JSONPath=`.metadata.creationTimestamp`
+
+// Session is one laptop in one cluster. The laptop creates it in the manager's namespace with the user's own credentials;
+// the admission policy ties it to that user. Everything refers to a session by its UID.
+type Session struct {
+	metav1.TypeMeta   `json:",inline"`
+	metav1.ObjectMeta `json:"metadata,omitempty"`
+
+	Spec   SessionSpec   `json:"spec"`
+	Status SessionStatus `json:"status,omitempty"`
+}
+
+// SessionSpec is written by the laptop; all of it but RenewTime is immutable.
+type SessionSpec struct {
+	// User is the creator's name as the API server sees it (request.userInfo.username); the policy enforces it.
+	User string `json:"user"`
+	// Key is the fingerprint of the laptop's tunnel key: "sha256:" and the base64url SHA-256 of its SPKI.
+	Key string `json:"key"`
+	// Namespace is the namespace the laptop is connected to (single-label names are looked up there).
+	Namespace string `json:"namespace,omitempty"`
+	// Client describes the laptop for people: product and version, host name.
+	Client string `json:"client,omitempty"`
+	// RenewTime is set at creation and renewed by the laptop; two missed renewals end the session.
+	RenewTime metav1.MicroTime `json:"renewTime"`
+}
+
+// SessionState says where a session stands.
+type SessionState string
+
+// The states of a session.
+const (
+	SessionPending   SessionState = "Pending"   // created, no tunnel yet
+	SessionConnected SessionState = "Connected" // a replica of the manager holds its tunnel
+	SessionLost      SessionState = "Lost"      // the tunnel is gone; ends 30 s later unless it comes back
+)
+
+// SessionStatus is written by the managers alone.
+type SessionStatus struct {
+	State SessionState `json:"state,omitempty"`
+	// Address is the agents' port of the manager replica that holds the tunnel, host:port.
+	Address string `json:"address,omitempty"`
+	// Since is when State was entered.
+	Since   metav1.Time `json:"since,omitempty"`
+	Message string      `json:"message,omitempty"`
+}
+
+// +kubebuilder:object:root=true
+
+// SessionList is a list of sessions.
+type SessionList struct {
+	metav1.TypeMeta `json:",inline"`
+	metav1.ListMeta `json:"metadata,omitempty"`
+	Items           []Session `json:"items"`
+}
+
+// +kubebuilder:object:root=true
+// +kubebuilder:subresource:status
+// +kubebuilder:printcolumn:name="Workload",type=string,JSONPath=`.spec.workload.name`
+// +kubebuilder:printcolumn:name="Port",type=string,JSONPath=`.spec.port`
+// +kubebuilder:printcolumn:name="User",type=string,JSONPath=`.spec.user`
+// +kubebuilder:printcolumn:name="State",type=string,JSONPath=`.status.state`
+// +kubebuilder:printcolumn:name="Message",type=string,JSONPath=`.status.message`
+// +kubebuilder:printcolumn:name="Age",type=date,JSONPath=`.metadata.creationTimestamp`
+
+// Intercept sends traffic of one workload to the laptop of one session. It stands in the workload's namespace.
+type Intercept struct {
+	metav1.TypeMeta   `json:",inline"`
+	metav1.ObjectMeta `json:"metadata,omitempty"`
+
+	Spec   InterceptSpec   `json:"spec"`
+	Status InterceptStatus `json:"status,omitempty"`
+}
+
+// InterceptSpec is written by the laptop and immutable.
+type InterceptSpec struct {
+	// User is the creator's name; the policy enforces it.
+	User string `json:"user"`
+	// Session is the UID of the session the traffic goes to; the manager checks that it has the same user.
+	Session string `json:"session"`
+	// Name is what the user calls the intercept.
+	Name string `json:"name"`
+	// Workload is what is intercepted.
+	Workload WorkloadRef `json:"workload"`
+	// Port is the port wanted: a service port's or container port's name or number. Empty: the workload's only port.
+	Port string `json:"port,omitempty"`
+	// Service narrows the port to one service where several select the workload.
+	Service string `json:"service,omitempty"`
+	// Container narrows the port to one container.
+	Container string `json:"container,omitempty"`
+	// Target is where on the laptop the traffic ends (host:port), for people to read.
+	Target string `json:"target,omitempty"`
+}
+
+// WorkloadRef names a workload in the same namespace.
+type WorkloadRef struct {
+	Kind string `json:"kind"`
+	Name string `json:"name"`
+}
+
+// InterceptState says where an intercept stands.
+type InterceptState string
+
+// The states of an intercept.
+const (
+	InterceptPending InterceptState = "Pending" // accepted; agents are being installed
+	InterceptActive  InterceptState = "Active"  // every ready pod of the workload has an agent that knows the intercept
+	InterceptFailed  InterceptState = "Failed"  // will not become active; Message says why
+)
+
+// InterceptStatus is written by the managers alone.
+type InterceptStatus struct {
+	State   InterceptState `json:"state,omitempty"`
+	Reason  string         `json:"reason,omitempty"`  // CamelCase, for programs
+	Message string         `json:"message,omitempty"` // one sentence, for people
+	// Ports are the container ports taken.
+	Ports []InterceptedPort `json:"ports,omitempty"`
+	// Container is the container whose ports are taken.
+	Container string `json:"container,omitempty"`
+	// Agents counts the pods whose agent serves the intercept.
+	Agents int32 `json:"agents,omitempty"`
+}
+
+// InterceptedPort is one container port with how traffic reaches the agent.
+type InterceptedPort struct {
+	Protocol      string `json:"protocol"` // TCP or UDP
+	ContainerPort int32  `json:"containerPort"`
+	ServicePort   int32  `json:"servicePort,omitempty"`
+	Service       string `json:"service,omitempty"`
+	// Way is "name" (name takeover) or "redirect" (nftables).
+	Way string `json:"way,omitempty"`
+}
+
+// +kubebuilder:object:root=true
+
+// InterceptList is a list of intercepts.
+type InterceptList struct {
+	metav1.TypeMeta `json:",inline"`
+	metav1.ListMeta `json:"metadata,omitempty"`
+	Items           []Intercept `json:"items"`
+}
