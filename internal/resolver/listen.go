@@ -1,0 +1,129 @@
+package resolver
+
+import (
+	"context"
+	"errors"
+	"net"
+	"net/netip"
+	"sync"
+	"time"
+
+	"github.com/doppel-dev/doppel/internal/lifecycle"
+)
+
+const (
+	maxTCPConns   = 256
+	maxPipelined  = 64               // queries of one TCP connection at once
+	tcpIdle       = 10 * time.Second // RFC 7766 section 6.2.3: seconds
+	tcpWrite      = 5 * time.Second
+	bindAttempts  = 10
+	maxReadErrors = 100
+)
+
+// bind listens on UDP and TCP on the same port; with port 0 the one TCP got must be free for UDP too, so it may take some tries.
+func bind(addr netip.AddrPort) (*net.UDPConn, *net.TCPListener, error) {
+	for try := 1; ; try++ {
+		tcp, err := net.ListenTCP("tcp", net.TCPAddrFromAddrPort(addr))
+		if err != nil {
+			return nil, nil, err
+		}
+		udp, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(tcp.Addr().(*net.TCPAddr).AddrPort()))
+		if err == nil {
+			return udp, tcp, nil
+		}
+		_ = tcp.Close()
+		if addr.Port() != 0 || try == bindAttempts {
+			return nil, nil, err
+		}
+	}
+}
+
+func (s *Server) serveUDP(g *lifecycle.Group) error {
+	buf := make([]byte, maxMessage)
+	failures := 0
+	for {
+		n, from, err := s.udp.ReadFromUDPAddrPort(buf)
+		if errors.Is(err, net.ErrClosed) {
+			return nil
+		}
+		if err != nil { // Windows reports here that an earlier answer could not be delivered
+			if failures++; failures > maxReadErrors {
+				return err
+			}
+			continue
+		}
+		failures = 0
+		msg := append(make([]byte, 0, n), buf[:n]...)
+		g.Go("dns-query", func(ctx context.Context) error {
+			if answer := s.Exchange(ctx, "udp", msg); answer != nil {
+				_, _ = s.udp.WriteToUDPAddrPort(answer, from) // nobody to tell: the client asks again
+			}
+			return nil
+		})
+	}
+}
+
+func (s *Server) serveTCP(g *lifecycle.Group) error {
+	slots := make(chan struct{}, maxTCPConns)
+	failures := 0
+	for {
+		c, err := s.tcp.AcceptTCP()
+		if errors.Is(err, net.ErrClosed) {
+			return nil
+		}
+		if err != nil {
+			if failures++; failures > maxReadErrors {
+				return err
+			}
+			continue
+		}
+		failures = 0
+		select {
+		case slots <- struct{}{}:
+		default:
+			_ = c.Close()
+			continue
+		}
+		g.Go("dns-tcp-conn", func(ctx context.Context) error {
+			defer func() { <-slots }()
+			s.serveConn(ctx, g, c)
+			return nil
+		})
+	}
+}
+
+// serveConn answers the queries of one connection as they become ready, in any order (RFC 7766 section 6.2.1.1), and closes it
+// when the client ended its side and has all answers.
+func (s *Server) serveConn(ctx context.Context, g *lifecycle.Group, c net.Conn) {
+	defer c.Close()
+	stop := context.AfterFunc(ctx, func() { _ = c.Close() })
+	defer stop()
+	var writing sync.Mutex
+	var pending sync.WaitGroup
+	defer pending.Wait()
+	slots := make(chan struct{}, maxPipelined)
+	for {
+		_ = c.SetReadDeadline(time.Now().Add(tcpIdle))
+		msg, err := readTCP(c)
+		if err != nil {
+			return
+		}
+		slots <- struct{}{}
+		pending.Add(1)
+		g.Go("dns-query", func(ctx context.Context) error {
+			defer pending.Done()
+			defer func() { <-slots }()
+			answer := s.Exchange(ctx, "tcp", msg)
+			if answer == nil {
+				return nil
+			}
+			writing.Lock()
+			defer writing.Unlock()
+			_ = c.SetWriteDeadline(time.Now().Add(tcpWrite))
+			if err := writeTCP(c, answer); err != nil {
+				_ = c.Close()
+			}
+			return nil
+		})
+	}
+}

@@ -1,0 +1,218 @@
+package resolver
+
+import (
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+)
+
+// DefaultClusterDomain is the cluster domain of nearly all clusters.
+const DefaultClusterDomain = "cluster.local"
+
+// Names is the synced set that decides which names are the cluster's. The zero value makes no name the cluster's.
+type Names struct {
+	ClusterDomain string              // default "cluster.local"
+	Namespace     string              // the connected namespace, whose services are single labels
+	Services      map[string][]string // namespace → names of its services
+	Headless      map[string][]string // namespace → names of its headless services, a subset of Services
+
+	// PodCIDRs and ServiceCIDRs: reverse lookups (PTR) of their addresses are the cluster's.
+	PodCIDRs     []netip.Prefix
+	ServiceCIDRs []netip.Prefix
+
+	// IncludeSuffixes are further domains that the cluster's DNS answers, ExcludeSuffixes domains it never does, whatever else
+	// says it would. A suffix covers the name itself and everything below.
+	IncludeSuffixes []string
+	ExcludeSuffixes []string
+}
+
+// table is Names made ready for lookups; it is never changed.
+type table struct {
+	domain    string // without dots around
+	namespace string
+	services  map[string]map[string]bool // namespace → service → is headless
+	prefixes  []netip.Prefix
+	include   []string
+	exclude   []string
+
+	suffix1, suffix2 string // what a name of one label lacks, and one of two ("svc.ns")
+}
+
+// compile returns the table of n; nil for the zero value.
+func compile(n Names) *table {
+	if n.ClusterDomain == "" && n.Namespace == "" && len(n.Services)+len(n.Headless)+len(n.PodCIDRs)+len(n.ServiceCIDRs)+
+		len(n.IncludeSuffixes)+len(n.ExcludeSuffixes) == 0 {
+		return nil
+	}
+	t := &table{
+		domain:    trimDots(n.ClusterDomain),
+		namespace: trimDots(n.Namespace),
+		services:  make(map[string]map[string]bool, len(n.Services)),
+		include:   trimAll(n.IncludeSuffixes),
+		exclude:   trimAll(n.ExcludeSuffixes),
+	}
+	if t.domain == "" {
+		t.domain = DefaultClusterDomain
+	}
+	t.suffix2 = "svc." + t.domain
+	t.suffix1 = t.namespace + "." + t.suffix2
+	t.add(n.Services, false)
+	t.add(n.Headless, true)
+	for _, p := range slices.Concat(n.PodCIDRs, n.ServiceCIDRs) {
+		if p.IsValid() {
+			t.prefixes = append(t.prefixes, p.Masked())
+		}
+	}
+	return t
+}
+
+func (t *table) add(set map[string][]string, headless bool) {
+	for ns, names := range set {
+		ns = strings.ToLower(ns)
+		if t.services[ns] == nil {
+			t.services[ns] = make(map[string]bool, len(names))
+		}
+		for _, name := range names {
+			t.services[ns][strings.ToLower(name)] = headless
+		}
+	}
+}
+
+// decide tells whether name (lower case, no final dot) is the cluster's, and what has to be appended to it ("" or a domain
+// without dots around) to get the name the cluster's DNS knows. It is a pure function of the table, so that no lookup outside
+// ever has to ask the cluster. A nil table owns no names.
+//
+//	name                                          the cluster's if
+//	x.cluster.local and below                     always
+//	1.0.0.10.in-addr.arpa, ….ip6.arpa             the address is in a pod or service CIDR
+//	svc.ns.svc, and more labels before            always: .svc is no top-level domain
+//	svc.ns                                        that service exists: a namespace "dev" must not swallow .dev
+//	pod.svc.ns                                    that service exists and is headless
+//	svc                                           that service exists in the connected namespace
+//	_port._proto. before one of the last three    as without it (SRV)
+func (t *table) decide(name string) (suffix string, cluster bool) {
+	if t == nil || name == "" || underAny(name, t.exclude) {
+		return "", false
+	}
+	if under(name, t.domain) || underAny(name, t.include) {
+		return "", true
+	}
+	if addr, ok := reverseAddr(name); ok {
+		return "", slices.ContainsFunc(t.prefixes, func(p netip.Prefix) bool { return p.Contains(addr) })
+	}
+	if strings.HasSuffix(name, ".svc") && strings.Count(name, ".") >= 2 {
+		return t.domain, true
+	}
+	labels := strings.SplitN(trimSRV(name), ".", 4)
+	switch len(labels) {
+	case 1:
+		if _, ok := t.services[t.namespace][labels[0]]; ok {
+			return t.suffix1, true
+		}
+	case 2:
+		if _, ok := t.services[labels[1]][labels[0]]; ok {
+			return t.suffix2, true
+		}
+	case 3:
+		if t.services[labels[2]][labels[1]] {
+			return t.suffix2, true
+		}
+	}
+	return "", false
+}
+
+// serviceOf returns "svc.ns" for an absolute name of the cluster domain that belongs to a service, "" for any other.
+func (t *table) serviceOf(fqdn string) string {
+	rest, ok := strings.CutSuffix(fqdn, "."+t.suffix2)
+	if !ok {
+		return ""
+	}
+	dot := strings.LastIndexByte(rest, '.')
+	if dot < 0 {
+		return ""
+	}
+	return rest[strings.LastIndexByte(rest[:dot], '.')+1:]
+}
+
+// changes returns the services ("svc.ns") that differ between two tables; all is true when more than services differ.
+func changes(a, b *table) (services map[string]bool, all bool) {
+	if a == nil || b == nil || a.domain != b.domain || a.namespace != b.namespace ||
+		!slices.Equal(a.prefixes, b.prefixes) || !slices.Equal(a.include, b.include) || !slices.Equal(a.exclude, b.exclude) {
+		return nil, a != b
+	}
+	services = make(map[string]bool)
+	diff := func(a, b map[string]map[string]bool) {
+		for ns, set := range a {
+			if maps.Equal(set, b[ns]) {
+				continue
+			}
+			for name, headless := range set {
+				if other, ok := b[ns][name]; !ok || other != headless {
+					services[name+"."+ns] = true
+				}
+			}
+		}
+	}
+	diff(a.services, b.services)
+	diff(b.services, a.services)
+	return services, false
+}
+
+// trimSRV removes a leading "_port._proto." (RFC 2782).
+func trimSRV(name string) string {
+	port, rest, ok := strings.Cut(name, ".")
+	if !ok || !strings.HasPrefix(port, "_") || !strings.HasPrefix(rest, "_") {
+		return name
+	}
+	_, host, ok := strings.Cut(rest, ".")
+	if !ok {
+		return name
+	}
+	return host
+}
+
+// reverseAddr reads the address in a complete reverse name (RFC 1035 section 3.5, RFC 3596 section 2.5).
+func reverseAddr(name string) (netip.Addr, bool) {
+	if v4, ok := strings.CutSuffix(name, ".in-addr.arpa"); ok {
+		parts := strings.Split(v4, ".")
+		slices.Reverse(parts)
+		addr, err := netip.ParseAddr(strings.Join(parts, "."))
+		return addr, err == nil && addr.Is4()
+	}
+	v6, ok := strings.CutSuffix(name, ".ip6.arpa")
+	if !ok || len(v6) != 63 {
+		return netip.Addr{}, false
+	}
+	var b [16]byte
+	for i := range 32 {
+		nibble := strings.IndexByte("0123456789abcdef", v6[62-2*i])
+		if nibble < 0 || (i < 31 && v6[61-2*i] != '.') {
+			return netip.Addr{}, false
+		}
+		b[i/2] = b[i/2]<<4 | byte(nibble)
+	}
+	return netip.AddrFrom16(b), true
+}
+
+// under tells whether name is domain or below it.
+func under(name, domain string) bool {
+	rest, ok := strings.CutSuffix(name, domain)
+	return ok && domain != "" && (rest == "" || rest[len(rest)-1] == '.')
+}
+
+func underAny(name string, domains []string) bool {
+	return slices.ContainsFunc(domains, func(d string) bool { return under(name, d) })
+}
+
+func trimDots(s string) string { return strings.ToLower(strings.Trim(s, ".")) }
+
+func trimAll(list []string) []string {
+	out := make([]string, 0, len(list))
+	for _, s := range list {
+		if s = trimDots(s); s != "" {
+			out = append(out, s)
+		}
+	}
+	return out
+}

@@ -1,0 +1,204 @@
+// Package resolver owns the DNS engine of the laptop: it decides which names are the cluster's, asks the cluster for those, and hands all others to the resolvers the laptop had.
+package resolver
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+
+	"github.com/doppel-dev/doppel/internal/lifecycle"
+)
+
+// Config is everything a Server is made from. Cluster and Log are required.
+type Config struct {
+	// Listen is the address for UDP and TCP, on the same port; default "127.0.0.1:0". It should not be a wildcard: answers
+	// to a redirected query leave with the listener's address.
+	Listen string
+
+	// Cluster carries one DNS message to the cluster's DNS and returns the answer. It must return when ctx ends (at most
+	// 2.8 s). The query offers EDNS0 with 4096 bytes; an implementation whose far end speaks UDP asks again by TCP when the
+	// answer is truncated. It is called from many goroutines.
+	Cluster func(ctx context.Context, query []byte) ([]byte, error)
+
+	// DialUpstream connects to one of the upstream resolvers; network is "udp" or "tcp". Default: net.Dialer. The root
+	// daemon's marked sockets come in here, so that our own queries are not captured again. Sockets are reused for a while.
+	DialUpstream func(ctx context.Context, network string, addr netip.AddrPort) (net.Conn, error)
+
+	// Upstreams are the first resolvers; see SetUpstreams.
+	Upstreams []netip.AddrPort
+
+	Log *slog.Logger
+}
+
+// Server answers DNS queries on loopback. A query runs through a short chain:
+//
+//	parse → decide ─ the cluster's → cache → one flight per question → rewrite → Config.Cluster
+//	               └ all others    → limit → forward to the upstreams, bytes untouched
+//
+// The two branches share no limit and no lock that is held over I/O, so a slow cluster never slows an outside name.
+type Server struct {
+	cfg      Config
+	log      *slog.Logger
+	udp      *net.UDPConn
+	tcp      *net.TCPListener
+	addr     netip.AddrPort
+	cache    *cache
+	cluster  *clusterHandler
+	upstream *forwarder
+	stats    counters
+
+	names atomic.Pointer[table]
+
+	closeOnce sync.Once
+}
+
+// New validates cfg and binds the sockets; nothing is answered before Run. A Server that is never run must be closed.
+func New(cfg Config) (*Server, error) {
+	var errs []error
+	if cfg.Cluster == nil {
+		errs = append(errs, errors.New("resolver: Config.Cluster is missing"))
+	}
+	if cfg.Log == nil {
+		errs = append(errs, errors.New("resolver: Config.Log is missing"))
+	}
+	if cfg.Listen == "" {
+		cfg.Listen = "127.0.0.1:0"
+	}
+	listen, err := netip.ParseAddrPort(cfg.Listen)
+	if err != nil {
+		errs = append(errs, fmt.Errorf("resolver: Config.Listen: %w", err))
+	}
+	if cfg.DialUpstream == nil {
+		cfg.DialUpstream = func(ctx context.Context, network string, addr netip.AddrPort) (net.Conn, error) {
+			var d net.Dialer
+			return d.DialContext(ctx, network, addr.String())
+		}
+	}
+	if err := errors.Join(errs...); err != nil {
+		return nil, err
+	}
+	udp, tcp, err := bind(listen)
+	if err != nil {
+		return nil, fmt.Errorf("listen for DNS: %w", err)
+	}
+	s := newServer(cfg)
+	s.udp, s.tcp = udp, tcp
+	s.addr = udp.LocalAddr().(*net.UDPAddr).AddrPort()
+	s.SetUpstreams(cfg.Upstreams)
+	return s, nil
+}
+
+// newServer wires the chain without sockets.
+func newServer(cfg Config) *Server {
+	s := &Server{cfg: cfg, log: cfg.Log, cache: newCache(maxCacheEntries, maxCacheBytes)}
+	s.cluster = newClusterHandler(cfg.Cluster, s.cache, &s.stats, cfg.Log)
+	s.upstream = newForwarder(cfg.DialUpstream, &s.stats, cfg.Log)
+	return s
+}
+
+// Addr is the address of both listeners.
+func (s *Server) Addr() netip.AddrPort { return s.addr }
+
+// SetNames replaces the set that decides which names are the cluster's; cached answers it may have changed are dropped. The
+// zero value makes no name the cluster's.
+func (s *Server) SetNames(n Names) {
+	t := compile(n)
+	old := s.names.Swap(t)
+	s.cache.invalidate(old, t)
+}
+
+// SetUpstreams replaces the resolvers that answer everything else, in order of preference. Port 0 means 53; the server's own
+// address is left out. The same list again keeps sockets and health.
+func (s *Server) SetUpstreams(addrs []netip.AddrPort) {
+	var list []netip.AddrPort
+	for _, a := range addrs {
+		if a.IsValid() && a.Port() == 0 {
+			a = netip.AddrPortFrom(a.Addr(), 53)
+		}
+		if a.IsValid() && a != s.addr {
+			list = append(list, a)
+		}
+	}
+	s.upstream.set(list)
+}
+
+// FlushCache drops all cached answers, for when another part of the cluster answers from now on (an intercept's agent).
+func (s *Server) FlushCache() { s.cache.flush() }
+
+// Run answers queries until ctx ends, then closes the sockets and waits for the queries in flight, whose contexts have ended.
+func (s *Server) Run(ctx context.Context) error {
+	g := lifecycle.New(ctx, s.log)
+	stop := context.AfterFunc(g.Context(), s.closeSockets)
+	defer stop()
+	g.Go("dns-udp", func(context.Context) error { return s.serveUDP(g) })
+	g.Go("dns-tcp", func(context.Context) error { return s.serveTCP(g) })
+	g.Go("dns-sweep", s.upstream.sweep)
+	err := g.Wait()
+	s.Close()
+	return err
+}
+
+// Close releases the sockets and ends all queries in flight. Run does it by itself.
+func (s *Server) Close() {
+	s.closeSockets()
+	s.cluster.close()
+	s.upstream.close()
+}
+
+func (s *Server) closeSockets() {
+	s.closeOnce.Do(func() {
+		if s.udp != nil {
+			_ = s.udp.Close()
+			_ = s.tcp.Close()
+		}
+	})
+}
+
+// Exchange answers one DNS message as the sockets do; network is "udp" or "tcp" and decides the limit of the answer's size. A
+// nil answer means that none may be sent. It is the way in for queries that arrive otherwise (through the stack).
+func (s *Server) Exchange(ctx context.Context, network string, msg []byte) []byte {
+	s.stats.queries.Add(1)
+	q, err := parseQuery(msg, network == "tcp")
+	switch {
+	case errors.Is(err, errNoAnswer):
+		s.stats.malformed.Add(1)
+		return nil
+	case err != nil:
+		s.stats.malformed.Add(1)
+		return formErr(msg)
+	}
+	answer, err := s.handle(ctx, q)
+	if err != nil {
+		s.stats.failed.Add(1)
+		s.log.Debug("dns query failed", "name", q.name, "type", q.qtype, "cluster", q.cluster, "err", err)
+		return q.failure(err)
+	}
+	return answer
+}
+
+// handle decides whose the query is and runs that branch. A panic fails this query only.
+func (s *Server) handle(ctx context.Context, q *query) (answer []byte, err error) {
+	defer func() {
+		if r := recover(); r != nil {
+			s.log.Error("dns query panicked", "name", q.name, "err", fmt.Sprint(r))
+			err = errors.New("internal error")
+		}
+	}()
+	q.generation = s.cache.generation()
+	if t := s.names.Load(); t != nil && q.standard() {
+		if q.suffix, q.cluster = t.decide(q.name); q.cluster {
+			q.service = t.serviceOf(q.fqdn())
+		}
+	}
+	if q.cluster {
+		s.stats.cluster.Add(1)
+		return s.cluster.serve(ctx, q)
+	}
+	s.stats.upstream.Add(1)
+	return s.upstream.serve(ctx, q)
+}
