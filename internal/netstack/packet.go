@@ -1,0 +1,195 @@
+package netstack
+
+import (
+	"encoding/binary"
+	"net/netip"
+	"syscall"
+
+	"errors"
+
+	"gvisor.dev/gvisor/pkg/tcpip"
+	"gvisor.dev/gvisor/pkg/tcpip/checksum"
+	"gvisor.dev/gvisor/pkg/tcpip/header"
+)
+
+// classify says which protocol an inbound packet is for, or false for one that the stack must not see:
+//   - anything but unicast: the kernel sends router solicitations, MLD and mDNS into every interface that is up;
+//   - ICMP other than errors, because gVisor in promiscuous mode would answer every ping itself.
+func classify(p []byte) (tcpip.NetworkProtocolNumber, bool) {
+	if len(p) == 0 {
+		return 0, false
+	}
+	switch p[0] >> 4 {
+	case 4:
+		return header.IPv4ProtocolNumber, passIPv4(p)
+	case 6:
+		return header.IPv6ProtocolNumber, passIPv6(p)
+	}
+	return 0, false
+}
+
+func passIPv4(p []byte) bool {
+	if len(p) < header.IPv4MinimumSize {
+		return false
+	}
+	hlen := int(p[0]&0x0f) * 4
+	if hlen < header.IPv4MinimumSize || hlen > len(p) {
+		return false
+	}
+	if p[16] >= 224 || p[16] == 0 { // multicast, reserved, broadcast; "this" network
+		return false
+	}
+	if p[9] != byte(header.ICMPv4ProtocolNumber) {
+		return true
+	}
+	// A later fragment has no ICMP header; what it belongs to was judged by its first, so without that it is never whole.
+	if binary.BigEndian.Uint16(p[6:])&0x1fff != 0 || hlen >= len(p) {
+		return false
+	}
+	switch header.ICMPv4Type(p[hlen]) {
+	case header.ICMPv4DstUnreachable, header.ICMPv4TimeExceeded, header.ICMPv4ParamProblem:
+		return true
+	}
+	return false
+}
+
+func passIPv6(p []byte) bool {
+	if len(p) < header.IPv6MinimumSize {
+		return false
+	}
+	if p[24] == 0xff { // multicast
+		return false
+	}
+	next, rest := p[6], p[header.IPv6MinimumSize:]
+	// Walk the extension headers (RFC 8200, section 4); each is bounded by the packet, and 8 are more than anybody sends.
+	for range 8 {
+		switch next {
+		case 0, 43, 60: // hop-by-hop, routing, destination options
+			if len(rest) < 8 {
+				return false
+			}
+			n := (int(rest[1]) + 1) * 8
+			if n > len(rest) {
+				return false
+			}
+			next, rest = rest[0], rest[n:]
+		case 44: // fragment
+			if len(rest) < 8 {
+				return false
+			}
+			if binary.BigEndian.Uint16(rest[2:])&0xfff8 != 0 {
+				return rest[0] != byte(header.ICMPv6ProtocolNumber)
+			}
+			next, rest = rest[0], rest[8:]
+		case byte(header.ICMPv6ProtocolNumber):
+			return len(rest) > 0 && rest[0] < 128 // errors are below 128 (RFC 4443, section 2.1)
+		default:
+			return true
+		}
+	}
+	return false
+}
+
+// unreachable is what an ICMP destination unreachable says.
+type unreachable int
+
+const (
+	unreachNone unreachable = iota
+	unreachNet
+	unreachHost
+	unreachPort
+)
+
+// verdict is how a failed dial is told to the application.
+type verdict struct {
+	reset bool // TCP only
+	icmp  unreachable
+}
+
+// judge reads a dial's error. What is neither refused nor unreachable stays silent: the application's kernel retransmits, and a
+// tunnel that comes back meanwhile serves it.
+func judge(err error) verdict {
+	switch {
+	case errors.Is(err, syscall.ECONNREFUSED):
+		return verdict{reset: true, icmp: unreachPort}
+	case errors.Is(err, syscall.ECONNRESET):
+		return verdict{reset: true}
+	case errors.Is(err, syscall.ENETUNREACH):
+		return verdict{icmp: unreachNet}
+	case errors.Is(err, syscall.EHOSTUNREACH):
+		return verdict{icmp: unreachHost}
+	}
+	return verdict{}
+}
+
+// icmpQuote is how many bytes of the offending packet an error carries: the IP and TCP headers at their longest without options
+// that matter; Linux wants the ports and the sequence number (RFC 792: 64 bits of the payload).
+const icmpQuote = 128
+
+// unreachablePacket builds the ICMP error for the packet that begins with orig (its IP header and at least 8 bytes more), from the
+// address that it was sent to. It gives nil when orig is too short.
+func unreachablePacket(orig []byte, what unreachable) []byte {
+	if len(orig) == 0 || what == unreachNone {
+		return nil
+	}
+	orig = orig[:min(len(orig), icmpQuote)]
+	if orig[0]>>4 == 6 {
+		return unreachable6(orig, what)
+	}
+	return unreachable4(orig, what)
+}
+
+func unreachable4(orig []byte, what unreachable) []byte {
+	if len(orig) < header.IPv4MinimumSize+8 {
+		return nil
+	}
+	src, dst := header.IPv4(orig).DestinationAddress(), header.IPv4(orig).SourceAddress()
+	b := make([]byte, header.IPv4MinimumSize+header.ICMPv4MinimumSize+len(orig))
+	ip := header.IPv4(b)
+	ip.Encode(&header.IPv4Fields{TotalLength: uint16(len(b)), TTL: 64, Protocol: uint8(header.ICMPv4ProtocolNumber), SrcAddr: src, DstAddr: dst})
+	ip.SetChecksum(^ip.CalculateChecksum())
+	ic := header.ICMPv4(b[header.IPv4MinimumSize:])
+	ic.SetType(header.ICMPv4DstUnreachable)
+	switch what { // RFC 792
+	case unreachNet:
+		ic.SetCode(header.ICMPv4NetUnreachable)
+	case unreachPort:
+		ic.SetCode(header.ICMPv4PortUnreachable)
+	case unreachHost, unreachNone:
+		ic.SetCode(header.ICMPv4HostUnreachable)
+	}
+	copy(ic[header.ICMPv4MinimumSize:], orig)
+	ic.SetChecksum(^checksum.Checksum(ic, 0))
+	return b
+}
+
+func unreachable6(orig []byte, what unreachable) []byte {
+	if len(orig) < header.IPv6MinimumSize+8 {
+		return nil
+	}
+	src, dst := header.IPv6(orig).DestinationAddress(), header.IPv6(orig).SourceAddress()
+	b := make([]byte, header.IPv6MinimumSize+header.ICMPv6DstUnreachableMinimumSize+len(orig))
+	header.IPv6(b).Encode(&header.IPv6Fields{
+		PayloadLength:     uint16(len(b) - header.IPv6MinimumSize),
+		TransportProtocol: header.ICMPv6ProtocolNumber, HopLimit: 64, SrcAddr: src, DstAddr: dst,
+	})
+	ic := header.ICMPv6(b[header.IPv6MinimumSize:])
+	ic.SetType(header.ICMPv6DstUnreachable)
+	switch what { // RFC 4443, section 3.1
+	case unreachNet:
+		ic.SetCode(header.ICMPv6NetworkUnreachable)
+	case unreachPort:
+		ic.SetCode(header.ICMPv6PortUnreachable)
+	case unreachHost, unreachNone:
+		ic.SetCode(header.ICMPv6AddressUnreachable)
+	}
+	copy(ic[header.ICMPv6DstUnreachableMinimumSize:], orig)
+	ic.SetChecksum(header.ICMPv6Checksum(header.ICMPv6ChecksumParams{Header: ic, Src: src, Dst: dst}))
+	return b
+}
+
+// addrPort is a gVisor address and port in our type.
+func addrPort(a tcpip.Address, port uint16) netip.AddrPort {
+	ip, _ := netip.AddrFromSlice(a.AsSlice())
+	return netip.AddrPortFrom(ip.Unmap(), port)
+}

@@ -1,0 +1,546 @@
+package netstack_test
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net"
+	"net/netip"
+	"os"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"go.uber.org/goleak"
+
+	"github.com/doppel-dev/doppel/internal/flow"
+	"github.com/doppel-dev/doppel/internal/netstack"
+	"github.com/doppel-dev/doppel/internal/netstack/netstacktest"
+	"github.com/doppel-dev/doppel/internal/nettest"
+	"github.com/doppel-dev/doppel/internal/tundev"
+)
+
+// The application's side of the tests: everything in these subnets goes into the TUN.
+const (
+	host4 = "10.77.0.9"
+	host6 = "fd77::9"
+)
+
+// openTUN makes a device with both subnets routed into it.
+func openTUN(t testing.TB) *tundev.Device {
+	t.Helper()
+	f, name, err := tundev.Open("doppel%d", 1500, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dev, err := tundev.New(f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	link, err := netlink.LinkByName(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, cidr := range []string{"10.77.0.1/16", "fd77::1/64"} {
+		a, err := netlink.ParseAddr(cidr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		a.Flags = syscall.IFA_F_NODAD
+		if err := netlink.AddrAdd(link, a); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := netlink.LinkSetUp(link); err != nil {
+		t.Fatal(err)
+	}
+	return dev
+}
+
+// start runs a stack with cfg on a TUN until the test ends.
+func start(t testing.TB, cfg netstack.Config) *netstack.Stack {
+	t.Helper()
+	cfg.Device = openTUN(t)
+	s, err := netstack.New(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- s.Run(ctx) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Errorf("Run: %v", err)
+		}
+	})
+	return s
+}
+
+// serve accepts on a real listener and hands each connection to fn.
+func serve(t testing.TB, fn func(*net.TCPConn)) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			wg.Go(func() {
+				defer c.Close()
+				fn(c.(*net.TCPConn))
+			})
+		}
+	})
+	t.Cleanup(func() { l.Close(); wg.Wait() })
+	return l.Addr().String()
+}
+
+func to(addr string) func(netip.AddrPort) string { return func(netip.AddrPort) string { return addr } }
+
+func dial(t testing.TB, host string) *net.TCPConn {
+	t.Helper()
+	c, err := net.DialTimeout("tcp", net.JoinHostPort(host, "80"), 10*time.Second)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	return c.(*net.TCPConn)
+}
+
+func echo(c *net.TCPConn) {
+	io.Copy(c, c)
+	c.CloseWrite()
+}
+
+func both(t *testing.T, fn func(t *testing.T, host string)) {
+	t.Run("ipv4", func(t *testing.T) { fn(t, host4) })
+	t.Run("ipv6", func(t *testing.T) { fn(t, host6) })
+}
+
+func TestTUN(t *testing.T) {
+	if !nettest.Inside(t) {
+		return
+	}
+	defer goleak.VerifyNone(t)
+	t.Run("echo", func(t *testing.T) { both(t, testEcho) })
+	t.Run("dial errors", func(t *testing.T) { both(t, testDialErrors) })
+	t.Run("held dial", testHeldDial)
+	t.Run("half-close", func(t *testing.T) { both(t, testHalfClose) })
+	t.Run("reset by server", func(t *testing.T) { both(t, testResetByServer) })
+	t.Run("reset by application", func(t *testing.T) { both(t, testResetByApp) })
+	t.Run("bulk", func(t *testing.T) { both(t, testBulk) })
+	t.Run("udp", func(t *testing.T) { both(t, testUDP) })
+	t.Run("udp refused", func(t *testing.T) { both(t, testUDPRefused) })
+	t.Run("udp idle", testUDPIdle)
+	t.Run("concurrent", testConcurrent)
+	t.Run("connecting limit", testConnectingLimit)
+	t.Run("stop with open flows", testStop)
+	t.Run("no echo reply", testNoPing)
+}
+
+func testEcho(t *testing.T, host string) {
+	s := start(t, netstack.Config{DialTCP: netstacktest.DialTCP(to(serve(t, echo)))})
+	c := dial(t, host)
+	for _, n := range []int{1, 100, 1460, 1461, 20000, 65528, 200000} {
+		want := bytes.Repeat([]byte{byte(n)}, n)
+		go c.Write(want)
+		got := make([]byte, n)
+		if _, err := io.ReadFull(c, got); err != nil {
+			t.Fatalf("%d bytes: %v", n, err)
+		}
+		if !bytes.Equal(got, want) {
+			t.Fatalf("%d bytes came back changed", n)
+		}
+	}
+	if st := s.Stats(); st.TCPOpen != 1 || st.TCPUpBytes == 0 || st.TCPUpBytes != st.TCPDownBytes {
+		t.Errorf("stats %+v", st)
+	}
+	c.Close()
+	nettest.Poll(t, 5*time.Second, "flow closed", func() bool { return s.Stats().TCPOpen == 0 })
+}
+
+var errSilence = errors.New("silence until the application gives up")
+
+func testDialErrors(t *testing.T, host string) {
+	for _, tc := range []struct{ give, want error }{
+		{syscall.ECONNREFUSED, syscall.ECONNREFUSED},
+		{syscall.ECONNRESET, syscall.ECONNREFUSED}, // a RST in answer to a SYN
+		{syscall.EHOSTUNREACH, syscall.EHOSTUNREACH},
+		{syscall.ENETUNREACH, syscall.ENETUNREACH},
+		{syscall.ETIMEDOUT, errSilence},
+		{errors.New("the tunnel is down"), errSilence},
+	} {
+		t.Run(tc.give.Error(), func(t *testing.T) {
+			s := start(t, netstack.Config{DialTCP: func(context.Context, netip.AddrPort, netip.AddrPort) (flow.Stream, error) {
+				return nil, fmt.Errorf("dial: %w", tc.give)
+			}})
+			began := time.Now()
+			c, err := net.DialTimeout("tcp", net.JoinHostPort(host, "80"), 700*time.Millisecond)
+			if err == nil {
+				c.Close()
+			}
+			var ne net.Error
+			if silent := tc.want == errSilence && errors.As(err, &ne) && ne.Timeout(); !silent && !errors.Is(err, tc.want) {
+				t.Errorf("got %v, want %v", err, tc.want)
+			}
+			if took := time.Since(began); tc.want != errSilence && took > 500*time.Millisecond {
+				t.Errorf("took %v", took)
+			}
+			if s.Stats().TCPRefused == 0 {
+				t.Error("not counted as refused")
+			}
+		})
+	}
+}
+
+// testHeldDial shows that the SYN is answered only after the dial, and dialled once however often it is retransmitted.
+func testHeldDial(t *testing.T) {
+	addr := serve(t, echo)
+	release, dials := make(chan struct{}), make(chan netip.AddrPort, 8)
+	s := start(t, netstack.Config{DialTCP: func(ctx context.Context, src, dst netip.AddrPort) (flow.Stream, error) {
+		dials <- dst
+		<-release
+		return netstacktest.DialTCP(to(addr))(ctx, src, dst)
+	}})
+	res := make(chan error, 1)
+	go func() {
+		c, err := net.DialTimeout("tcp", host4+":80", 10*time.Second)
+		if err == nil {
+			c.Close()
+		}
+		res <- err
+	}()
+	if dst := <-dials; dst != netip.MustParseAddrPort(host4+":80") {
+		t.Errorf("dialled %v", dst)
+	}
+	// The first retransmission comes after 1 s.
+	nettest.Poll(t, 3*time.Second, "the dial running", func() bool { return s.Stats().TCPConnecting == 1 })
+	select {
+	case err := <-res:
+		t.Fatalf("connected before the dial ended: %v", err)
+	case <-time.After(1200 * time.Millisecond):
+	}
+	close(release)
+	if err := <-res; err != nil {
+		t.Fatal(err)
+	}
+	if n := len(dials); n != 0 {
+		t.Errorf("%d more dials for the same connection", n)
+	}
+}
+
+func testHalfClose(t *testing.T, host string) {
+	gotAll := make(chan int, 1)
+	addr := serve(t, func(c *net.TCPConn) {
+		first := make([]byte, 1)
+		io.ReadFull(c, first)
+		if first[0] == 'a' { // the application ends first
+			b, _ := io.ReadAll(c)
+			fmt.Fprintf(c, "got %d", len(b))
+			return
+		}
+		c.CloseWrite() // the server ends first
+		b, _ := io.ReadAll(c)
+		gotAll <- len(b)
+	})
+	s := start(t, netstack.Config{DialTCP: netstacktest.DialTCP(to(addr))})
+
+	c := dial(t, host)
+	c.Write([]byte("a"))
+	if _, err := c.Write(make([]byte, 300000)); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.CloseWrite(); err != nil {
+		t.Fatal(err)
+	}
+	if b, err := io.ReadAll(c); err != nil || string(b) != "got 300000" {
+		t.Fatalf("%q, %v", b, err)
+	}
+
+	c = dial(t, host)
+	c.Write([]byte("b"))
+	if _, err := c.Read(make([]byte, 1)); err != io.EOF {
+		t.Fatalf("got %v, want EOF", err)
+	}
+	for range 3 { // after the server's FIN the other direction still works
+		if _, err := c.Write(make([]byte, 100000)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	c.CloseWrite()
+	if n := <-gotAll; n != 300000 {
+		t.Errorf("server got %d", n)
+	}
+	nettest.Poll(t, 5*time.Second, "flows closed", func() bool { return s.Stats().TCPOpen == 0 })
+}
+
+func testResetByServer(t *testing.T, host string) {
+	addr := serve(t, func(c *net.TCPConn) {
+		io.ReadFull(c, make([]byte, 1))
+		c.SetLinger(0)
+		c.Close()
+	})
+	start(t, netstack.Config{DialTCP: netstacktest.DialTCP(to(addr))})
+	c := dial(t, host)
+	c.Write([]byte{1})
+	if _, err := c.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
+		t.Fatalf("got %v, want ECONNRESET", err)
+	}
+}
+
+// testResetByApp resets while the server neither reads nor writes, so that both of the flow's copies are blocked.
+func testResetByApp(t *testing.T, host string) {
+	got, ready, stop := make(chan error, 1), make(chan struct{}), make(chan struct{})
+	addr := serve(t, func(c *net.TCPConn) {
+		c.SetReadBuffer(4096)
+		io.ReadFull(c, make([]byte, 1))
+		close(ready)
+		<-stop
+		_, err := io.Copy(io.Discard, c)
+		got <- err
+	})
+	s := start(t, netstack.Config{DialTCP: netstacktest.DialTCP(to(addr))})
+	c := dial(t, host)
+	c.Write([]byte{1})
+	<-ready
+	c.SetWriteDeadline(time.Now().Add(500 * time.Millisecond))
+	for {
+		if _, err := c.Write(make([]byte, 1<<20)); err != nil {
+			break // every buffer on the way is full
+		}
+	}
+	c.SetLinger(0)
+	c.Close()
+	nettest.Poll(t, 5*time.Second, "flow ended by the RST", func() bool { return s.Stats().TCPOpen == 0 })
+	close(stop)
+	if err := <-got; !errors.Is(err, syscall.ECONNRESET) {
+		t.Errorf("server got %v, want ECONNRESET", err)
+	}
+}
+
+func testBulk(t *testing.T, host string) {
+	const size = 100 << 20
+	sums := make(chan [32]byte, 1)
+	addr := serve(t, func(c *net.TCPConn) {
+		var wg sync.WaitGroup
+		wg.Go(func() {
+			h := sha256.New()
+			if n, err := io.Copy(h, c); n != size || err != nil {
+				t.Errorf("server got %d bytes, %v", n, err)
+			}
+			sums <- [32]byte(h.Sum(nil))
+		})
+		want := sha256.New()
+		io.Copy(io.MultiWriter(c, want), io.LimitReader(rand.NewChaCha8([32]byte{2}), size))
+		c.CloseWrite()
+		wg.Wait()
+	})
+	start(t, netstack.Config{DialTCP: netstacktest.DialTCP(to(addr))})
+	c := dial(t, host)
+	up, down, wantDown := sha256.New(), sha256.New(), sha256.New()
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		if _, err := io.Copy(io.MultiWriter(c, up), io.LimitReader(rand.NewChaCha8([32]byte{1}), size)); err != nil {
+			t.Errorf("send: %v", err)
+		}
+		c.CloseWrite()
+	})
+	wg.Go(func() { io.Copy(wantDown, io.LimitReader(rand.NewChaCha8([32]byte{2}), size)) })
+	if n, err := io.Copy(down, c); n != size || err != nil {
+		t.Errorf("application got %d bytes, %v", n, err)
+	}
+	wg.Wait()
+	if got := <-sums; got != [32]byte(up.Sum(nil)) {
+		t.Error("bytes changed on the way up")
+	}
+	if !bytes.Equal(down.Sum(nil), wantDown.Sum(nil)) {
+		t.Error("bytes changed on the way down")
+	}
+}
+
+func udpEcho(t testing.TB) string {
+	pc, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		b := make([]byte, 65536)
+		for {
+			n, from, err := pc.ReadFrom(b)
+			if err != nil {
+				return
+			}
+			pc.WriteTo(b[:n], from)
+		}
+	}()
+	t.Cleanup(func() { pc.Close(); <-done })
+	return pc.LocalAddr().String()
+}
+
+func testUDP(t *testing.T, host string) {
+	s := start(t, netstack.Config{DialTCP: netstacktest.DialTCP(to("")), DialUDP: netstacktest.DialUDP(to(udpEcho(t)))})
+	c, err := net.Dial("udp", net.JoinHostPort(host, "7"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	for _, n := range []int{0, 1, 1200, 1472, 1473, 9000, 60000} {
+		want := bytes.Repeat([]byte{byte(n)}, n)
+		if _, err := c.Write(want); err != nil {
+			t.Fatal(err)
+		}
+		got := make([]byte, 65536)
+		c.SetReadDeadline(time.Now().Add(5 * time.Second))
+		m, err := c.Read(got)
+		if err != nil || !bytes.Equal(got[:m], want) {
+			t.Fatalf("%d bytes: got %d, %v", n, m, err)
+		}
+	}
+	if st := s.Stats(); st.UDPOpen != 1 || st.UDPTotal != 1 {
+		t.Errorf("stats %+v", st)
+	}
+}
+
+func testUDPRefused(t *testing.T, host string) {
+	start(t, netstack.Config{DialTCP: netstacktest.DialTCP(to("")), DialUDP: func(context.Context, netip.AddrPort, netip.AddrPort) (flow.Packets, error) {
+		return nil, syscall.ECONNREFUSED
+	}})
+	c, err := net.Dial("udp", net.JoinHostPort(host, "7"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	c.Write([]byte("x"))
+	c.SetReadDeadline(time.Now().Add(5 * time.Second))
+	if _, err := c.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNREFUSED) {
+		t.Errorf("got %v, want ECONNREFUSED", err)
+	}
+}
+
+func testUDPIdle(t *testing.T) {
+	s := start(t, netstack.Config{
+		DialTCP: netstacktest.DialTCP(to("")), DialUDP: netstacktest.DialUDP(to(udpEcho(t))),
+		UDPIdle: time.Hour, DNSIdle: 200 * time.Millisecond,
+	})
+	for _, port := range []string{"53", "7"} {
+		c, err := net.Dial("udp", net.JoinHostPort(host4, port))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		c.Write([]byte("x"))
+	}
+	nettest.Poll(t, 5*time.Second, "two conversations", func() bool { return s.Stats().UDPTotal == 2 })
+	nettest.Poll(t, 5*time.Second, "the DNS one expired", func() bool { return s.Stats().UDPOpen == 1 })
+}
+
+func testConcurrent(t *testing.T) {
+	const n = 1000
+	s := start(t, netstack.Config{DialTCP: netstacktest.DialTCP(to(serve(t, echo)))})
+	conns := make([]*net.TCPConn, n)
+	var wg sync.WaitGroup
+	for i := range n {
+		wg.Go(func() {
+			c, err := net.DialTimeout("tcp", net.JoinHostPort(host4, "80"), 20*time.Second)
+			if err != nil {
+				t.Errorf("connection %d: %v", i, err)
+				return
+			}
+			conns[i] = c.(*net.TCPConn)
+			fmt.Fprintf(c, "%08d", i)
+			b := make([]byte, 8)
+			if _, err := io.ReadFull(c, b); err != nil || string(b) != fmt.Sprintf("%08d", i) {
+				t.Errorf("connection %d: %q, %v", i, b, err)
+			}
+		})
+	}
+	wg.Wait()
+	if got := s.Stats().TCPOpen; got != n {
+		t.Errorf("%d open, want %d", got, n)
+	}
+	for _, c := range conns {
+		if c != nil {
+			c.Close()
+		}
+	}
+	nettest.Poll(t, 10*time.Second, "all closed", func() bool { return s.Stats().TCPOpen == 0 })
+}
+
+func testConnectingLimit(t *testing.T) {
+	addr, release := serve(t, echo), make(chan struct{})
+	s := start(t, netstack.Config{MaxConnecting: 2, DialTCP: func(ctx context.Context, src, dst netip.AddrPort) (flow.Stream, error) {
+		<-release
+		return netstacktest.DialTCP(to(addr))(ctx, src, dst)
+	}})
+	var wg sync.WaitGroup
+	for range 3 {
+		wg.Go(func() {
+			c, err := net.DialTimeout("tcp", host4+":80", 10*time.Second)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			c.Close()
+		})
+	}
+	nettest.Poll(t, 5*time.Second, "two dials and a dropped SYN", func() bool {
+		st := s.Stats()
+		return st.TCPConnecting == 2 && st.SYNDropped >= 1
+	})
+	close(release)
+	wg.Wait() // the third comes through with its retransmitted SYN
+}
+
+// testStop ends Run with flows open: the application sees them reset.
+func testStop(t *testing.T) {
+	dev := openTUN(t)
+	addr := serve(t, echo)
+	s, err := netstack.New(netstack.Config{Device: dev, DialTCP: netstacktest.DialTCP(to(addr))})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- s.Run(ctx) }()
+	for range 20 {
+		c := dial(t, host4)
+		c.Write([]byte("x"))
+		io.ReadFull(c, make([]byte, 1))
+	}
+	began := time.Now()
+	cancel()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	if took := time.Since(began); took > 2*time.Second {
+		t.Errorf("stopping took %v", took)
+	}
+}
+
+func testNoPing(t *testing.T) {
+	start(t, netstack.Config{DialTCP: netstacktest.DialTCP(to(""))})
+	c, err := net.Dial("ip4:icmp", host4)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	c.Write([]byte{8, 0, 0xf7, 0xfe, 0, 0, 0, 1}) // echo request, id 0, seq 1
+	c.SetReadDeadline(time.Now().Add(300 * time.Millisecond))
+	if n, err := c.Read(make([]byte, 100)); !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("got %d bytes, %v: the stack must not answer pings itself", n, err)
+	}
+}
