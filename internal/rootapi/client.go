@@ -1,0 +1,21 @@
+package rootapi
+
+import (
+	"errors"
+	"log/slog"
+)
+
+// ErrNotRunning is wrapped by Dial's error when nothing listens on the socket.
+var ErrNotRunning = errors.New("doppel-rootd is not running")
+
+// ErrClosed is wrapped by calls whose connection ended.
+var ErrClosed = errors.New("connection to doppel-rootd closed")
+
+// Options are a client's; the zero value works.
+type Options struct {
+	// Alive is asked at each of rootd's pings (one a second); without a true answer for 3 s rootd takes the DNS capture away until it is
+	// true again. It must return at once. nil means alive as long as the process runs.
+	Alive func() bool
+	// Log gets broken messages; default: none.
+	Log *slog.Logger
+}
