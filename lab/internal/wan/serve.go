@@ -1,0 +1,90 @@
+package wan
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/miekg/dns"
+
+	"github.com/doppel-dev/doppel/lab/internal/plan"
+)
+
+// Serve runs the resolver and the web server of the outside until ctx ends or one of them fails.
+func Serve(ctx context.Context) error {
+	mux := dns.NewServeMux()
+	mux.HandleFunc(".", answer)
+	udp := &dns.Server{Addr: ":53", Net: "udp", Handler: mux}
+	tcp := &dns.Server{Addr: ":53", Net: "tcp", Handler: mux}
+	web := &http.Server{Addr: ":80", Handler: http.HandlerFunc(page), ReadHeaderTimeout: 10 * time.Second}
+	failed := make(chan error, 3)
+	go func() { failed <- udp.ListenAndServe() }()
+	go func() { failed <- tcp.ListenAndServe() }()
+	go func() { failed <- web.ListenAndServe() }()
+	select {
+	case err := <-failed:
+		return fmt.Errorf("serve the outside: %w", err)
+	case <-ctx.Done():
+		return errors.Join(udp.Shutdown(), tcp.Shutdown(), web.Close())
+	}
+}
+
+func page(w http.ResponseWriter, r *http.Request) {
+	fmt.Fprintf(w, "outside the cluster: %s %s %s\n", r.Method, r.Host, r.URL.Path)
+}
+
+func answer(w dns.ResponseWriter, q *dns.Msg) {
+	m := reply(q)
+	if w.LocalAddr().Network() == "udp" {
+		size := dns.MinMsgSize
+		if opt := q.IsEdns0(); opt != nil {
+			size = max(size, int(opt.UDPSize()))
+		}
+		m.Truncate(size)
+	}
+	// A client that has gone away is its own business.
+	_ = w.WriteMsg(m)
+}
+
+// reply answers the names outside the cluster; all other names do not exist.
+func reply(q *dns.Msg) *dns.Msg {
+	m := new(dns.Msg).SetReply(q)
+	m.RecursionAvailable = true
+	if opt := q.IsEdns0(); opt != nil {
+		m.SetEdns0(1232, false)
+	}
+	if len(q.Question) != 1 {
+		return m.SetRcode(q, dns.RcodeFormatError)
+	}
+	question := q.Question[0]
+	name := strings.TrimSuffix(strings.ToLower(question.Name), ".")
+	if !slices.Contains(plan.OutsideNames(), name) {
+		m.Rcode = dns.RcodeNameError
+		m.Ns = []dns.RR{authority()}
+		return m
+	}
+	header := func(t uint16) dns.RR_Header {
+		return dns.RR_Header{Name: question.Name, Rrtype: t, Class: dns.ClassINET, Ttl: uint32(plan.OutsideTTL.Seconds())}
+	}
+	switch question.Qtype {
+	case dns.TypeA:
+		m.Answer = []dns.RR{&dns.A{Hdr: header(dns.TypeA), A: plan.Outside4.AsSlice()}}
+	case dns.TypeAAAA:
+		m.Answer = []dns.RR{&dns.AAAA{Hdr: header(dns.TypeAAAA), AAAA: plan.Outside6.AsSlice()}}
+	default:
+		m.Ns = []dns.RR{authority()}
+	}
+	return m
+}
+
+// authority lets resolvers remember for a second that a name does not exist (RFC 2308, section 3).
+func authority() dns.RR {
+	return &dns.SOA{
+		Hdr: dns.RR_Header{Name: ".", Rrtype: dns.TypeSOA, Class: dns.ClassINET, Ttl: 1},
+		Ns:  "ns.outside.test.", Mbox: "lab.outside.test.", Serial: 1, Refresh: 60, Retry: 60, Expire: 60, Minttl: 1,
+	}
+}
