@@ -1,0 +1,105 @@
+package osroute
+
+import (
+	"net/netip"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+	"github.com/vishvananda/netlink"
+
+	"github.com/doppel-dev/doppel/internal/nettest"
+	"github.com/doppel-dev/doppel/internal/tundev"
+)
+
+func TestApply(t *testing.T) {
+	if !nettest.Inside(t) {
+		return
+	}
+	f, name, err := tundev.Open("doppel7", 1500, 4711)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	l, err := Find(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !l.TUN || l.Owner != 4711 || l.MTU != 1500 {
+		t.Errorf("found %+v", l)
+	}
+	same := cmp.Options{cmpopts.EquateEmpty(), cmp.Comparer(func(a, b netip.Prefix) bool { return a == b })}
+	check := func(mtu int, addrs, routes string) {
+		t.Helper()
+		if w, err := l.Apply(mtu, prefixes(addrs), prefixes(routes)); err != nil || len(w) > 0 {
+			t.Fatalf("%v, %v", w, err)
+		}
+		got, err := l.routes()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if d := cmp.Diff(prefixes(routes), tidy(got), same); d != "" {
+			t.Errorf("routes: %s", d)
+		}
+		nl, err := netlink.LinkByIndex(l.Index)
+		if err != nil {
+			t.Fatal(err)
+		}
+		as, err := netlink.AddrList(nl, netlink.FAMILY_ALL)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var have []netip.Prefix
+		for _, a := range as {
+			p, _ := prefixOf(a.IPNet)
+			have = append(have, p)
+		}
+		if d := cmp.Diff(prefixes(addrs), tidy(have), same); d != "" {
+			t.Errorf("addresses: %s", d)
+		}
+		if nl.Attrs().MTU != mtu {
+			t.Errorf("mtu %d, want %d", nl.Attrs().MTU, mtu)
+		}
+	}
+	check(1500, "10.77.0.1/32 fd77::1/128", "10.77.0.0/16 10.96.0.0/12 fd77::/64")
+	check(1500, "10.77.0.1/32 fd77::1/128", "10.77.0.0/16 10.96.0.0/12 fd77::/64") // again
+	check(9000, "10.77.0.2/32 fd77::1/128", "10.96.0.0/12 10.200.0.0/16 fd77::/64 fd78::/64")
+	check(9000, "", "")
+
+	// A subnet of another interface is neither taken nor removed.
+	g, other, err := tundev.Open("doppel8", 1500, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer g.Close()
+	ol, err := Find(other)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := ol.Apply(1500, prefixes("10.9.0.1/32"), prefixes("10.9.0.0/16")); err != nil {
+		t.Fatal(err)
+	}
+	ex, err := l.Others()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if d := cmp.Diff([]Existing{{netip.MustParsePrefix("10.9.0.0/16"), other}}, ex, same); d != "" {
+		t.Error(d)
+	}
+	if w, err := l.Apply(1500, nil, prefixes("10.9.0.0/16")); err != nil || len(w) != 1 {
+		t.Errorf("%v, %v: want one warning", w, err)
+	}
+	if rs, _ := ol.routes(); len(rs) != 1 {
+		t.Errorf("the other interface's route is gone: %v", rs)
+	}
+
+	if err := l.Remove(); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Remove(); err != nil {
+		t.Errorf("removing twice: %v", err)
+	}
+	if _, err := Find(name); err == nil {
+		t.Error("still there")
+	}
+}
