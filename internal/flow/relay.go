@@ -1,0 +1,153 @@
+package flow
+
+import (
+	"errors"
+	"io"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// bufferSize is what one copy moves: the payload of a full frame of the tunnel.
+const bufferSize = 64<<10 - 8
+
+var buffers = sync.Pool{New: func() any { return new([bufferSize]byte) }}
+
+// Relay copies both ways between a and b until both directions have ended, and closes both. The end of a direction (FIN) is
+// passed on while the other goes on; any failure, a RST among them, resets both ends and is returned.
+func Relay(a, b Stream) (aToB, bToA int64, err error) {
+	var errA, errB error
+	var wg sync.WaitGroup
+	wg.Go(func() { aToB, errA = direction(b, a) })
+	bToA, errB = direction(a, b)
+	wg.Wait()
+	err = first(errA, errB)
+	if err == nil {
+		err = errors.Join(a.Close(), b.Close())
+	}
+	return aToB, bToA, err
+}
+
+// first returns the error that came first: the other one is the consequence of both ends having been reset.
+func first(errA, errB error) error {
+	var cause *directionError
+	for _, err := range []error{errA, errB} {
+		var d *directionError
+		if errors.As(err, &d) && (cause == nil || d.at.Before(cause.at)) {
+			cause = d
+		}
+	}
+	if cause == nil {
+		return nil
+	}
+	return cause.err
+}
+
+type directionError struct {
+	err error
+	at  time.Time
+}
+
+func (e *directionError) Error() string { return e.err.Error() }
+func (e *directionError) Unwrap() error { return e.err }
+
+// direction copies src to dst until EOF and passes the EOF on; after an error both ends are reset.
+func direction(dst, src Stream) (int64, error) {
+	n, err := transfer(dst, src)
+	if err == nil {
+		err = dst.CloseWrite()
+	}
+	if err != nil {
+		err = &directionError{err, time.Now()}
+		dst.Reset()
+		src.Reset()
+	}
+	return n, err
+}
+
+func transfer(dst, src Stream) (int64, error) {
+	if n, ok, err := splice(dst, src); ok {
+		return n, err
+	}
+	if w, ok := src.(io.WriterTo); ok {
+		return w.WriteTo(dst)
+	}
+	if r, ok := dst.(io.ReaderFrom); ok {
+		return r.ReadFrom(src)
+	}
+	buf := buffers.Get().(*[bufferSize]byte)
+	defer buffers.Put(buf)
+	return io.CopyBuffer(struct{ io.Writer }{dst}, struct{ io.Reader }{src}, buf[:])
+}
+
+// RelayPackets copies datagrams both ways between a and b until one end fails or closes, or nothing came for idle, and closes
+// both. Idling out and io.EOF are no errors.
+func RelayPackets(a, b Packets, idle time.Duration) error {
+	r := packetRelay{a: a, b: b, idle: idle}
+	r.last.Store(time.Now().UnixNano())
+	r.mu.Lock()
+	r.timer = time.AfterFunc(idle, r.check)
+	r.mu.Unlock()
+	var wg sync.WaitGroup
+	wg.Go(func() { r.stop(r.direction(b, a)) })
+	r.stop(r.direction(a, b))
+	wg.Wait()
+	if errors.Is(r.err, io.EOF) {
+		return nil
+	}
+	return r.err
+}
+
+type packetRelay struct {
+	a, b Packets
+	idle time.Duration
+	last atomic.Int64 // when the last datagram came, Unix nanoseconds
+
+	mu sync.Mutex
+	// guarded by mu:
+	timer   *time.Timer
+	stopped bool
+	err     error
+}
+
+// stop ends both directions; the first caller's error is the relay's.
+func (r *packetRelay) stop(err error) {
+	r.mu.Lock()
+	if r.stopped {
+		r.mu.Unlock()
+		return
+	}
+	r.stopped, r.err = true, err
+	r.timer.Stop()
+	r.mu.Unlock()
+	_ = r.a.Close()
+	_ = r.b.Close()
+}
+
+func (r *packetRelay) check() {
+	left := r.idle - time.Duration(time.Now().UnixNano()-r.last.Load())
+	if left <= 0 {
+		r.stop(nil)
+		return
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if !r.stopped {
+		r.timer.Reset(left)
+	}
+}
+
+func (r *packetRelay) direction(dst, src Packets) error {
+	buf := buffers.Get().(*[bufferSize]byte)
+	defer buffers.Put(buf)
+	for {
+		n, err := src.ReadPacket(buf[:])
+		if err != nil {
+			return err
+		}
+		r.last.Store(time.Now().UnixNano())
+		if err := dst.WritePacket(buf[:n]); err != nil {
+			return err
+		}
+	}
+}

@@ -1,0 +1,312 @@
+package mux
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/doppel-dev/doppel/internal/lifecycle"
+	"github.com/doppel-dev/doppel/internal/wire"
+)
+
+// closeTimeout bounds how long an ending session tries to send what is queued and its GOAWAY.
+const closeTimeout = time.Second
+
+// maxOpenBytes bounds the headers of the peer's streams that are not yet answered.
+const maxOpenBytes = 4 << 20
+
+// Session is one end of a multiplexed connection. All methods may be called at any time from any goroutine.
+type Session struct {
+	cfg    Config
+	conn   net.Conn
+	w      *writer
+	budget *budget
+	group  *lifecycle.Group
+	accept chan *Request
+	kick   chan struct{} // wakes the housekeeper
+	done   chan struct{}
+	live   atomic.Int64  // streams in the table, or out of it with their buffer not yet freed
+	frames atomic.Uint64 // received
+
+	mu sync.Mutex
+	// guarded by mu:
+	err       error
+	streams   map[uint32]*Stream
+	nextID    uint32
+	openBytes int // headers of unanswered requests
+	pings     map[uint64]chan struct{}
+	nextPing  uint64
+}
+
+// New starts a session over conn, which it owns from now on.
+func New(conn net.Conn, cfg Config) (*Session, error) {
+	cfg, err := cfg.withDefaults()
+	if err != nil {
+		return nil, fmt.Errorf("mux config: %w", err)
+	}
+	s := &Session{
+		cfg: cfg, conn: conn,
+		group:  lifecycle.New(context.Background(), cfg.Log),
+		accept: make(chan *Request, cfg.Backlog), kick: make(chan struct{}, 1), done: make(chan struct{}),
+		streams: make(map[uint32]*Stream), nextID: 2, pings: make(map[uint64]chan struct{}),
+	}
+	if cfg.Initiator {
+		s.nextID = 1
+	}
+	s.w = newWriter(conn, func(err error) { s.terminate(fmt.Errorf("write: %w", err), nil) })
+	s.budget = newBudget(cfg.Budget, cfg.MaxStreams, s.poke)
+	s.group.Go("mux writer", func(context.Context) error { s.w.run(); return nil })
+	s.group.Go("mux reader", func(context.Context) error { s.read(); return nil })
+	s.group.Go("mux housekeeper", func(context.Context) error { s.keepHouse(); return nil })
+	return s, nil
+}
+
+// Open opens a stream with hdr as its header and waits for the peer's answer, whose payload it returns. A refusal is a
+// *RejectError. When ctx ends first the peer is told.
+func (s *Session) Open(ctx context.Context, hdr []byte) (*Stream, []byte, error) {
+	return s.open(ctx, hdr, 0)
+}
+
+// Call sends hdr as a request and returns the peer's answer of at most MaxReply bytes.
+func (s *Session) Call(ctx context.Context, hdr []byte) ([]byte, error) {
+	st, reply, err := s.open(ctx, hdr, wire.FlagFin)
+	if err != nil {
+		return nil, err
+	}
+	st.mu.Lock()
+	whole := st.finRecvd && st.in.head == nil
+	st.mu.Unlock()
+	if whole {
+		return reply, st.Close()
+	}
+	stop := context.AfterFunc(ctx, func() { st.ResetCode(wire.CodeCanceled) })
+	defer stop()
+	reply, err = st.readAll(reply)
+	if ctx.Err() != nil && err != nil {
+		return nil, context.Cause(ctx)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return reply, st.Close()
+}
+
+func (s *Session) open(ctx context.Context, hdr []byte, flags uint8) (*Stream, []byte, error) {
+	if len(hdr) == 0 || len(hdr) > MaxHeader {
+		return nil, nil, fmt.Errorf("header of %d bytes: %w", len(hdr), ErrTooLarge)
+	}
+	if err := ctx.Err(); err != nil {
+		return nil, nil, context.Cause(ctx)
+	}
+	st, err := s.newOutgoing(flags)
+	if err != nil {
+		return nil, nil, err
+	}
+	flags |= windowLog(st.credit)
+	st.writeMu.Lock()
+	err = s.w.put(&st.turn, wire.Header{Type: wire.TypeOpen, Flags: flags, Stream: st.id}, hdr, ctx.Done())
+	st.writeMu.Unlock()
+	switch {
+	case errors.Is(err, errTimeout): // not sent
+		st.end(net.ErrClosed, true)
+		return nil, nil, context.Cause(ctx)
+	case err != nil:
+		err = st.transportError(err)
+		st.end(err, true)
+		return nil, nil, err
+	}
+	select {
+	case a := <-st.answer:
+		if a.err != nil {
+			return nil, nil, a.err
+		}
+		return st, a.payload, nil
+	case <-ctx.Done():
+		st.ResetCode(wire.CodeCanceled)
+		return nil, nil, context.Cause(ctx)
+	}
+}
+
+func (s *Session) newOutgoing(flags uint8) (*Stream, error) {
+	window := s.budget.initial(s.cfg.InitialWindow)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	err := s.err
+	if err != nil {
+		err = sessionError(err)
+	} else if int(s.live.Load()) >= s.cfg.MaxStreams {
+		err = ErrTooManyStreams
+	}
+	if err != nil {
+		s.budget.release(window - minWindow)
+		return nil, err
+	}
+	for s.streams[s.nextID] != nil || s.nextID == 0 { // after 2^31 streams numbers are used again
+		s.nextID += 2
+	}
+	st := newStream(s, s.nextID, true, window)
+	st.answer = make(chan answer, 1)
+	st.finSent = flags&wire.FlagFin != 0
+	s.nextID += 2
+	s.streams[st.id] = st
+	s.live.Add(1)
+	return st, nil
+}
+
+// Accept waits for the next stream that the peer wants to open.
+func (s *Session) Accept(ctx context.Context) (*Request, error) {
+	select {
+	case r := <-s.accept:
+		return r, nil
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	case <-s.done:
+		return nil, sessionError(s.Err())
+	}
+}
+
+// Ping measures the way to the peer and back, through both ends' queues.
+func (s *Session) Ping(ctx context.Context) (time.Duration, error) {
+	pong := make(chan struct{})
+	s.mu.Lock()
+	s.nextPing++
+	n := s.nextPing
+	s.pings[n] = pong
+	s.mu.Unlock()
+	defer func() {
+		s.mu.Lock()
+		delete(s.pings, n)
+		s.mu.Unlock()
+	}()
+	start := time.Now()
+	if err := s.sendPing(n); err != nil {
+		return 0, sessionError(err)
+	}
+	select {
+	case <-pong:
+		return time.Since(start), nil
+	case <-ctx.Done():
+		return 0, context.Cause(ctx)
+	case <-s.done:
+		return 0, sessionError(s.Err())
+	}
+}
+
+func (s *Session) sendPing(n uint64) error {
+	err := s.w.control(true, func(b []byte) []byte {
+		b = wire.Header{Type: wire.TypePing, Len: 8}.Append(b)
+		return binary.BigEndian.AppendUint64(b, n)
+	})
+	if e := s.Err(); err != nil && e != nil {
+		return e
+	}
+	return err
+}
+
+// Close sends what is queued (for at most a second), tells the peer, ends all streams and closes the connection. It returns
+// when all of the session's goroutines have ended.
+func (s *Session) Close() error {
+	s.terminate(ErrClosed, wire.AppendError(nil, wire.TypeGoAway, 0, wire.CodeNone, ""))
+	return s.group.Wait()
+}
+
+// CloseWith is Close with a reason for the peer.
+func (s *Session) CloseWith(code wire.Code, msg string) error {
+	s.terminate(ErrClosed, wire.AppendError(nil, wire.TypeGoAway, 0, code, msg))
+	return s.group.Wait()
+}
+
+// Done is closed when the session has ended; Err says why.
+func (s *Session) Done() <-chan struct{} { return s.done }
+
+// Err returns why the session ended, or nil.
+func (s *Session) Err() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.err
+}
+
+// NumStreams returns the number of streams that are open or being opened.
+func (s *Session) NumStreams() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.streams)
+}
+
+// terminate ends the session with err, once. A GOAWAY frame, if any, is sent after what is queued; nil closes at once.
+func (s *Session) terminate(err error, goAway []byte) {
+	s.mu.Lock()
+	if s.err != nil {
+		s.mu.Unlock()
+		return
+	}
+	s.err = err
+	streams := make([]*Stream, 0, len(s.streams))
+	for _, st := range s.streams {
+		streams = append(streams, st)
+	}
+	s.mu.Unlock()
+	close(s.done)
+
+	lost := sessionError(err)
+	if goAway == nil {
+		s.w.fail(lost)
+		_ = s.conn.Close()
+	} else {
+		s.w.finish(goAway, closeTimeout) // the writer goroutine closes the connection
+	}
+	for _, st := range streams {
+		st.end(lost, false)
+	}
+}
+
+// violate ends the session because of what the peer sent.
+func (s *Session) violate(err error) {
+	s.cfg.Log.Warn("tunnel peer broke the protocol", "err", err)
+	s.terminate(err, wire.AppendError(nil, wire.TypeGoAway, 0, wire.CodeProtocol, err.Error()))
+}
+
+func (s *Session) lookup(id uint32) *Stream {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.streams[id]
+}
+
+// remove takes a stream out of the table: no frame of the peer concerns it any more.
+func (s *Session) remove(st *Stream) {
+	s.mu.Lock()
+	if s.streams[st.id] == st {
+		delete(s.streams, st.id)
+	}
+	s.mu.Unlock()
+	st.mu.Lock()
+	st.leaveLocked()
+	if st.finRecvd && st.in.head == nil {
+		st.freeLocked()
+	}
+	req := st.request
+	st.mu.Unlock()
+	if req != nil {
+		req.cancel(errFinished)
+	}
+}
+
+// answered notes that a request with a header of n bytes is answered.
+func (s *Session) answered(n int) {
+	s.mu.Lock()
+	s.openBytes -= n
+	s.mu.Unlock()
+}
+
+// poke wakes the housekeeper.
+func (s *Session) poke() {
+	select {
+	case s.kick <- struct{}{}:
+	default:
+	}
+}

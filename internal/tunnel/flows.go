@@ -1,0 +1,75 @@
+package tunnel
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"time"
+
+	"github.com/doppel-dev/doppel/internal/flow"
+	"github.com/doppel-dev/doppel/internal/mux"
+	"github.com/doppel-dev/doppel/internal/wire"
+)
+
+const (
+	// dialTimeout bounds a dial on behalf of the other end.
+	dialTimeout = 20 * time.Second
+	// UDPIdle ends a UDP flow without traffic: RFC 4787, REQ-5, wants no less than two minutes.
+	UDPIdle = 2 * time.Minute
+)
+
+// Dialer is what ServeDial dials with; *net.Dialer is one.
+type Dialer interface {
+	DialContext(ctx context.Context, network, address string) (net.Conn, error)
+}
+
+// ServeDial serves a request of wire.KindTCP or wire.KindUDP: it dials hdr.Dst, rejects the request with the dial's error or
+// accepts it, and relays until the flow has ended, whose error it returns.
+func ServeDial(req *mux.Request, hdr wire.FlowHeader, d Dialer) error {
+	network := "tcp"
+	if kind, _ := wire.KindOf(req.Header()); kind == wire.KindUDP {
+		network = "udp"
+	}
+	ctx, cancel := context.WithTimeout(req.Context(), dialTimeout)
+	c, err := d.DialContext(ctx, network, hdr.Dst.String())
+	cancel()
+	if err != nil {
+		return errors.Join(err, req.Reject(wire.CodeOf(err), err.Error()))
+	}
+	return ServeConn(req, c)
+}
+
+// ServeConn accepts the request and relays between its stream and c, a *net.TCPConn, *net.UDPConn, flow.Stream or
+// flow.Packets, which it closes.
+func ServeConn(req *mux.Request, c net.Conn) error {
+	st, err := req.Accept(nil)
+	if err != nil {
+		_ = c.Close()
+		return err
+	}
+	switch c := c.(type) {
+	case *net.TCPConn:
+		_, _, err = flow.Relay(st, flow.FromTCP(c))
+	case *net.UDPConn:
+		err = relayPackets(st, flow.FromUDP(c))
+	case flow.Packets:
+		err = relayPackets(st, c)
+	case flow.Stream:
+		_, _, err = flow.Relay(st, c)
+	default:
+		_ = c.Close()
+		st.ResetCode(wire.CodeInternal)
+		return fmt.Errorf("cannot relay a %T", c)
+	}
+	return err
+}
+
+// relayPackets tells the other end why a UDP flow ended: a port that refuses is heard of only after datagrams were sent.
+func relayPackets(st *mux.Stream, p flow.Packets) error {
+	err := flow.RelayPackets(st, p, UDPIdle)
+	if err != nil {
+		st.ResetCode(wire.CodeOf(err))
+	}
+	return err
+}
