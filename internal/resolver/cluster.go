@@ -228,8 +228,9 @@ func rewrite(raw []byte, q *query) (*answer, error) {
 	if a.msg, err = m.Pack(); err != nil {
 		return nil, fmt.Errorf("pack answer: %w", err)
 	}
-	if len(a.msg) > maxMessage || len(a.msg) < q.questionEnd() {
-		return nil, errors.New("the answer has a size it cannot have")
+	// The library reads records with too little data and writes bytes that nobody can read: such answers end here.
+	if err := new(dns.Msg).Unpack(a.msg); err != nil || len(a.msg) > maxMessage || len(a.msg) < q.questionEnd() {
+		return nil, errors.Join(errors.New("the answer is malformed"), err)
 	}
 	err = records(a.msg, q.questionEnd(), func(at int, _ uint16) error {
 		a.ttls = append(a.ttls, uint16(at+4))

@@ -12,12 +12,12 @@ import (
 )
 
 const (
-	maxTCPConns   = 256
-	maxPipelined  = 64               // queries of one TCP connection at once
-	tcpIdle       = 10 * time.Second // RFC 7766 section 6.2.3: seconds
-	tcpWrite      = 5 * time.Second
-	bindAttempts  = 10
-	maxReadErrors = 100
+	maxTCPConns  = 256
+	maxPipelined = 64               // queries of one TCP connection at once
+	tcpIdle      = 10 * time.Second // RFC 7766 section 6.2.3: seconds
+	tcpWrite     = 5 * time.Second
+	bindAttempts = 10
+	maxPause     = time.Second
 )
 
 // bind listens on UDP and TCP on the same port; with port 0 the one TCP got must be free for UDP too, so it may take some tries.
@@ -38,7 +38,7 @@ func bind(addr netip.AddrPort) (*net.UDPConn, *net.TCPListener, error) {
 	}
 }
 
-func (s *Server) serveUDP(g *lifecycle.Group) error {
+func (s *Server) serveUDP(ctx context.Context, g *lifecycle.Group) error {
 	buf := make([]byte, maxMessage)
 	failures := 0
 	for {
@@ -47,9 +47,8 @@ func (s *Server) serveUDP(g *lifecycle.Group) error {
 			return nil
 		}
 		if err != nil { // Windows reports here that an earlier answer could not be delivered
-			if failures++; failures > maxReadErrors {
-				return err
-			}
+			failures++
+			s.pause(ctx, "udp", failures, err)
 			continue
 		}
 		failures = 0
@@ -63,7 +62,7 @@ func (s *Server) serveUDP(g *lifecycle.Group) error {
 	}
 }
 
-func (s *Server) serveTCP(g *lifecycle.Group) error {
+func (s *Server) serveTCP(ctx context.Context, g *lifecycle.Group) error {
 	slots := make(chan struct{}, maxTCPConns)
 	failures := 0
 	for {
@@ -71,10 +70,9 @@ func (s *Server) serveTCP(g *lifecycle.Group) error {
 		if errors.Is(err, net.ErrClosed) {
 			return nil
 		}
-		if err != nil {
-			if failures++; failures > maxReadErrors {
-				return err
-			}
+		if err != nil { // too many open files, for one: it passes
+			failures++
+			s.pause(ctx, "tcp", failures, err)
 			continue
 		}
 		failures = 0
@@ -89,6 +87,19 @@ func (s *Server) serveTCP(g *lifecycle.Group) error {
 			s.serveConn(ctx, g, c)
 			return nil
 		})
+	}
+}
+
+// pause keeps a listener that fails from spinning: 1 ms after the first failure in a row, twice that after each further one.
+func (s *Server) pause(ctx context.Context, network string, failures int, err error) {
+	if failures == 10 {
+		s.log.Warn("dns listener fails", "network", network, "err", err)
+	}
+	timer := time.NewTimer(min(time.Millisecond<<min(failures-1, 16), maxPause))
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-ctx.Done():
 	}
 }
 

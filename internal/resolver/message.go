@@ -22,7 +22,6 @@ const (
 // The bytes of the header that the packet path reads and sets without a full parse.
 const (
 	flagQR = 0x80 // byte 2
-	flagAA = 0x04
 	flagTC = 0x02
 	flagRD = 0x01
 	flagRA = 0x80 // byte 3

@@ -1,0 +1,305 @@
+package resolver
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"net"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/miekg/dns"
+)
+
+// pipeUpstreams are resolvers over in-memory connections, for tests with a fake clock: the i-th answers on 192.0.2.i:53.
+type pipeUpstreams struct {
+	mu      sync.Mutex
+	answers []func(network string, query []byte) []byte
+	delays  []time.Duration
+	refuse  []bool
+	asked   []atomic.Int64
+	dialled atomic.Int64
+	open    atomic.Int64
+}
+
+func newPipeUpstream(answers ...func(string, []byte) []byte) *pipeUpstreams {
+	return &pipeUpstreams{
+		answers: answers, delays: make([]time.Duration, len(answers)), refuse: make([]bool, len(answers)), asked: make([]atomic.Int64, len(answers)),
+	}
+}
+
+func pipeAddrs(n int) []netip.AddrPort {
+	var out []netip.AddrPort
+	for i := range n {
+		out = append(out, netip.AddrPortFrom(netip.AddrFrom4([4]byte{192, 0, 2, byte(i)}), 0))
+	}
+	return out
+}
+
+func (p *pipeUpstreams) set(i int, answer func(string, []byte) []byte, delay time.Duration, refuse bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.answers[i], p.delays[i], p.refuse[i] = answer, delay, refuse
+}
+
+func (p *pipeUpstreams) dial(_ context.Context, network string, addr netip.AddrPort) (net.Conn, error) {
+	i := addr.Addr().As4()[3]
+	p.mu.Lock()
+	refuse := p.refuse[i]
+	p.mu.Unlock()
+	if refuse || addr.Port() != 53 {
+		return nil, errors.New("connection refused")
+	}
+	p.dialled.Add(1)
+	p.open.Add(1)
+	near, far := net.Pipe()
+	go func() {
+		defer p.open.Add(-1)
+		defer far.Close()
+		buf := make([]byte, 4096)
+		for {
+			n, err := far.Read(buf)
+			if err != nil {
+				return
+			}
+			p.asked[i].Add(1)
+			p.mu.Lock()
+			answer, delay := p.answers[i], p.delays[i]
+			p.mu.Unlock()
+			time.Sleep(delay)
+			if a := answer(network, buf[:n]); a != nil {
+				if _, err := far.Write(a); err != nil {
+					return
+				}
+			}
+		}
+	}()
+	return near, nil
+}
+
+func (p *pipeUpstreams) counts() []int64 {
+	out := make([]int64, len(p.asked))
+	for i := range p.asked {
+		out[i] = p.asked[i].Load()
+	}
+	return out
+}
+
+func noCluster(context.Context, []byte) ([]byte, error) {
+	return nil, errors.New("the cluster was asked")
+}
+
+// outside asks for an outside name and returns the address in the answer, or the code's name.
+func outside(t *testing.T, s *Server) string {
+	t.Helper()
+	r := exchange(t, s, "udp", question("example.com", dns.TypeA))
+	if len(r.Answer) == 0 {
+		return dns.RcodeToString[r.Rcode]
+	}
+	return r.Answer[0].(*dns.A).A.String()
+}
+
+func upstreamServer(t *testing.T, answers ...func(string, []byte) []byte) (*Server, *pipeUpstreams) {
+	t.Helper()
+	p := newPipeUpstream(answers...)
+	s := server(t, noCluster)
+	s.upstream.dial = p.dial
+	s.SetUpstreams(pipeAddrs(len(answers)))
+	return s, p
+}
+
+func took(began time.Time) time.Duration { return time.Since(began).Round(time.Millisecond) }
+
+func TestUpstreamFailover(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, p := upstreamServer(t, answerA("192.0.2.100"), answerA("192.0.2.101"))
+		steps := []struct {
+			what   string
+			change func()
+			want   string
+			took   time.Duration
+		}{
+			{"the first answers", func() {}, "192.0.2.100", 0},
+			{"the first is silent", func() { p.set(0, silence, 0, false) }, "192.0.2.101", upstreamStagger},
+			{"that is remembered", func() {}, "192.0.2.101", 0},
+			{"time to look, still silent", func() { time.Sleep(upstreamRetry + 1) }, "192.0.2.101", 0},
+			{"again, alive", func() { p.set(0, answerA("192.0.2.100"), 0, false); time.Sleep(probeTimeout + upstreamRetry + 1) }, "192.0.2.101", 0},
+			{"so it is the first again", func() {}, "192.0.2.100", 0},
+			{"the first is slow", func() { p.set(0, answerA("192.0.2.100"), 2*time.Second, false); p.set(1, silence, 0, false) }, "192.0.2.100", 2 * time.Second},
+			{"the first is gone", func() {
+				p.set(0, nil, 0, true)
+				p.set(1, answerA("192.0.2.101"), 0, false)
+				s.SetUpstreams(nil)
+				s.SetUpstreams(pipeAddrs(2))
+			}, "192.0.2.101", 0},
+			{"all are gone", func() { p.set(1, nil, 0, true); s.SetUpstreams(nil); s.SetUpstreams(pipeAddrs(2)) }, "SERVFAIL", 0},
+			{"all are silent", func() { p.set(0, silence, 0, false); p.set(1, silence, 0, false) }, "SERVFAIL", upstreamTimeout},
+			{"both are back", func() { p.set(0, answerA("192.0.2.100"), 0, false); p.set(1, answerA("192.0.2.101"), 0, false) }, "192.0.2.100", 0},
+			{"none is known", func() { s.SetUpstreams(nil) }, "SERVFAIL", 0},
+		}
+		for _, step := range steps {
+			synctest.Wait() // for what the step before left running
+			step.change()
+			began := time.Now()
+			if got := outside(t, s); got != step.want || took(began) != step.took {
+				t.Errorf("%s: %s after %v, want %s after %v", step.what, got, took(began), step.want, step.took)
+			}
+		}
+		s.Close()
+		synctest.Wait()
+		if n := p.open.Load(); n != 0 {
+			t.Errorf("%d sockets left open", n)
+		}
+	})
+}
+
+// A single upstream that loses a datagram is asked a second time, on another socket.
+func TestUpstreamLostDatagram(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var n atomic.Int64
+		s, p := upstreamServer(t, func(network string, q []byte) []byte {
+			if n.Add(1) == 2 {
+				return nil
+			}
+			return answerA("192.0.2.100")(network, q)
+		})
+		for i, want := range []time.Duration{0, upstreamStagger, 0} {
+			began := time.Now()
+			if got := outside(t, s); got != "192.0.2.100" || took(began) != want {
+				t.Errorf("query %d: %s after %v, want %v", i, got, took(began), want)
+			}
+		}
+		if got := p.dialled.Load(); got != 2 {
+			t.Errorf("%d sockets, want 2", got)
+		}
+	})
+}
+
+func TestUpstreamRefusal(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		for _, tt := range []struct {
+			first, second func(string, []byte) []byte
+			want          string
+		}{
+			{answerCode(dns.RcodeServerFailure), answerA("192.0.2.101"), "192.0.2.101"},
+			{answerCode(dns.RcodeRefused), answerA("192.0.2.101"), "192.0.2.101"},
+			{answerCode(dns.RcodeRefused), answerCode(dns.RcodeServerFailure), "REFUSED"},
+			{answerCode(dns.RcodeNameError), answerA("192.0.2.101"), "NXDOMAIN"},
+		} {
+			s, _ := upstreamServer(t, tt.first, tt.second)
+			if got := outside(t, s); got != tt.want {
+				t.Errorf("got %s, want %s", got, tt.want)
+			}
+			s.Close()
+		}
+	})
+}
+
+// Sockets are used again for a while, and closed by the sweep when nobody does.
+func TestUpstreamSockets(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, p := upstreamServer(t, answerA("192.0.2.100"))
+		ctx, cancel := context.WithCancel(t.Context())
+		var wg sync.WaitGroup
+		wg.Go(func() { _ = s.upstream.sweep(ctx) })
+		for range maxConnUses {
+			outside(t, s)
+		}
+		if got := p.dialled.Load(); got != 1 {
+			t.Errorf("%d sockets for %d queries, want 1", got, maxConnUses)
+		}
+		outside(t, s)
+		if got := p.dialled.Load(); got != 2 {
+			t.Errorf("%d sockets for one more, want 2", got)
+		}
+		time.Sleep(2 * maxConnAge)
+		synctest.Wait()
+		if got := p.open.Load(); got != 0 {
+			t.Errorf("%d sockets open after the sweep", got)
+		}
+		outside(t, s)
+		s.SetUpstreams(pipeAddrs(1)) // the same list: nothing changes
+		outside(t, s)
+		if got := p.dialled.Load(); got != 3 {
+			t.Errorf("%d sockets, want 3", got)
+		}
+		s.SetUpstreams(nil)
+		synctest.Wait()
+		if got := p.open.Load(); got != 0 {
+			t.Errorf("%d sockets open without upstreams", got)
+		}
+		cancel()
+		wg.Wait()
+	})
+}
+
+// What does not fit the question is not the answer, wherever it comes from.
+func TestUpstreamForged(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		forge := map[string]func(*dns.Msg){
+			"id":       func(m *dns.Msg) { m.Id++ },
+			"question": func(m *dns.Msg) { m.Question[0].Name = "evil.example." },
+			"type":     func(m *dns.Msg) { m.Question[0].Qtype = dns.TypeTXT },
+			"query":    func(m *dns.Msg) { m.Response = false },
+			"opcode":   func(m *dns.Msg) { m.Opcode = dns.OpcodeUpdate },
+			"empty":    func(m *dns.Msg) { m.Question = nil },
+		}
+		for name, change := range forge {
+			s, _ := upstreamServer(t, func(network string, q []byte) []byte {
+				m := unpack(t, answerA("192.0.2.66")(network, q))
+				change(m)
+				return pack(t, m)
+			})
+			if got := outside(t, s); got != "SERVFAIL" {
+				t.Errorf("%s: took %s", name, got)
+			}
+			s.Close()
+		}
+	})
+}
+
+// The bytes of query and answer pass as they are, on both ways, whatever they say.
+func TestUpstreamUntouched(t *testing.T) {
+	odd := question("WwW.ExAmPlE.cOm", dns.TypeHTTPS)
+	odd.SetEdns0(1400, true)
+	odd.IsEdns0().Option = append(odd.IsEdns0().Option, &dns.EDNS0_COOKIE{Code: dns.EDNS0COOKIE, Cookie: "24a5ac1234567890"},
+		&dns.EDNS0_SUBNET{Code: dns.EDNS0SUBNET, Family: 1, SourceNetmask: 24, Address: net.IPv4(192, 0, 2, 0)})
+	odd.CheckingDisabled, odd.AuthenticatedData = true, true
+	chaos := question("version.bind", dns.TypeTXT)
+	chaos.Question[0].Qclass = dns.ClassCHAOS
+	local := question("web.default.svc.cluster.local", dns.TypeA)
+	local.Question[0].Qclass = dns.ClassCHAOS
+	update := new(dns.Msg)
+	update.SetUpdate("corp.example.")
+	update.Insert([]dns.RR{mustRR(t, "laptop.corp.example. 60 IN A 192.0.2.9")})
+
+	u := newFakeUpstream(t, "192.0.2.1")
+	s := start(t, noCluster, u.addr)
+	for _, m := range []*dns.Msg{odd, chaos, local, update} {
+		for _, network := range []string{"udp", "tcp"} {
+			query := pack(t, m)
+			junk := []byte{0xc0, 0xff, 0xee} // behind the message: even that
+			sent := make(chan []byte, 1)
+			u.set(func(_ string, q []byte) []byte {
+				answer := append(append([]byte(nil), q...), junk...)
+				answer[2] |= flagQR
+				answer[3] |= flagRA
+				sent <- answer
+				return answer
+			})
+			query = append(query, junk...)
+			got, answer := s.Exchange(t.Context(), network, query), <-sent
+			seen := u.queries()[len(u.queries())-1]
+			if !bytes.Equal(seen[2:], query[2:]) {
+				t.Errorf("%s: sent %x, the upstream got %x", network, query, seen)
+			}
+			if !bytes.Equal(got[2:], answer[2:]) || !bytes.Equal(got[:2], query[:2]) {
+				t.Errorf("%s: answered %x, the client got %x", network, answer, got)
+			}
+		}
+	}
+}
