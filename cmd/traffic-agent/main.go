@@ -1,0 +1,53 @@
+// Command traffic-agent is the sidecar that decides per connection whether the app or a laptop answers.
+package main
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+
+	"github.com/doppel-dev/doppel/internal/agent"
+	"github.com/doppel-dev/doppel/internal/agentcfg"
+	"github.com/doppel-dev/doppel/internal/redirect"
+	"github.com/doppel-dev/doppel/internal/xlog"
+)
+
+func main() {
+	log, _ := xlog.New(os.Stderr, "traffic-agent")
+	if err := run(log, os.Args[1:]); err != nil {
+		fmt.Fprintln(os.Stderr, "traffic-agent: error:", err)
+		os.Exit(1)
+	}
+}
+
+// run is the agent, or with the argument "redirect" the init container that sets the pod's nftables rules and exits.
+func run(log *slog.Logger, args []string) error {
+	cfg, err := agentcfg.Parse(os.Getenv(agentcfg.EnvConfig))
+	if err != nil {
+		return err
+	}
+	if len(args) > 0 && args[0] == "redirect" {
+		return redirect.Apply(redirect.Rules(cfg))
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
+	defer stop()
+	a, err := agent.New(agent.Config{
+		Agent:     cfg,
+		Pod:       os.Getenv(agentcfg.EnvPodName),
+		Namespace: os.Getenv(agentcfg.EnvPodNamespace),
+		PodIP:     os.Getenv(agentcfg.EnvPodIP),
+		Token: func() (string, error) {
+			b, err := os.ReadFile(agentcfg.TokenFile)
+			return strings.TrimSpace(string(b)), err
+		},
+		Log: log,
+	})
+	if err != nil {
+		return err
+	}
+	return a.Run(ctx)
+}

@@ -1,0 +1,55 @@
+// Command traffic-manager is doppel's one Deployment in the cluster.
+package main
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"k8s.io/client-go/rest"
+
+	"github.com/doppel-dev/doppel/internal/buildinfo"
+	"github.com/doppel-dev/doppel/internal/manager"
+	"github.com/doppel-dev/doppel/internal/xlog"
+)
+
+func main() {
+	if err := run(); err != nil {
+		fmt.Fprintln(os.Stderr, "traffic-manager: error:", err)
+		os.Exit(1)
+	}
+}
+
+func run() error {
+	log, _ := xlog.New(os.Stderr, "traffic-manager")
+	cfg := manager.Config{Log: log, PodName: os.Getenv("POD_NAME")}
+	flag.StringVar(&cfg.Namespace, "namespace", "", "the manager's own namespace")
+	flag.StringVar(&cfg.PodIP, "pod-ip", "", "the pod's address, told to agents")
+	flag.StringVar(&cfg.AgentImage, "agent-image", "", "image of the traffic-agent that is injected")
+	flag.StringVar(&cfg.AgentPullPolicy, "agent-pull-policy", "", "pull policy of injected containers")
+	flag.StringVar(&cfg.AgentLogLevel, "agent-log-level", "", "log level of injected agents")
+	flag.DurationVar(&cfg.RenewInterval, "renew-interval", 0, "how often laptops renew their session (10m)")
+	flag.DurationVar(&cfg.LostGrace, "lost-grace", 0, "how long a session outlives its tunnel (30s)")
+	version := flag.Bool("version", false, "print the version and exit")
+	flag.Parse()
+	if *version {
+		fmt.Println("traffic-manager", buildinfo.String())
+		return nil
+	}
+	kube, err := rest.InClusterConfig()
+	if err != nil {
+		return err
+	}
+	kube.QPS, kube.Burst = 100, 200
+	cfg.Kube = kube
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
+	defer stop()
+	m, err := manager.New(ctx, cfg)
+	if err != nil {
+		return err
+	}
+	return m.Run(ctx)
+}

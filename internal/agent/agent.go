@@ -1,0 +1,151 @@
+// Package agent owns the traffic-agent: it stands in front of an app's ports and decides per connection whether app or laptop answers.
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"strconv"
+	"sync/atomic"
+	"time"
+
+	"github.com/doppel-dev/doppel/internal/agentcfg"
+	"github.com/doppel-dev/doppel/internal/lifecycle"
+)
+
+// Config is what an agent needs; every field but PodIP is required.
+type Config struct {
+	Agent     *agentcfg.Config
+	Pod       string
+	Namespace string
+	// PodIP is asked when the app does not listen on 127.0.0.1.
+	PodIP string
+	// Token returns the current projected service account token.
+	Token func() (string, error)
+	Log   *slog.Logger
+}
+
+// Agent is one pod's traffic-agent.
+type Agent struct {
+	cfg   Config
+	table table
+	up    *uplink
+	ports []*port
+
+	active atomic.Int64 // connections being served
+}
+
+// New validates the configuration; it does not listen yet.
+func New(cfg Config) (*Agent, error) {
+	if cfg.Agent == nil || cfg.Pod == "" || cfg.Namespace == "" || cfg.Token == nil || cfg.Log == nil {
+		return nil, errors.New("agent: incomplete configuration")
+	}
+	a := &Agent{cfg: cfg}
+	a.table.init()
+	up, err := newUplink(cfg, &a.table)
+	if err != nil {
+		return nil, err
+	}
+	a.up = up
+	return a, nil
+}
+
+// Run serves until ctx ends and then drains: it goes on as long as the app listens or connections are open.
+// Kubernetes bounds the drain with the pod's grace period.
+func (a *Agent) Run(ctx context.Context) error {
+	if err := a.listen(); err != nil {
+		return err
+	}
+	g := lifecycle.New(context.WithoutCancel(ctx), a.cfg.Log)
+	for _, p := range a.ports {
+		g.Go("port "+strconv.Itoa(int(p.cfg.ContainerPort)), func(ctx context.Context) error { return p.serve(ctx, a) })
+		if p.probes != nil {
+			g.Go("probes "+strconv.Itoa(int(p.cfg.ContainerPort)), func(ctx context.Context) error { return p.serveProbes(ctx, a) })
+		}
+	}
+	g.Go("uplink", a.up.run)
+	g.Go("health", a.serveHealth)
+	g.Go("drain", func(gctx context.Context) error {
+		select {
+		case <-ctx.Done():
+			a.drain(gctx)
+			g.Stop()
+		case <-gctx.Done():
+		}
+		return nil
+	})
+	return g.Wait()
+}
+
+// drain returns when the app no longer listens and the last connection has ended.
+func (a *Agent) drain(ctx context.Context) {
+	a.cfg.Log.Info("draining", "connections", a.active.Load())
+	tick := time.NewTicker(100 * time.Millisecond)
+	defer tick.Stop()
+	for a.active.Load() > 0 || a.appListens() {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
+}
+
+func (a *Agent) appListens() bool {
+	for _, p := range a.ports {
+		if listening(p.cfg.ContainerPort) {
+			return true
+		}
+	}
+	return false
+}
+
+// listen opens every listener before anything is served, so that a port that cannot be had fails the start.
+func (a *Agent) listen() error {
+	for _, pc := range a.cfg.Agent.Ports {
+		if pc.Protocol != "TCP" {
+			continue // UDP intercepts come with their own issue; the injector does not ask for them yet
+		}
+		l, err := net.Listen("tcp", fmt.Sprintf(":%d", pc.AgentPort))
+		if err != nil {
+			return fmt.Errorf("port %d: %w", pc.ContainerPort, err)
+		}
+		p := &port{cfg: pc, listener: l.(*net.TCPListener), podIP: a.cfg.PodIP}
+		if pc.ProbePort != 0 {
+			if p.probes, err = net.Listen("tcp", fmt.Sprintf(":%d", pc.ProbePort)); err != nil {
+				return fmt.Errorf("probe port of %d: %w", pc.ContainerPort, err)
+			}
+		}
+		a.ports = append(a.ports, p)
+	}
+	return nil
+}
+
+// readyGrace is how long a fresh pod waits for the manager's table before it takes traffic without one.
+const readyGrace = 3 * time.Second
+
+func (a *Agent) serveHealth(ctx context.Context) error {
+	l, err := net.Listen("tcp", fmt.Sprintf(":%d", a.cfg.Agent.HealthPort))
+	if err != nil {
+		return err
+	}
+	started := time.Now()
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
+		if !a.table.known() && time.Since(started) < readyGrace {
+			http.Error(w, "waiting for the manager's table", http.StatusServiceUnavailable)
+			return
+		}
+		fmt.Fprintln(w, "ok")
+	})
+	srv := &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second}
+	stop := context.AfterFunc(ctx, func() { _ = srv.Close() })
+	defer stop()
+	if err := srv.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+		return err
+	}
+	return nil
+}

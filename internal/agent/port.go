@@ -1,0 +1,121 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"syscall"
+	"time"
+
+	"github.com/doppel-dev/doppel/internal/agentcfg"
+	"github.com/doppel-dev/doppel/internal/flow"
+	"github.com/doppel-dev/doppel/internal/wire"
+)
+
+// acceptTimeout is how long the laptop has to accept a flow before the app gets it (D3).
+const acceptTimeout = time.Second
+
+// appDialTimeout bounds the connection to the app in the same pod.
+const appDialTimeout = 5 * time.Second
+
+// port is one TCP port of the app with the agent in front of it.
+type port struct {
+	cfg      agentcfg.Port
+	podIP    string
+	listener *net.TCPListener
+	probes   net.Listener
+}
+
+func (p *port) serve(ctx context.Context, a *Agent) error {
+	return acceptLoop(ctx, p.listener, func(c *net.TCPConn) {
+		a.active.Add(1)
+		defer a.active.Add(-1)
+		p.handle(ctx, a, c)
+	})
+}
+
+// serveProbes answers the kubelet's probes of a redirected port: always from the app.
+func (p *port) serveProbes(ctx context.Context, a *Agent) error {
+	return acceptLoop(ctx, p.probes, func(c *net.TCPConn) { p.toApp(ctx, a, c) })
+}
+
+// handle gives one connection to the laptop or, if there is no intercept or the laptop does not take it in time, to the app.
+// Nothing is read from the client before one of the two has accepted, so nothing can be lost on the way.
+func (p *port) handle(ctx context.Context, a *Agent, c *net.TCPConn) {
+	e, ok := a.table.lookup(p.cfg.Protocol, p.cfg.ContainerPort)
+	if !ok {
+		p.toApp(ctx, a, c)
+		return
+	}
+	h := wire.InterceptHeader{Intercept: e.Intercept, Proto: syscall.IPPROTO_TCP, Src: addrPort(c.RemoteAddr()), Dst: addrPort(c.LocalAddr()), Port: p.cfg.ContainerPort}
+	octx, cancel := context.WithTimeout(ctx, acceptTimeout)
+	st, err := a.up.open(octx, h)
+	cancel()
+	if err != nil {
+		a.cfg.Log.Debug("laptop did not take the connection, the app gets it", "intercept", e.Intercept, "err", err)
+		p.toApp(ctx, a, c)
+		return
+	}
+	relay(ctx, flow.FromTCP(c), st)
+}
+
+func (p *port) toApp(ctx context.Context, a *Agent, c *net.TCPConn) {
+	app, err := p.dialApp(ctx)
+	if err != nil {
+		a.cfg.Log.Debug("the app does not answer", "port", p.cfg.ContainerPort, "err", err)
+		flow.FromTCP(c).Reset() // what a closed port looks like once the handshake is done
+		return
+	}
+	relay(ctx, flow.FromTCP(c), flow.FromTCP(app))
+}
+
+// dialApp connects to the app where it listens: on all addresses or localhost, else on the pod's address only.
+func (p *port) dialApp(ctx context.Context) (*net.TCPConn, error) {
+	d := net.Dialer{Timeout: appDialTimeout}
+	c, err := d.DialContext(ctx, "tcp", fmt.Sprintf("127.0.0.1:%d", p.cfg.ContainerPort))
+	if errors.Is(err, syscall.ECONNREFUSED) && p.podIP != "" {
+		c, err = d.DialContext(ctx, "tcp", net.JoinHostPort(p.podIP, fmt.Sprint(p.cfg.ContainerPort)))
+	}
+	if err != nil {
+		return nil, err
+	}
+	return c.(*net.TCPConn), nil
+}
+
+// relay joins two streams until both directions ended or ctx ends.
+func relay(ctx context.Context, a, b flow.Stream) {
+	stop := context.AfterFunc(ctx, func() { a.Reset(); b.Reset() })
+	defer stop()
+	_, _, _ = flow.Relay(a, b) // how a flow ended is between its two ends
+}
+
+// acceptLoop serves each connection in a goroutine of its own until ctx ends.
+func acceptLoop(ctx context.Context, l net.Listener, handle func(*net.TCPConn)) error {
+	stop := context.AfterFunc(ctx, func() { _ = l.Close() })
+	defer stop()
+	for {
+		c, err := l.Accept()
+		if err != nil {
+			if ctx.Err() != nil {
+				return nil
+			}
+			if isTemporary(err) {
+				time.Sleep(10 * time.Millisecond) // out of descriptors: let some connections end
+				continue
+			}
+			return fmt.Errorf("accept on %s: %w", l.Addr(), err)
+		}
+		go handle(c.(*net.TCPConn))
+	}
+}
+
+func isTemporary(err error) bool {
+	return errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.ENFILE) || errors.Is(err, syscall.ECONNABORTED) || errors.Is(err, syscall.ENOBUFS)
+}
+
+func addrPort(a net.Addr) netip.AddrPort {
+	ap := a.(*net.TCPAddr).AddrPort()
+	return netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port())
+}

@@ -1,0 +1,127 @@
+package agent
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"sync/atomic"
+	"time"
+
+	"github.com/doppel-dev/doppel/internal/buildinfo"
+	"github.com/doppel-dev/doppel/internal/control"
+	"github.com/doppel-dev/doppel/internal/mux"
+	"github.com/doppel-dev/doppel/internal/tunnel"
+	"github.com/doppel-dev/doppel/internal/wire"
+)
+
+// uplink is the agent's tunnel to the manager.
+type uplink struct {
+	cfg      Config
+	identity *tunnel.Identity
+	table    *table
+	link     *tunnel.Link
+
+	suspect atomic.Bool // a flow timed out: no flow is offered until a ping comes back
+}
+
+func newUplink(cfg Config, t *table) (*uplink, error) {
+	id, err := tunnel.NewIdentity(cfg.Pod)
+	if err != nil {
+		return nil, err
+	}
+	u := &uplink{cfg: cfg, identity: id, table: t}
+	u.link = tunnel.NewLink(tunnel.LinkConfig{
+		Dial:  u.dial,
+		Serve: u.serve,
+		OnUp: func(*mux.Session, wire.HelloReply) {
+			u.suspect.Store(false)
+			cfg.Log.Info("connected to the manager")
+		},
+		OnDown: func(err error) { cfg.Log.Info("connection to the manager lost, the app answers", "err", err) },
+		Log:    cfg.Log,
+	})
+	return u, nil
+}
+
+func (u *uplink) run(ctx context.Context) error { return u.link.Run(ctx) }
+
+var errNoManager = errors.New("no connection to the manager")
+
+// open offers a flow to the laptop of an intercept. An error means: nobody took it.
+func (u *uplink) open(ctx context.Context, h wire.InterceptHeader) (*mux.Stream, error) {
+	s := u.link.Session()
+	if s == nil || u.suspect.Load() {
+		return nil, errNoManager
+	}
+	st, _, err := s.Open(ctx, wire.AppendIntercept(nil, h))
+	if errors.Is(err, context.DeadlineExceeded) && u.suspect.CompareAndSwap(false, true) {
+		go u.probe(s)
+	}
+	return st, err
+}
+
+// probe clears the suspicion when the manager answers a ping; a dead session ends by the mux's keepalive.
+func (u *uplink) probe(s *mux.Session) {
+	for {
+		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+		_, err := s.Ping(ctx)
+		cancel()
+		if err == nil || s.Err() != nil {
+			u.suspect.Store(false)
+			return
+		}
+	}
+}
+
+func (u *uplink) dial(ctx context.Context) (*mux.Session, wire.HelloReply, error) {
+	token, err := u.cfg.Token()
+	if err != nil {
+		return nil, wire.HelloReply{}, fmt.Errorf("read the service account token: %w", err)
+	}
+	raw, err := dialAny(ctx, u.cfg.Agent.Managers)
+	if err != nil {
+		return nil, wire.HelloReply{}, err
+	}
+	return tunnel.Client(ctx, raw, tunnel.ClientConfig{
+		Identity: u.identity,
+		Peer:     u.cfg.Agent.ManagerKey,
+		Hello: wire.Hello{
+			Version: wire.Version, Product: buildinfo.Version, Role: wire.RoleAgent,
+			Token: token, Pod: u.cfg.Pod, Namespace: u.cfg.Namespace,
+		},
+	})
+}
+
+// dialAny tries the addresses in order: the service's name first, its address for pods whose DNS is not the cluster's.
+func dialAny(ctx context.Context, addrs []string) (net.Conn, error) {
+	var errs []error
+	for _, a := range addrs {
+		d := net.Dialer{Timeout: 2 * time.Second}
+		c, err := d.DialContext(ctx, "tcp", a)
+		if err == nil {
+			return c, nil
+		}
+		errs = append(errs, err)
+	}
+	return nil, errors.Join(errs...)
+}
+
+// serve answers the manager: the only thing it ever asks is to take a new table.
+func (u *uplink) serve(ctx context.Context, s *mux.Session) error {
+	return tunnel.Serve(ctx, s, tunnel.Handlers{
+		Control: func(_ context.Context, method string, body []byte) (any, error) {
+			if method != control.ManagerIntercepts {
+				return nil, fmt.Errorf("unknown method %q", method)
+			}
+			var t control.Table
+			if err := json.Unmarshal(body, &t); err != nil {
+				return nil, err
+			}
+			u.table.set(t)
+			u.cfg.Log.Info("intercepts set", "count", len(t.Items))
+			return struct{}{}, nil
+		},
+	})
+}

@@ -1,0 +1,121 @@
+// Package agentcfg owns what the injector tells a pod's traffic-agent: which ports to take, how, and where the manager is.
+package agentcfg
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+)
+
+// Names that the injector, the agent and the manager agree on.
+const (
+	// EnvConfig carries the configuration as JSON in the agent's environment.
+	EnvConfig = "DOPPEL_AGENT_CONFIG"
+	// EnvPodName, EnvPodNamespace and EnvPodIP come from the downward API.
+	EnvPodName      = "POD_NAME"
+	EnvPodNamespace = "POD_NAMESPACE"
+	EnvPodIP        = "POD_IP"
+	// Annotation is set on every injected pod; its value is the configuration as JSON.
+	Annotation = "doppel.dev/agent"
+	// AnnotationInject on a pod template set to "false" forbids injection.
+	AnnotationInject = "doppel.dev/inject"
+	// Container and InitContainer name what is added to the pod.
+	Container     = "traffic-agent"
+	InitContainer = "doppel-redirect"
+	// Audience is the audience of the agent's projected service account token.
+	Audience = "doppel.dev"
+	// TokenDir is where the token is mounted, TokenFile its path.
+	TokenDir  = "/var/run/secrets/doppel.dev"
+	TokenFile = TokenDir + "/token"
+	// FirstPort is the first port the agent listens on; ports that the pod uses are skipped.
+	FirstPort = 9900
+)
+
+// Way is how a port's traffic reaches the agent.
+type Way string
+
+// The ways.
+const (
+	ByName     Way = "name"     // the port's name moved from the app's container to the agent's (no privilege)
+	ByRedirect Way = "redirect" // an nftables redirect in the pod's network namespace
+)
+
+// Config is what an agent is started with.
+type Config struct {
+	// Managers are addresses (host:port) of the manager's agents port, tried in order.
+	Managers []string `json:"managers"`
+	// ManagerKey is the fingerprint that the manager's TLS key must have.
+	ManagerKey string `json:"managerKey"`
+	// Ports are the ports the agent takes.
+	Ports []Port `json:"ports"`
+	// HealthPort serves /readyz.
+	HealthPort uint16 `json:"healthPort"`
+}
+
+// Port is one container port the agent stands in front of.
+type Port struct {
+	Protocol      string `json:"protocol"` // TCP or UDP
+	ContainerPort uint16 `json:"containerPort"`
+	Container     string `json:"container"`
+	AgentPort     uint16 `json:"agentPort"`
+	// ProbePort, when not 0, is where probes of a redirected port go: the agent always asks the app there.
+	ProbePort uint16 `json:"probePort,omitempty"`
+	Way       Way    `json:"way"`
+	// Name is the port's name (name takeover only).
+	Name string `json:"name,omitempty"`
+}
+
+// Covers says whether the agent takes the given container port.
+func (c *Config) Covers(protocol string, containerPort uint16) bool {
+	return slices.ContainsFunc(c.Ports, func(p Port) bool { return p.Protocol == protocol && p.ContainerPort == containerPort })
+}
+
+// NeedsRedirect says whether any port needs the nftables redirect.
+func (c *Config) NeedsRedirect() bool {
+	return slices.ContainsFunc(c.Ports, func(p Port) bool { return p.Way == ByRedirect })
+}
+
+// Parse reads and validates a configuration.
+func Parse(s string) (*Config, error) {
+	var c Config
+	if err := json.Unmarshal([]byte(s), &c); err != nil {
+		return nil, fmt.Errorf("agent configuration: %w", err)
+	}
+	return &c, c.Validate()
+}
+
+// Validate joins everything that is wrong with c.
+func (c *Config) Validate() error {
+	var errs []error
+	used := map[uint16]bool{}
+	claim := func(p uint16) {
+		if p == 0 || used[p] {
+			errs = append(errs, fmt.Errorf("port %d is zero or used twice", p))
+		}
+		used[p] = true
+	}
+	if len(c.Managers) == 0 || c.ManagerKey == "" {
+		errs = append(errs, errors.New("managers and managerKey are required"))
+	}
+	claim(c.HealthPort)
+	for _, p := range c.Ports {
+		claim(p.AgentPort)
+		if p.ProbePort != 0 {
+			claim(p.ProbePort)
+		}
+		if p.ContainerPort == 0 || (p.Protocol != "TCP" && p.Protocol != "UDP") || (p.Way != ByName && p.Way != ByRedirect) {
+			errs = append(errs, fmt.Errorf("port %+v is not valid", p))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// String returns the configuration as JSON, the form that Parse reads.
+func (c *Config) String() string {
+	b, err := json.Marshal(c)
+	if err != nil {
+		panic(err) // strings and numbers only: cannot fail
+	}
+	return string(b)
+}

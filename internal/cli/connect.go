@@ -1,0 +1,215 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"time"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"github.com/doppel-dev/doppel/internal/buildinfo"
+	"github.com/doppel-dev/doppel/internal/chart"
+	"github.com/doppel-dev/doppel/internal/kube"
+	"github.com/doppel-dev/doppel/internal/localapi"
+	"github.com/doppel-dev/doppel/internal/spawn"
+	"github.com/doppel-dev/doppel/internal/uerr"
+)
+
+// kubeFlags choose the cluster.
+type kubeFlags struct {
+	kube.Options
+	managerNS string
+}
+
+func (k *kubeFlags) add(f *pflag.FlagSet, namespace bool) {
+	f.StringVar(&k.Context, "context", "", "kubeconfig context (default: the current one)")
+	f.StringVar(&k.Kubeconfig, "kubeconfig", "", "kubeconfig file (default: $KUBECONFIG, then ~/.kube/config)")
+	f.StringVar(&k.managerNS, "manager-namespace", chart.DefaultNamespace, "namespace of the traffic-manager")
+	if namespace {
+		f.StringVarP(&k.Namespace, "namespace", "n", "", "namespace whose services answer by their bare name (default: the context's)")
+	}
+}
+
+// request is what the daemon needs to load the same cluster: it does not share our environment or working directory.
+func (k *kubeFlags) request() (localapi.ConnectRequest, error) {
+	r := localapi.ConnectRequest{Kubeconfig: k.Kubeconfig, Context: k.Context, Namespace: k.Namespace, ManagerNamespace: k.managerNS}
+	if r.Kubeconfig == "" {
+		r.Kubeconfig = os.Getenv("KUBECONFIG")
+	}
+	if r.Kubeconfig == "" {
+		return r, nil
+	}
+	var abs []string
+	for _, p := range filepath.SplitList(r.Kubeconfig) {
+		a, err := filepath.Abs(p)
+		if err != nil {
+			return r, err
+		}
+		abs = append(abs, a)
+	}
+	r.Kubeconfig = joinList(abs)
+	return r, nil
+}
+
+func joinList(paths []string) string {
+	out := ""
+	for i, p := range paths {
+		if i > 0 {
+			out += string(os.PathListSeparator)
+		}
+		out += p
+	}
+	return out
+}
+
+// The three kinds of connect that differ in what has to be done.
+const (
+	startFirst = "first" // the traffic-manager had to be installed
+	startCold  = "cold"  // no daemons were running
+	startWarm  = "warm"  // the daemons were running
+)
+
+// connectOutput is the JSON form of connect.
+type connectOutput struct {
+	localapi.Status
+	Start   string  `json:"start"`
+	Seconds float64 `json:"seconds"`
+}
+
+func (a *app) connectCmd() *cobra.Command {
+	var k kubeFlags
+	c := &cobra.Command{
+		Use:   "connect [flags] [-- COMMAND [ARG...]]",
+		Short: "Put this machine into the cluster's network",
+		Long: `Connect puts this machine into the cluster's network: services and pods answer by their cluster names and addresses.
+It starts the two daemons when they are not running (the root daemon through sudo, because only root may create a network device)
+and installs the traffic-manager when the cluster has none and you may.
+
+With a command after --, connect runs it and quits when it ends, with its exit code.`,
+		Args: func(c *cobra.Command, args []string) error {
+			if c.ArgsLenAtDash() != 0 && len(args) > 0 {
+				return fmt.Errorf("unexpected argument %q; a command goes behind --", args[0])
+			}
+			return nil
+		},
+		RunE: func(c *cobra.Command, args []string) error { return a.connectRun(c.Context(), &k, args) },
+	}
+	k.add(c.Flags(), true)
+	return c
+}
+
+func (a *app) connectRun(ctx context.Context, k *kubeFlags, command []string) error {
+	out, err := a.connect(ctx, k)
+	if err != nil {
+		return err
+	}
+	if err := a.print(out, func(w io.Writer) {
+		fmt.Fprintf(w, "Connected to context %s, namespace %s (%s)\n", out.Session.Context, out.Session.Namespace, out.Session.Server)
+	}); err != nil {
+		return err
+	}
+	if a.output == "text" {
+		fmt.Fprintf(a.Err, "%s connect: %.2f s\n", out.Start, out.Seconds)
+	}
+	if len(command) == 0 {
+		return nil
+	}
+	runErr := a.runCommand(ctx, command)
+	return errors.Join(runErr, a.call(context.WithoutCancel(ctx), localapi.MethodQuit, localapi.QuitRequest{}, nil))
+}
+
+// connect starts what is missing, from the daemons to the traffic-manager, and connects.
+func (a *app) connect(ctx context.Context, k *kubeFlags) (connectOutput, error) {
+	start, kind := time.Now(), startWarm
+	req, err := k.request()
+	if err != nil {
+		return connectOutput{}, err
+	}
+	if _, err := kube.Load(k.Options); err != nil {
+		return connectOutput{}, err // before sudo asks for a password
+	}
+	if err := a.startDaemons(ctx, &kind); err != nil {
+		return connectOutput{}, err
+	}
+	var res localapi.ConnectResult
+	err = a.call(ctx, localapi.MethodConnect, req, &res)
+	var ue *uerr.Error
+	if errors.As(err, &ue) && ue.Kind == uerr.NotFound { // the only thing a connect looks for is the manager
+		kind = startFirst
+		if err := a.install(ctx, k); err != nil {
+			return connectOutput{}, err
+		}
+		err = a.call(ctx, localapi.MethodConnect, req, &res)
+	}
+	if err != nil {
+		return connectOutput{}, err
+	}
+	return connectOutput{Status: res.Status, Start: kind, Seconds: time.Since(start).Seconds()}, nil
+}
+
+func (a *app) startDaemons(ctx context.Context, kind *string) error {
+	rootNew, err := spawn.RootDaemon(ctx, spawn.Root{
+		MayAsk: a.Terminal,
+		Reason: func() {
+			fmt.Fprintln(a.Err, "doppel needs root once, to create a network device and to set routes and DNS for it. sudo asks for your password:")
+		},
+	})
+	if err != nil {
+		return err
+	}
+	userNew, err := spawn.UserDaemon(ctx)
+	if err != nil {
+		return err
+	}
+	if rootNew || userNew {
+		*kind = startCold
+	}
+	return a.checkDaemon(ctx)
+}
+
+// checkDaemon refuses a user daemon of another release, whose answers we might misread.
+func (a *app) checkDaemon(ctx context.Context) error {
+	var st localapi.Status
+	if err := a.client.Call(ctx, localapi.MethodStatus, localapi.Empty{}, &st, nil); err != nil {
+		return err
+	}
+	if st.Version != buildinfo.Version {
+		return uerr.New(uerr.Conflict, "end it with: doppel quit -s", "the running daemon is doppel %s, this is %s", st.Version, buildinfo.Version)
+	}
+	return nil
+}
+
+// install installs the embedded chart for a connect that found no traffic-manager.
+func (a *app) install(ctx context.Context, k *kubeFlags) error {
+	cluster, err := kube.Load(k.Options)
+	if err != nil {
+		return err
+	}
+	show, done := a.progress()
+	defer done()
+	show("No traffic-manager yet: installing it in namespace " + k.managerNS)
+	return chart.Install(ctx, cluster.RESTConfig(), chart.Options{
+		Namespace: k.managerNS, CreateNamespace: true, Wait: true, Progress: show,
+	})
+}
+
+// runCommand runs the user's command with our terminal and passes its exit code on.
+func (a *app) runCommand(ctx context.Context, command []string) error {
+	cmd := exec.CommandContext(ctx, command[0], command[1:]...)
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = a.In, a.Out, a.Err
+	err := cmd.Run()
+	var ee *exec.ExitError
+	if errors.As(err, &ee) {
+		return exitCode(ee.ExitCode())
+	}
+	if err != nil {
+		return uerr.Wrap(err, uerr.Usage, "", "run %s", command[0])
+	}
+	return nil
+}

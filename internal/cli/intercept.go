@@ -1,0 +1,155 @@
+package cli
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/doppel-dev/doppel/internal/localapi"
+	"github.com/doppel-dev/doppel/internal/uerr"
+)
+
+func (a *app) interceptCmd() *cobra.Command {
+	var req localapi.InterceptRequest
+	c := &cobra.Command{
+		Use:   "intercept NAME -p LOCAL[:REMOTE]",
+		Short: "Send a workload's traffic to a process on this machine",
+		Long: `Intercept sends the connections of one port of a workload to a local process. A traffic-agent is put into the workload's
+pods first (a rolling restart). When the local process or this machine does not answer, the app in the cluster does.
+
+REMOTE is a service port's or container port's name or number; without it the workload's only port is meant.`,
+		Example: `  doppel intercept web -p 8080           web's only port comes to 127.0.0.1:8080
+  doppel intercept web -p 8080:http -n shop`,
+		Args: cobra.ExactArgs(1),
+		RunE: func(c *cobra.Command, args []string) error {
+			req.Name = args[0]
+			return a.interceptRun(c.Context(), req)
+		},
+	}
+	f := c.Flags()
+	f.StringVarP(&req.Workload, "workload", "w", "", "the workload (default: NAME)")
+	f.StringVarP(&req.Namespace, "namespace", "n", "", "namespace of the workload (default: the connected one)")
+	f.StringVarP(&req.Port, "port", "p", "", "local port, and the port to take if the workload has several: LOCAL[:REMOTE]")
+	f.StringVar(&req.Address, "address", "127.0.0.1", "where the local process listens")
+	f.StringVar(&req.Service, "service", "", "the service, if several lead to the workload")
+	f.StringVar(&req.Container, "container", "", "the container, if several have such a port")
+	f.DurationVar(&req.Timeout, "timeout", time.Minute, "how long it may take to become active")
+	return c
+}
+
+func (a *app) interceptRun(ctx context.Context, req localapi.InterceptRequest) error {
+	if req.Port == "" {
+		return uerr.New(uerr.Usage, "for example: doppel intercept "+req.Name+" -p 8080", "no port: which local port shall the traffic come to?")
+	}
+	var in localapi.Intercept
+	if err := a.call(ctx, localapi.MethodIntercept, req, &in); err != nil {
+		return err
+	}
+	return a.print(in, func(w io.Writer) {
+		fmt.Fprintf(w, "Using %s %s\n", in.Kind, in.Workload)
+		writeIntercept(w, in)
+	})
+}
+
+func writeIntercept(w io.Writer, in localapi.Intercept) {
+	fmt.Fprintf(w, "   Intercept name : %s\n", in.Name)
+	fmt.Fprintf(w, "   State          : %s\n", in.State)
+	fmt.Fprintf(w, "   Workload kind  : %s\n", in.Kind)
+	if in.Mine {
+		fmt.Fprintf(w, "   Destination    : %s\n", in.Target)
+	} else {
+		fmt.Fprintf(w, "   Held by        : %s\n", in.User)
+	}
+	if in.Port != 0 {
+		fmt.Fprintf(w, "   Container port : %d\n", in.Port)
+	}
+	fmt.Fprintf(w, "   Intercepting   : all TCP connections\n")
+	if in.Message != "" {
+		fmt.Fprintf(w, "   Message        : %s\n", in.Message)
+	}
+}
+
+func (a *app) leaveCmd() *cobra.Command {
+	return &cobra.Command{
+		Use:   "leave NAME",
+		Short: "End an intercept; the app in the cluster answers again",
+		Args:  cobra.ExactArgs(1),
+		RunE: func(c *cobra.Command, args []string) error {
+			if err := a.call(c.Context(), localapi.MethodLeave, localapi.LeaveRequest{Name: args[0]}, nil); err != nil {
+				return err
+			}
+			return a.print(localapi.Empty{}, func(w io.Writer) { fmt.Fprintf(w, "Left %s\n", args[0]) })
+		},
+	}
+}
+
+func (a *app) listCmd() *cobra.Command {
+	var req localapi.ListRequest
+	var onlyIntercepts bool
+	c := &cobra.Command{
+		Use:   "list",
+		Short: "List the workloads that can be or are intercepted",
+		Args:  cobra.NoArgs,
+		RunE:  func(c *cobra.Command, _ []string) error { return a.listRun(c.Context(), req, onlyIntercepts) },
+	}
+	c.Flags().StringVarP(&req.Namespace, "namespace", "n", "", "namespace (default: the connected one)")
+	c.Flags().BoolVarP(&req.AllNamespaces, "all-namespaces", "A", false, "all namespaces")
+	c.Flags().BoolVarP(&onlyIntercepts, "intercepts", "i", false, "only intercepted workloads")
+	return c
+}
+
+func (a *app) listRun(ctx context.Context, req localapi.ListRequest, onlyIntercepts bool) error {
+	var res localapi.ListResult
+	if err := a.call(ctx, localapi.MethodList, req, &res); err != nil {
+		return err
+	}
+	if onlyIntercepts {
+		kept := []localapi.Workload{}
+		for _, w := range res.Workloads {
+			if len(w.Intercepts) > 0 {
+				kept = append(kept, w)
+			}
+		}
+		res.Workloads = kept
+	}
+	return a.print(res, func(w io.Writer) { writeList(w, res, req.AllNamespaces) })
+}
+
+func writeList(w io.Writer, res localapi.ListResult, withNamespace bool) {
+	if len(res.Workloads) == 0 {
+		fmt.Fprintf(w, "No workloads in %s\n", cmp.Or(res.Namespace, "any namespace"))
+		return
+	}
+	label := func(l localapi.Workload) string {
+		if withNamespace {
+			return l.Namespace + "/" + l.Name
+		}
+		return l.Name
+	}
+	width := 0
+	for _, l := range res.Workloads {
+		width = max(width, len(label(l)))
+	}
+	for _, l := range res.Workloads {
+		fmt.Fprintf(w, "%-*s: %s\n", width, label(l), workloadState(l))
+		for _, in := range l.Intercepts {
+			writeIntercept(w, in)
+		}
+	}
+}
+
+func workloadState(l localapi.Workload) string {
+	switch {
+	case len(l.Intercepts) > 0:
+		return "intercepted"
+	case l.NotReady != "":
+		return "cannot be intercepted: " + l.NotReady
+	case l.Agent:
+		return "ready to intercept (traffic-agent already installed)"
+	}
+	return "ready to intercept (traffic-agent not yet installed)"
+}

@@ -1,0 +1,167 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/doppel-dev/doppel/internal/buildinfo"
+	"github.com/doppel-dev/doppel/internal/localapi"
+	"github.com/doppel-dev/doppel/internal/rootapi"
+	"github.com/doppel-dev/doppel/internal/spawn"
+)
+
+func (a *app) quitCmd() *cobra.Command {
+	var stop bool
+	c := &cobra.Command{
+		Use:   "quit",
+		Short: "End the session; with -s the daemons too",
+		Args:  cobra.NoArgs,
+		RunE:  func(c *cobra.Command, _ []string) error { return a.quitRun(c.Context(), stop) },
+	}
+	c.Flags().BoolVarP(&stop, "stop-daemons", "s", false, "stop the user daemon and the root daemon as well")
+	return c
+}
+
+func (a *app) quitRun(ctx context.Context, stop bool) error {
+	err := a.call(ctx, localapi.MethodQuit, localapi.QuitRequest{Stop: stop}, nil)
+	if errors.Is(err, localapi.ErrNoDaemon) {
+		err = nil
+		if stop {
+			err = stopRoot(ctx) // left alone by a user daemon that was killed
+		}
+	}
+	if err != nil {
+		return err
+	}
+	if stop {
+		if err := spawn.WaitStopped(ctx); err != nil {
+			return err
+		}
+	}
+	return a.print(localapi.Empty{}, func(w io.Writer) { fmt.Fprintln(w, "Disconnected") })
+}
+
+func stopRoot(ctx context.Context) error {
+	root, err := rootapi.Dial(ctx, spawn.RootSocket(), rootapi.Options{})
+	if errors.Is(err, rootapi.ErrNotRunning) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return root.Quit(ctx)
+}
+
+// rootDaemon says which root daemon runs, or "not running".
+func rootDaemon(ctx context.Context) string {
+	root, err := rootapi.Dial(ctx, spawn.RootSocket(), rootapi.Options{})
+	if err != nil {
+		return "not running"
+	}
+	defer root.Close()
+	v, err := root.Version(ctx)
+	if err != nil {
+		return "not answering: " + err.Error()
+	}
+	return fmt.Sprintf("running (%s, pid %d)", v.Program, v.PID)
+}
+
+func (a *app) statusCmd() *cobra.Command {
+	return &cobra.Command{
+		Use:   "status",
+		Short: "Show what runs and what this machine is connected to",
+		Args:  cobra.NoArgs,
+		RunE:  func(c *cobra.Command, _ []string) error { return a.statusRun(c.Context()) },
+	}
+}
+
+// statusOutput is the JSON form of status.
+type statusOutput struct {
+	localapi.Status
+	UserDaemon string `json:"userDaemon"`
+	RootDaemon string `json:"rootDaemon"`
+}
+
+func (a *app) statusRun(ctx context.Context) error {
+	out := statusOutput{RootDaemon: rootDaemon(ctx)}
+	err := a.client.Call(ctx, localapi.MethodStatus, localapi.Empty{}, &out.Status, nil)
+	switch {
+	case errors.Is(err, localapi.ErrNoDaemon):
+		out.UserDaemon = "not running"
+	case err != nil:
+		return err
+	default:
+		out.UserDaemon = fmt.Sprintf("running (%s, pid %d)", out.Version, out.PID)
+	}
+	return a.print(out, func(w io.Writer) { writeStatus(w, out) })
+}
+
+func writeStatus(w io.Writer, o statusOutput) {
+	fmt.Fprintf(w, "User daemon: %s\n", o.UserDaemon)
+	if o.LogFile != "" {
+		fmt.Fprintf(w, "   Log        : %s\n", o.LogFile)
+	}
+	fmt.Fprintf(w, "Root daemon: %s\n", o.RootDaemon)
+	if !o.Connected {
+		fmt.Fprintln(w, "Not connected")
+		return
+	}
+	s := o.Session
+	fmt.Fprintf(w, "Connected to context %s, namespace %s (%s)\n", s.Context, s.Namespace, s.Server)
+	fmt.Fprintf(w, "   User       : %s\n", s.User)
+	fmt.Fprintf(w, "   Session    : %s in namespace %s\n", s.Name, s.ManagerNamespace)
+	fmt.Fprintf(w, "   Manager    : %s\n", s.ManagerVersion)
+	fmt.Fprintf(w, "   Tunnel     : %s\n", s.Tunnel)
+	if r := o.Root; r != nil {
+		routes := make([]string, len(r.Routes))
+		for i, p := range r.Routes {
+			routes[i] = p.String()
+		}
+		fmt.Fprintf(w, "   Interface  : %s\n", r.Interface)
+		fmt.Fprintf(w, "   Routes     : %s\n", strings.Join(routes, ", "))
+		fmt.Fprintf(w, "   DNS        : %s, other names from %s\n", r.DNS, strings.Join(r.Resolvers, ", "))
+	}
+	for _, p := range s.Problems {
+		fmt.Fprintf(w, "   Problem    : %s\n", p)
+	}
+	fmt.Fprintf(w, "Intercepts: %d\n", len(s.Intercepts))
+	for _, i := range s.Intercepts {
+		fmt.Fprintf(w, "   %s: %s, port %d to %s\n", i.Name, i.State, i.Port, i.Target)
+	}
+}
+
+func (a *app) versionCmd() *cobra.Command {
+	return &cobra.Command{
+		Use:   "version",
+		Short: "Show the versions of this program, the daemons and the traffic-manager",
+		Args:  cobra.NoArgs,
+		RunE:  func(c *cobra.Command, _ []string) error { return a.versionRun(c.Context()) },
+	}
+}
+
+// versionOutput is the JSON form of version.
+type versionOutput struct {
+	Client         string `json:"client"`
+	UserDaemon     string `json:"userDaemon"`
+	RootDaemon     string `json:"rootDaemon"`
+	TrafficManager string `json:"trafficManager"`
+}
+
+func (a *app) versionRun(ctx context.Context) error {
+	out := versionOutput{Client: buildinfo.String(), UserDaemon: "not running", RootDaemon: rootDaemon(ctx), TrafficManager: "not connected"}
+	var st localapi.Status
+	if err := a.client.Call(ctx, localapi.MethodStatus, localapi.Empty{}, &st, nil); err == nil {
+		out.UserDaemon = st.Version
+		if st.Session != nil {
+			out.TrafficManager = st.Session.ManagerVersion
+		}
+	}
+	return a.print(out, func(w io.Writer) {
+		fmt.Fprintf(w, "doppel         : %s\nUser daemon    : %s\nRoot daemon    : %s\nTraffic-manager: %s\n", out.Client, out.UserDaemon, out.RootDaemon, out.TrafficManager)
+	})
+}

@@ -1,0 +1,60 @@
+// Package control owns the control messages between laptop, manager and agent: method names and JSON bodies.
+package control
+
+import "net/netip"
+
+// Methods of control calls and watches; the sender's role is the first word.
+const (
+	// ManagerIntercepts is called by the manager at an agent with the whole table; the answer is the acknowledgement.
+	ManagerIntercepts = "manager/intercepts"
+	// LaptopCluster is a watch of a laptop at the manager; every message is a whole Cluster.
+	LaptopCluster = "laptop/cluster"
+	// LaptopIntercepts is a watch of a laptop at the manager; every message is the whole list of the session's intercepts.
+	LaptopIntercepts = "laptop/intercepts"
+)
+
+// Table is what an agent does with its ports: all intercepts that concern its workload.
+type Table struct {
+	Generation uint64       `json:"generation"`
+	Items      []TableEntry `json:"items"`
+}
+
+// TableEntry sends one container port's connections to the laptop of one intercept.
+type TableEntry struct {
+	Intercept     string `json:"intercept"` // UID
+	Protocol      string `json:"protocol"`
+	ContainerPort uint16 `json:"containerPort"`
+}
+
+// Cluster is what a laptop has to know of the cluster's network and names.
+type Cluster struct {
+	Domain       string               `json:"domain"`
+	ServiceCIDRs []netip.Prefix       `json:"serviceCIDRs"`
+	PodCIDRs     []netip.Prefix       `json:"podCIDRs"`
+	Services     map[string][]Service `json:"services"` // by namespace; a namespace without services has an empty list
+}
+
+// Service is a service's name and whether it is headless.
+type Service struct {
+	Name     string `json:"name"`
+	Headless bool   `json:"headless,omitempty"`
+}
+
+// Intercepts is the state of a session's intercepts as the manager sees it.
+type Intercepts struct {
+	Items []Intercept `json:"items"`
+}
+
+// Intercept is the state of one intercept.
+type Intercept struct {
+	UID       string `json:"uid"`
+	Namespace string `json:"namespace"`
+	Name      string `json:"name"` // object name
+	State     string `json:"state"`
+	Reason    string `json:"reason,omitempty"`
+	Message   string `json:"message,omitempty"`
+	Agents    int32  `json:"agents"`
+	Kind      string `json:"kind"`
+	Workload  string `json:"workload"`
+	Port      uint16 `json:"port"`
+}

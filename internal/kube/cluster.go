@@ -1,0 +1,187 @@
+// Package kube owns what the laptop asks of Kubernetes, always with the user's own credentials; it is the laptop's only importer of client-go.
+package kube
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"os"
+	"strings"
+	"time"
+
+	authenticationv1 "k8s.io/api/authentication/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/serializer"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
+	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
+
+	"github.com/doppel-dev/doppel/api/v1alpha1"
+	"github.com/doppel-dev/doppel/internal/buildinfo"
+	"github.com/doppel-dev/doppel/internal/uerr"
+)
+
+// Options choose a cluster the way kubectl does.
+type Options struct {
+	Kubeconfig string `json:"kubeconfig,omitempty"` // a path list as in $KUBECONFIG; empty: the default places
+	Context    string `json:"context,omitempty"`    // empty: the current context
+	Namespace  string `json:"namespace,omitempty"`  // empty: the context's namespace
+}
+
+// Cluster is one cluster as one user sees it.
+type Cluster struct {
+	Context   string
+	Namespace string
+	Server    string
+
+	config    *rest.Config
+	core      kubernetes.Interface
+	resources rest.Interface // doppel.dev/v1alpha1
+	raw       clientcmd.ClientConfig
+}
+
+// requestTimeout bounds every single request, so that a slow API server is told from a dead one.
+const requestTimeout = 15 * time.Second
+
+// Load reads the kubeconfig; no request is made yet.
+func Load(o Options) (*Cluster, error) {
+	rules := clientcmd.NewDefaultClientConfigLoadingRules()
+	if o.Kubeconfig != "" {
+		rules.Precedence = strings.Split(o.Kubeconfig, string(os.PathListSeparator))
+		rules.WarnIfAllMissing = false
+	}
+	over := &clientcmd.ConfigOverrides{CurrentContext: o.Context, Context: clientcmdapi.Context{Namespace: o.Namespace}}
+	cc := clientcmd.NewNonInteractiveDeferredLoadingClientConfig(rules, over)
+	raw, err := cc.RawConfig()
+	if err != nil {
+		return nil, uerr.Wrap(err, uerr.Usage, "check the file that $KUBECONFIG or --kubeconfig names", "cannot read the kubeconfig")
+	}
+	name := o.Context
+	if name == "" {
+		name = raw.CurrentContext
+	}
+	if err := checkContext(raw, name, rules); err != nil {
+		return nil, err
+	}
+	cfg, err := cc.ClientConfig()
+	if err != nil {
+		return nil, uerr.Wrap(err, uerr.Usage, "check the kubeconfig with: kubectl config view", "context %q cannot be used", name)
+	}
+	ns, _, err := cc.Namespace()
+	if err != nil {
+		return nil, uerr.Wrap(err, uerr.Usage, "", "namespace of context %q", name)
+	}
+	return newCluster(cfg, cc, name, ns)
+}
+
+func checkContext(raw clientcmdapi.Config, name string, rules *clientcmd.ClientConfigLoadingRules) error {
+	if len(raw.Contexts) == 0 {
+		return uerr.New(uerr.Usage, "set KUBECONFIG to the file with your cluster's credentials", "no kubeconfig: none of %s has a context", strings.Join(rules.GetLoadingPrecedence(), ", "))
+	}
+	if name == "" {
+		return uerr.New(uerr.Usage, "choose one with --context, or with: kubectl config use-context NAME", "the kubeconfig has no current context")
+	}
+	if raw.Contexts[name] == nil {
+		var have []string
+		for n := range raw.Contexts {
+			have = append(have, n)
+		}
+		return uerr.New(uerr.Usage, "it has: "+strings.Join(have, ", "), "no context %q in the kubeconfig", name)
+	}
+	return nil
+}
+
+func newCluster(cfg *rest.Config, cc clientcmd.ClientConfig, name, ns string) (*Cluster, error) {
+	cfg.UserAgent = "doppel/" + buildinfo.Version
+	cfg.QPS, cfg.Burst = 50, 100
+	core, err := kubernetes.NewForConfig(cfg)
+	if err != nil {
+		return nil, uerr.Wrap(err, uerr.Usage, "check the kubeconfig with: kubectl config view", "context %q cannot be used", name)
+	}
+	scheme := runtime.NewScheme()
+	if err := v1alpha1.AddToScheme(scheme); err != nil {
+		return nil, err
+	}
+	metav1.AddToGroupVersion(scheme, metav1.SchemeGroupVersion)
+	rc := rest.CopyConfig(cfg)
+	rc.GroupVersion, rc.APIPath = &v1alpha1.GroupVersion, "/apis"
+	rc.NegotiatedSerializer = serializer.NewCodecFactory(scheme).WithoutConversion()
+	res, err := rest.RESTClientFor(rc)
+	if err != nil {
+		return nil, err
+	}
+	return &Cluster{Context: name, Namespace: ns, Server: cfg.Host, config: cfg, core: core, resources: res, raw: cc}, nil
+}
+
+// RESTConfig returns a copy of the connection's configuration, and ClientConfig the kubeconfig behind it, for the Helm client.
+func (c *Cluster) RESTConfig() *rest.Config { return rest.CopyConfig(c.config) }
+
+// ClientConfig returns the kubeconfig that the cluster was loaded from.
+func (c *Cluster) ClientConfig() clientcmd.ClientConfig { return c.raw }
+
+// WhoAmI asks the API server who the credentials belong to (KEP-3325). It is also the first request: it finds an API server that does not answer.
+func (c *Cluster) WhoAmI(ctx context.Context) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
+	defer cancel()
+	r, err := c.core.AuthenticationV1().SelfSubjectReviews().Create(ctx, &authenticationv1.SelfSubjectReview{}, metav1.CreateOptions{})
+	if err != nil {
+		return "", c.explain(err, "ask who you are")
+	}
+	return r.Status.UserInfo.Username, nil
+}
+
+// ServerAddrs resolves the API server's name; these addresses must never be routed into the tunnel.
+func (c *Cluster) ServerAddrs(ctx context.Context) ([]netip.Addr, error) {
+	u, err := url.Parse(c.Server)
+	if err != nil {
+		return nil, err
+	}
+	if a, err := netip.ParseAddr(u.Hostname()); err == nil {
+		return []netip.Addr{a}, nil
+	}
+	addrs, err := net.DefaultResolver.LookupNetIP(ctx, "ip", u.Hostname())
+	if err != nil {
+		return nil, fmt.Errorf("address of the API server: %w", err)
+	}
+	for i := range addrs {
+		addrs[i] = addrs[i].Unmap()
+	}
+	return addrs, nil
+}
+
+// explain turns an error of a request into one that a user can act on.
+func (c *Cluster) explain(err error, doing string) error {
+	var ne net.Error
+	var ue *url.Error
+	switch {
+	case err == nil:
+		return nil
+	case apierrors.IsUnauthorized(err):
+		return uerr.Wrap(err, uerr.Denied, "log in to the cluster again; kubectl get ns shows the same error", "%s: the API server does not accept your credentials", doing)
+	case apierrors.IsForbidden(err):
+		return uerr.Wrap(err, uerr.Denied, "ask an administrator of the cluster for the right", "%s", doing)
+	case errors.Is(err, context.DeadlineExceeded) || errors.As(err, &ne) && ne.Timeout():
+		return uerr.Wrap(err, uerr.Cluster, "is the cluster up, is a VPN needed? Try: kubectl --context "+c.Context+" version", "%s: the API server at %s does not answer", doing, c.Server)
+	case errors.As(err, &ue) || errors.As(err, &ne):
+		return uerr.Wrap(err, uerr.Cluster, "is the cluster up, is a VPN needed? Try: kubectl --context "+c.Context+" version", "%s: the API server at %s cannot be reached", doing, c.Server)
+	case errors.Is(err, fs.ErrNotExist):
+		return uerr.Wrap(err, uerr.Usage, "check the files that the kubeconfig names", "%s", doing)
+	}
+	return uerr.Wrap(err, uerr.Cluster, "", "%s", doing)
+}
+
+// attachTransport speaks HTTP/1.1 only: over HTTP/2 the API server's proxy ignores Upgrade (D1).
+func (c *Cluster) attachTransport() (http.RoundTripper, error) {
+	cfg := rest.CopyConfig(c.config)
+	cfg.NextProtos = []string{"http/1.1"}
+	cfg.Timeout = 0
+	return rest.TransportFor(cfg)
+}

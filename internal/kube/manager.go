@@ -1,0 +1,141 @@
+package kube
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"strings"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/doppel-dev/doppel/api/v1alpha1"
+	"github.com/doppel-dev/doppel/internal/tunnel"
+	"github.com/doppel-dev/doppel/internal/uerr"
+)
+
+// managerName is the fixed name of the manager's ConfigMap and Service.
+const managerName = "traffic-manager"
+
+// ErrNoManager means that no traffic-manager is installed in the namespace that was asked for.
+var ErrNoManager = errors.New("no traffic-manager")
+
+// ManagerInfo is what a manager publishes about itself.
+type ManagerInfo struct {
+	Key     string // fingerprint of its tunnel key
+	Version string
+}
+
+// Manager reads the manager's ConfigMap.
+func (c *Cluster) Manager(ctx context.Context, ns string) (ManagerInfo, error) {
+	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
+	defer cancel()
+	cm, err := c.core.CoreV1().ConfigMaps(ns).Get(ctx, managerName, metav1.GetOptions{})
+	if apierrors.IsNotFound(err) {
+		return ManagerInfo{}, uerr.Wrap(ErrNoManager, uerr.NotFound, "install it with: doppel helm install", "no traffic-manager in namespace %s", ns)
+	}
+	if err != nil {
+		return ManagerInfo{}, c.explain(err, "look for the traffic-manager in namespace "+ns)
+	}
+	return ManagerInfo{Key: cm.Data["key"], Version: cm.Data["version"]}, nil
+}
+
+// Attach opens the way in: the API server's service proxy with an HTTP Upgrade (D1).
+func (c *Cluster) Attach(ctx context.Context, ns string) (net.Conn, error) {
+	rt, err := c.attachTransport()
+	if err != nil {
+		return nil, err
+	}
+	u := fmt.Sprintf("%s/api/v1/namespaces/%s/services/http:%s:api/proxy/attach", strings.TrimSuffix(c.Server, "/"), ns, managerName)
+	conn, err := tunnel.Upgrade(ctx, rt, u)
+	var ue *tunnel.UpgradeError
+	if errors.As(err, &ue) {
+		return nil, c.explainUpgrade(ue, ns)
+	}
+	if err != nil {
+		return nil, c.explain(err, "reach the traffic-manager")
+	}
+	return conn, nil
+}
+
+func (c *Cluster) explainUpgrade(e *tunnel.UpgradeError, ns string) error {
+	switch e.Status {
+	case http.StatusForbidden, http.StatusUnauthorized:
+		return uerr.Wrap(e, uerr.Denied, fmt.Sprintf("you need the right to get services/proxy of http:%s:api in namespace %s", managerName, ns), "the API server does not let you through to the traffic-manager")
+	case http.StatusNotFound:
+		return uerr.Wrap(e, uerr.Cluster, "install it with: doppel helm install", "no service %s in namespace %s", managerName, ns)
+	case http.StatusServiceUnavailable, http.StatusBadGateway, http.StatusGatewayTimeout:
+		return uerr.Wrap(e, uerr.Cluster, fmt.Sprintf("look at it with: kubectl -n %s get pods", ns), "the traffic-manager is not running")
+	case http.StatusOK:
+		return uerr.Wrap(e, uerr.Cluster, "a proxy between here and the API server may strip the Upgrade header", "the way to the traffic-manager does not carry HTTP upgrades")
+	}
+	return uerr.Wrap(e, uerr.Cluster, "", "reach the traffic-manager")
+}
+
+// CreateSession creates the session object and returns it with its UID.
+func (c *Cluster) CreateSession(ctx context.Context, ns string, spec v1alpha1.SessionSpec) (*v1alpha1.Session, error) {
+	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
+	defer cancel()
+	s := &v1alpha1.Session{ObjectMeta: metav1.ObjectMeta{GenerateName: "session-", Namespace: ns}, Spec: spec}
+	out := &v1alpha1.Session{}
+	err := c.resources.Post().Namespace(ns).Resource("sessions").Body(s).Do(ctx).Into(out)
+	if apierrors.IsNotFound(err) {
+		return nil, uerr.Wrap(ErrNoManager, uerr.NotFound, "install it with: doppel helm install", "the cluster does not know doppel's resources")
+	}
+	return out, c.explain(err, "create a session")
+}
+
+// RenewSession moves the session's renewal time.
+func (c *Cluster) RenewSession(ctx context.Context, s *v1alpha1.Session) error {
+	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
+	defer cancel()
+	patch := fmt.Sprintf(`{"metadata":{"uid":%q},"spec":{"renewTime":%q}}`, s.UID, metav1.NowMicro().UTC().Format(metav1.RFC3339Micro))
+	err := c.resources.Patch(types.MergePatchType).Namespace(s.Namespace).Resource("sessions").Name(s.Name).Body([]byte(patch)).Do(ctx).Error()
+	return c.explain(err, "renew the session")
+}
+
+// DeleteSession deletes the session; one that is gone already is no error.
+func (c *Cluster) DeleteSession(ctx context.Context, s *v1alpha1.Session) error {
+	return c.remove(ctx, "sessions", s.Namespace, s.Name, s.UID, "end the session")
+}
+
+// CreateIntercept creates the intercept object in the workload's namespace.
+func (c *Cluster) CreateIntercept(ctx context.Context, ns string, spec v1alpha1.InterceptSpec) (*v1alpha1.Intercept, error) {
+	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
+	defer cancel()
+	in := &v1alpha1.Intercept{ObjectMeta: metav1.ObjectMeta{GenerateName: spec.Workload.Name + "-", Namespace: ns}, Spec: spec}
+	out := &v1alpha1.Intercept{}
+	err := c.resources.Post().Namespace(ns).Resource("intercepts").Body(in).Do(ctx).Into(out)
+	if apierrors.IsNotFound(err) {
+		return nil, uerr.Wrap(err, uerr.NotFound, "look at the namespaces with: kubectl get ns", "no namespace %s", ns)
+	}
+	return out, c.explain(err, "create an intercept in namespace "+ns)
+}
+
+// DeleteIntercept deletes an intercept; one that is gone already is no error.
+func (c *Cluster) DeleteIntercept(ctx context.Context, in *v1alpha1.Intercept) error {
+	return c.remove(ctx, "intercepts", in.Namespace, in.Name, in.UID, "remove the intercept")
+}
+
+// Intercepts lists the intercepts of a namespace, or of all for "".
+func (c *Cluster) Intercepts(ctx context.Context, ns string) ([]v1alpha1.Intercept, error) {
+	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
+	defer cancel()
+	var list v1alpha1.InterceptList
+	err := c.resources.Get().NamespaceIfScoped(ns, ns != "").Resource("intercepts").Do(ctx).Into(&list)
+	return list.Items, c.explain(err, "list intercepts")
+}
+
+func (c *Cluster) remove(ctx context.Context, resource, ns, name string, uid types.UID, doing string) error {
+	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
+	defer cancel()
+	err := c.resources.Delete().Namespace(ns).Resource(resource).Name(name).
+		Body(&metav1.DeleteOptions{Preconditions: &metav1.Preconditions{UID: &uid}}).Do(ctx).Error()
+	if apierrors.IsNotFound(err) || apierrors.IsConflict(err) { // conflict: the name belongs to another object by now
+		return nil
+	}
+	return c.explain(err, doing)
+}

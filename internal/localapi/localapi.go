@@ -1,0 +1,178 @@
+// Package localapi owns what the CLI and the user daemon say to each other: HTTP and JSON over a unix socket,
+// every answer a stream of events (progress lines, then a result or an error).
+package localapi
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strconv"
+	"syscall"
+	"time"
+
+	"github.com/doppel-dev/doppel/internal/uerr"
+)
+
+// maxRequest bounds a request's body.
+const maxRequest = 1 << 20
+
+// Event is one line of an answer: progress, or as the last line a result or an error.
+type Event struct {
+	Progress string          `json:"progress,omitempty"`
+	Result   json.RawMessage `json:"result,omitempty"`
+	Error    *uerr.Error     `json:"error,omitempty"`
+}
+
+// Progress reports one step of a long operation.
+type Progress func(format string, args ...any)
+
+// Dir is the directory of a user's sockets: $XDG_RUNTIME_DIR/doppel, or a directory of the user's own below the temporary one.
+func Dir() string {
+	if d := os.Getenv("XDG_RUNTIME_DIR"); d != "" {
+		return filepath.Join(d, "doppel")
+	}
+	return filepath.Join(os.TempDir(), "doppel-"+strconv.Itoa(os.Getuid()))
+}
+
+// DaemonSocket is where the user daemon listens.
+func DaemonSocket() string { return filepath.Join(Dir(), "daemon.sock") }
+
+// StateDir is where the daemons write their logs: $XDG_STATE_HOME/doppel or ~/.local/state/doppel.
+func StateDir() (string, error) {
+	base := os.Getenv("XDG_STATE_HOME")
+	if base == "" {
+		home, err := os.UserHomeDir()
+		if err != nil {
+			return "", err
+		}
+		base = filepath.Join(home, ".local", "state")
+	}
+	dir := filepath.Join(base, "doppel")
+	return dir, os.MkdirAll(dir, 0o700)
+}
+
+// Listen opens the socket for this user only. A socket that nobody answers on is replaced; one that is answered is an error.
+func Listen(path string) (net.Listener, error) {
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		return nil, err
+	}
+	if c, err := net.DialTimeout("unix", path, time.Second); err == nil {
+		_ = c.Close()
+		return nil, fmt.Errorf("another daemon listens on %s", path)
+	}
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, err
+	}
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		return nil, err
+	}
+	return l, os.Chmod(path, 0o600)
+}
+
+// Handle makes an HTTP handler of fn. The request's context ends when the client goes away.
+func Handle[Req, Res any](fn func(context.Context, Req, Progress) (Res, error)) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		var req Req
+		dec := json.NewDecoder(io.LimitReader(r.Body, maxRequest))
+		dec.DisallowUnknownFields()
+		if err := dec.Decode(&req); err != nil {
+			http.Error(w, err.Error(), http.StatusBadRequest)
+			return
+		}
+		w.Header().Set("Content-Type", "application/x-ndjson")
+		enc, flush := json.NewEncoder(w), http.NewResponseController(w)
+		send := func(e Event) {
+			_ = enc.Encode(e) // a client that is gone cancels the context
+			_ = flush.Flush()
+		}
+		res, err := fn(r.Context(), req, func(format string, args ...any) { send(Event{Progress: fmt.Sprintf(format, args...)}) })
+		if err != nil {
+			send(Event{Error: uerr.From(err)})
+			return
+		}
+		b, err := json.Marshal(res)
+		if err != nil {
+			send(Event{Error: uerr.From(err)})
+			return
+		}
+		send(Event{Result: b})
+	})
+}
+
+// Client talks to the user daemon.
+type Client struct {
+	http http.Client
+}
+
+// NewClient returns a client of the daemon at a socket.
+func NewClient(socket string) *Client {
+	return &Client{http: http.Client{Transport: &http.Transport{
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			var d net.Dialer
+			return d.DialContext(ctx, "unix", socket)
+		},
+	}}}
+}
+
+// ErrNoDaemon means that no user daemon runs.
+var ErrNoDaemon = errors.New("the user daemon is not running")
+
+// Call sends req to a method and decodes the result into res, handing progress lines to progress (may be nil).
+func (c *Client) Call(ctx context.Context, method string, req, res any, progress func(string)) error {
+	body, err := json.Marshal(req)
+	if err != nil {
+		return err
+	}
+	hr, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://daemon/v1/"+method, bytes.NewReader(body))
+	if err != nil {
+		return err
+	}
+	resp, err := c.http.Do(hr)
+	if err != nil {
+		if errors.Is(err, os.ErrNotExist) || errors.Is(err, syscall.ECONNREFUSED) {
+			return ErrNoDaemon
+		}
+		return err
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		b, _ := io.ReadAll(io.LimitReader(resp.Body, 4096))
+		return uerr.New(uerr.Internal, "the running daemon may be of another version; try: doppel quit -s", "the user daemon does not understand %s: %s", method, bytes.TrimSpace(b))
+	}
+	return readEvents(resp.Body, res, progress)
+}
+
+func readEvents(r io.Reader, res any, progress func(string)) error {
+	sc := bufio.NewScanner(r)
+	sc.Buffer(nil, 16<<20)
+	for sc.Scan() {
+		var e Event
+		if err := json.Unmarshal(sc.Bytes(), &e); err != nil {
+			return fmt.Errorf("answer of the user daemon: %w", err)
+		}
+		switch {
+		case e.Error != nil:
+			return e.Error
+		case e.Result != nil:
+			if res == nil {
+				return nil
+			}
+			return json.Unmarshal(e.Result, res)
+		case progress != nil:
+			progress(e.Progress)
+		}
+	}
+	if err := sc.Err(); err != nil {
+		return err
+	}
+	return uerr.New(uerr.Internal, "see the daemon's log with: doppel status", "the user daemon ended before it answered")
+}

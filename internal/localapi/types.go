@@ -1,0 +1,125 @@
+package localapi
+
+import (
+	"net/netip"
+	"time"
+)
+
+// Methods of the user daemon.
+const (
+	MethodConnect   = "connect"
+	MethodStatus    = "status"
+	MethodQuit      = "quit"
+	MethodList      = "list"
+	MethodIntercept = "intercept"
+	MethodLeave     = "leave"
+)
+
+// Empty is a request or result without content.
+type Empty struct{}
+
+// ConnectRequest asks for a session.
+type ConnectRequest struct {
+	Kubeconfig       string `json:"kubeconfig,omitempty"`
+	Context          string `json:"context,omitempty"`
+	Namespace        string `json:"namespace,omitempty"`
+	ManagerNamespace string `json:"managerNamespace,omitempty"`
+}
+
+// ConnectResult is the session that was found or made.
+type ConnectResult struct {
+	Status  Status        `json:"status"`
+	Reused  bool          `json:"reused"` // the daemon was connected like this already
+	Elapsed time.Duration `json:"elapsed"`
+}
+
+// Status is what the user daemon knows.
+type Status struct {
+	Version   string      `json:"version"`
+	PID       int         `json:"pid"`
+	LogFile   string      `json:"logFile"`
+	Connected bool        `json:"connected"`
+	Session   *Session    `json:"session,omitempty"`
+	Root      *RootStatus `json:"root,omitempty"`
+}
+
+// Session is one laptop in one cluster, for people and programs to read.
+type Session struct {
+	Context          string      `json:"context"`
+	Namespace        string      `json:"namespace"`
+	Server           string      `json:"server"`
+	User             string      `json:"user"`
+	Name             string      `json:"name"`
+	UID              string      `json:"uid"`
+	ManagerNamespace string      `json:"managerNamespace"`
+	ManagerVersion   string      `json:"managerVersion"`
+	Tunnel           string      `json:"tunnel"` // up, or why it is down
+	Problems         []string    `json:"problems,omitempty"`
+	Intercepts       []Intercept `json:"intercepts"`
+}
+
+// RootStatus is what the root daemon has set on this machine.
+type RootStatus struct {
+	Interface string         `json:"interface"`
+	Routes    []netip.Prefix `json:"routes"`
+	DNS       string         `json:"dns"`       // how DNS is captured
+	Resolvers []string       `json:"resolvers"` // who answers everything else
+}
+
+// ListRequest asks for the workloads of a namespace; empty is the connected one.
+type ListRequest struct {
+	Namespace     string `json:"namespace,omitempty"`
+	AllNamespaces bool   `json:"allNamespaces,omitempty"`
+}
+
+// ListResult is what can be or is intercepted.
+type ListResult struct {
+	Namespace string     `json:"namespace"`
+	Workloads []Workload `json:"workloads"`
+}
+
+// Workload is one line of doppel list.
+type Workload struct {
+	Name       string      `json:"name"`
+	Namespace  string      `json:"namespace"`
+	Kind       string      `json:"kind"`
+	Agent      bool        `json:"agent"`
+	NotReady   string      `json:"notReady,omitempty"`
+	Intercepts []Intercept `json:"intercepts,omitempty"`
+}
+
+// InterceptRequest asks for an intercept.
+type InterceptRequest struct {
+	Name      string        `json:"name"`
+	Workload  string        `json:"workload,omitempty"` // default: Name
+	Namespace string        `json:"namespace,omitempty"`
+	Port      string        `json:"port"`              // LOCAL[:REMOTE]
+	Address   string        `json:"address,omitempty"` // where LOCAL is, default 127.0.0.1
+	Service   string        `json:"service,omitempty"`
+	Container string        `json:"container,omitempty"`
+	Timeout   time.Duration `json:"timeout,omitempty"`
+}
+
+// Intercept is one intercept, ours or a colleague's.
+type Intercept struct {
+	Name      string `json:"name"`
+	Namespace string `json:"namespace"`
+	Kind      string `json:"kind"`
+	Workload  string `json:"workload"`
+	State     string `json:"state"`
+	Message   string `json:"message,omitempty"`
+	Port      uint16 `json:"port"`
+	Target    string `json:"target,omitempty"`
+	User      string `json:"user,omitempty"`
+	Mine      bool   `json:"mine"`
+}
+
+// LeaveRequest ends an intercept.
+type LeaveRequest struct {
+	Name string `json:"name"`
+}
+
+// QuitRequest ends the session, and with Stop both daemons.
+type QuitRequest struct {
+	Stop bool `json:"stop"`
+}

@@ -1,0 +1,251 @@
+package manager
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"strings"
+	"sync"
+	"time"
+
+	authenticationv1 "k8s.io/api/authentication/v1"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/doppel-dev/doppel/internal/agentcfg"
+	"github.com/doppel-dev/doppel/internal/buildinfo"
+	"github.com/doppel-dev/doppel/internal/control"
+	"github.com/doppel-dev/doppel/internal/flow"
+	"github.com/doppel-dev/doppel/internal/mux"
+	"github.com/doppel-dev/doppel/internal/tunnel"
+	"github.com/doppel-dev/doppel/internal/wire"
+)
+
+// agents holds the agents connected to this replica, by pod UID.
+type agents struct {
+	m   *Manager
+	log *slog.Logger
+
+	mu sync.Mutex
+	// guarded by mu
+	byPod map[types.UID]*agentConn
+}
+
+// agentConn is one connected agent.
+type agentConn struct {
+	pod      types.UID
+	podName  string
+	workload workloadKey
+	mux      *mux.Session
+	kick     chan struct{} // a new table is to be sent
+
+	mu sync.Mutex
+	// guarded by mu
+	acked map[types.UID]bool // intercepts in the last table that the agent acknowledged
+}
+
+func newAgents(m *Manager) *agents {
+	a := &agents{m: m, log: m.cfg.Log, byPod: map[types.UID]*agentConn{}}
+	m.engaged.onChange(a.push)
+	return a
+}
+
+func (a *agents) serve(ctx context.Context, l net.Listener) error {
+	stop := context.AfterFunc(ctx, func() { _ = l.Close() })
+	defer stop()
+	for {
+		c, err := l.Accept()
+		if err != nil {
+			if ctx.Err() != nil {
+				return nil
+			}
+			return err
+		}
+		go a.handle(ctx, c)
+	}
+}
+
+// handle runs one agent's connection until it ends.
+func (a *agents) handle(ctx context.Context, raw net.Conn) {
+	conn := &agentConn{kick: make(chan struct{}, 1), acked: map[types.UID]bool{}}
+	s, _, err := tunnel.Server(ctx, raw, tunnel.ServerConfig{
+		Identity: a.m.identity,
+		Authorize: func(ctx context.Context, h wire.Hello, _ string) (wire.HelloReply, error) {
+			return wire.HelloReply{Version: wire.Version, Product: buildinfo.Version, Manager: a.m.cfg.PodName}, a.authorize(ctx, h, conn)
+		},
+	})
+	if err != nil {
+		a.log.Info("agent refused", "peer", raw.RemoteAddr(), "err", err)
+		return
+	}
+	conn.mux = s
+	a.add(conn)
+	defer a.remove(conn)
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	go a.sendTables(ctx, conn)
+	if err := tunnel.Serve(ctx, s, tunnel.Handlers{
+		Intercept: func(r *mux.Request, h wire.InterceptHeader) { a.forward(conn, r, h) },
+	}); err != nil {
+		a.log.Debug("agent's tunnel ended", "pod", conn.podName, "err", err)
+	}
+}
+
+// authorize trusts only what the token says: its service account, and the pod it is bound to (KEP-1205).
+// The pod's own annotation and owner then say which workload the agent speaks for.
+func (a *agents) authorize(ctx context.Context, h wire.Hello, conn *agentConn) error {
+	if h.Role != wire.RoleAgent {
+		return fmt.Errorf("role %q does not connect here", h.Role)
+	}
+	ns, podName, podUID, err := a.review(ctx, h.Token)
+	if err != nil {
+		return err
+	}
+	var pod corev1.Pod
+	if err := a.m.ctrl.GetAPIReader().Get(ctx, client.ObjectKey{Namespace: ns, Name: podName}, &pod); err != nil {
+		return err
+	}
+	if string(pod.UID) != podUID || pod.Annotations[agentcfg.Annotation] == "" {
+		return errors.New("this pod has no agent")
+	}
+	w, err := a.m.workloadOf(ctx, &pod)
+	if err != nil {
+		return err
+	}
+	conn.pod, conn.podName, conn.workload = pod.UID, pod.Namespace+"/"+pod.Name, w
+	return nil
+}
+
+// review asks the API server whose token it is.
+func (a *agents) review(ctx context.Context, token string) (ns, pod, uid string, err error) {
+	tr := &authenticationv1.TokenReview{Spec: authenticationv1.TokenReviewSpec{Token: token, Audiences: []string{agentcfg.Audience}}}
+	if err := a.m.ctrl.GetClient().Create(ctx, tr); err != nil {
+		return "", "", "", fmt.Errorf("review the agent's token: %w", err)
+	}
+	parts := strings.Split(tr.Status.User.Username, ":")
+	extra := func(k string) string {
+		if v := tr.Status.User.Extra["authentication.kubernetes.io/"+k]; len(v) == 1 {
+			return v[0]
+		}
+		return ""
+	}
+	pod, uid = extra("pod-name"), extra("pod-uid")
+	if !tr.Status.Authenticated || len(parts) != 4 || parts[1] != "serviceaccount" || pod == "" || uid == "" {
+		return "", "", "", errors.New("the agent's token is not valid")
+	}
+	return parts[2], pod, uid, nil
+}
+
+func (a *agents) add(c *agentConn) {
+	a.mu.Lock()
+	old := a.byPod[c.pod]
+	a.byPod[c.pod] = c
+	a.mu.Unlock()
+	if old != nil {
+		_ = old.mux.Close()
+	}
+	a.log.Info("agent connected", "pod", c.podName, "workload", c.workload.Name)
+	c.kick <- struct{}{}
+}
+
+func (a *agents) remove(c *agentConn) {
+	_ = c.mux.Close()
+	a.mu.Lock()
+	if a.byPod[c.pod] == c {
+		delete(a.byPod, c.pod)
+	}
+	a.mu.Unlock()
+	a.log.Info("agent gone", "pod", c.podName)
+	a.m.wake(c.workload)
+}
+
+// push has every agent of the workload told the new table.
+func (a *agents) push(w workloadKey) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, c := range a.byPod {
+		if c.workload == w {
+			select {
+			case c.kick <- struct{}{}:
+			default: // one is due already and will read the newest state
+			}
+		}
+	}
+}
+
+// sendTables sends the table at each kick; the acknowledgement is what makes an intercept ACTIVE.
+func (a *agents) sendTables(ctx context.Context, c *agentConn) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-c.mux.Done():
+			return
+		case <-c.kick:
+		}
+		t := a.m.engaged.table(c.workload)
+		cctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+		err := tunnel.Control(cctx, c.mux, control.ManagerIntercepts, t, nil)
+		cancel()
+		if err != nil {
+			a.log.Warn("agent did not take its table", "pod", c.podName, "err", err)
+			_ = c.mux.Close() // it reconnects and starts afresh
+			return
+		}
+		acked := make(map[types.UID]bool, len(t.Items))
+		for _, e := range t.Items {
+			acked[types.UID(e.Intercept)] = true
+		}
+		c.mu.Lock()
+		c.acked = acked
+		c.mu.Unlock()
+		a.m.wake(c.workload)
+	}
+}
+
+// serves says whether the pod's agent is connected and has acknowledged the intercept.
+func (a *agents) serves(pod, intercept types.UID) bool {
+	a.mu.Lock()
+	c := a.byPod[pod]
+	a.mu.Unlock()
+	if c == nil {
+		return false
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.acked[intercept]
+}
+
+// forwardTimeout leaves the agent's own second (D3) room for the way back.
+const forwardTimeout = 900 * time.Millisecond
+
+// forward carries one intercepted connection from an agent to the laptop that the intercept belongs to.
+// An agent can only ever offer flows for intercepts of its own workload.
+func (a *agents) forward(c *agentConn, r *mux.Request, h wire.InterceptHeader) {
+	g, ok := a.m.engaged.get(types.UID(h.Intercept))
+	if !ok || g.Workload != c.workload {
+		_ = r.Reject(wire.CodeNotFound, "no such intercept")
+		return
+	}
+	laptop := a.m.laptops.tunnel(g.Session)
+	if laptop == nil {
+		_ = r.Reject(wire.CodeGone, "the laptop is not connected")
+		return
+	}
+	ctx, cancel := context.WithTimeout(r.Context(), forwardTimeout)
+	down, reply, err := laptop.Open(ctx, wire.AppendIntercept(nil, h))
+	cancel()
+	if err != nil {
+		_ = r.Reject(wire.CodeOf(err), "the laptop did not take it: "+err.Error())
+		return
+	}
+	up, err := r.Accept(reply)
+	if err != nil {
+		down.Reset()
+		return
+	}
+	_, _, _ = flow.Relay(up, down) // how a flow ended is between its two ends
+}

@@ -1,0 +1,57 @@
+package manager
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"time"
+
+	"github.com/miekg/dns"
+)
+
+// dnsTimeout bounds one question to the cluster's DNS; the laptop's resolver library asks again after 5 s.
+const dnsTimeout = 3 * time.Second
+
+// dnsForwarder passes a laptop's questions to the cluster's DNS as they are, so that every type, TTL and negative answer is the real one.
+type dnsForwarder struct {
+	servers []string
+}
+
+func newDNSForwarder(resolvConf string) (*dnsForwarder, error) {
+	cc, err := dns.ClientConfigFromFile(resolvConf)
+	if err != nil {
+		return nil, fmt.Errorf("find the cluster's DNS: %w", err)
+	}
+	f := &dnsForwarder{}
+	for _, s := range cc.Servers {
+		f.servers = append(f.servers, net.JoinHostPort(s, cc.Port))
+	}
+	if len(f.servers) == 0 {
+		return nil, fmt.Errorf("find the cluster's DNS: no nameserver in %s", resolvConf)
+	}
+	return f, nil
+}
+
+// query asks over UDP and, if the answer was truncated, again over TCP: the tunnel has room for it.
+func (f *dnsForwarder) query(ctx context.Context, msg []byte) ([]byte, error) {
+	var q dns.Msg
+	if err := q.Unpack(msg); err != nil {
+		return nil, fmt.Errorf("DNS question: %w", err)
+	}
+	var errs []error
+	for _, s := range f.servers {
+		for _, network := range []string{"udp", "tcp"} {
+			c := dns.Client{Net: network, Timeout: dnsTimeout}
+			a, _, err := c.ExchangeContext(ctx, &q, s)
+			if err != nil {
+				errs = append(errs, err)
+				break
+			}
+			if !a.Truncated || network == "tcp" {
+				return a.Pack()
+			}
+		}
+	}
+	return nil, errors.Join(errs...)
+}

@@ -1,0 +1,251 @@
+package manager
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/types"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/reconcile"
+
+	"github.com/doppel-dev/doppel/api/v1alpha1"
+	"github.com/doppel-dev/doppel/internal/inject"
+)
+
+// pendingPoll is how often an intercept that waits for pods is looked at again; events of agents wake it earlier.
+const pendingPoll = 300 * time.Millisecond
+
+// activePoll is how often an active intercept is checked against its pods.
+const activePoll = 10 * time.Second
+
+// interceptReconciler brings intercepts into force.
+//
+//	Pending ──every pod has an agent that knows it──▶ Active
+//	   └──cannot be taken, or the cluster refuses the agent──▶ Failed (final: the laptop deletes it)
+type interceptReconciler struct {
+	m *Manager
+	// restarted remembers for which intercepts a restart of which workload was asked for,
+	// so that a missed injection is noticed and not repeated for ever.
+	restarted map[types.UID]workloadKey
+	// names finds the UID of an intercept that is gone.
+	names map[types.NamespacedName]types.UID
+}
+
+// problem is a reason for which an intercept can never become active.
+type problem struct{ reason, msg string }
+
+func (p *problem) Error() string { return p.msg }
+
+func fail(reason, format string, args ...any) error {
+	return &problem{reason, fmt.Sprintf(format, args...)}
+}
+
+func (r *interceptReconciler) Reconcile(ctx context.Context, req reconcile.Request) (reconcile.Result, error) {
+	var in v1alpha1.Intercept
+	err := r.m.ctrl.GetClient().Get(ctx, req.NamespacedName, &in)
+	if apierrors.IsNotFound(err) {
+		return reconcile.Result{}, r.gone(ctx, req.NamespacedName)
+	}
+	if err != nil {
+		return reconcile.Result{}, err
+	}
+	if uid, ok := r.names[req.NamespacedName]; ok && uid != in.UID { // deleted and created again under the same name
+		if err := r.gone(ctx, req.NamespacedName); err != nil {
+			return reconcile.Result{}, err
+		}
+	}
+	r.names[req.NamespacedName] = in.UID
+	if in.Status.State == v1alpha1.InterceptFailed {
+		return reconcile.Result{}, nil
+	}
+	sess, err := r.m.sessionByUID(ctx, types.UID(in.Spec.Session))
+	if err != nil {
+		return reconcile.Result{}, err
+	}
+	if sess == nil {
+		r.m.cfg.Log.Info("intercept ended with its session", "intercept", req.NamespacedName.String())
+		return reconcile.Result{}, client.IgnoreNotFound(r.m.ctrl.GetClient().Delete(ctx, &in, client.Preconditions{UID: &in.UID}))
+	}
+	st, err := r.engage(ctx, &in, sess)
+	var p *problem
+	if errors.As(err, &p) {
+		st = v1alpha1.InterceptStatus{State: v1alpha1.InterceptFailed, Reason: p.reason, Message: p.msg, Ports: st.Ports, Container: st.Container}
+		r.m.engaged.remove(in.UID)
+	} else if err != nil {
+		return reconcile.Result{}, err
+	}
+	if err := r.writeStatus(ctx, &in, st); err != nil {
+		return reconcile.Result{}, err
+	}
+	switch st.State {
+	case v1alpha1.InterceptPending:
+		return reconcile.Result{RequeueAfter: pendingPoll}, nil
+	case v1alpha1.InterceptActive:
+		return reconcile.Result{RequeueAfter: activePoll}, nil
+	}
+	return reconcile.Result{}, nil
+}
+
+// engage does the next step for an intercept and says where it stands.
+func (r *interceptReconciler) engage(ctx context.Context, in *v1alpha1.Intercept, sess *v1alpha1.Session) (v1alpha1.InterceptStatus, error) {
+	st := v1alpha1.InterceptStatus{State: v1alpha1.InterceptPending}
+	if sess.Spec.User != in.Spec.User {
+		return st, fail("ForeignSession", "the session belongs to another user")
+	}
+	w, err := r.m.loadWorkload(ctx, in.Namespace, in.Spec.Workload)
+	if err != nil {
+		return st, err
+	}
+	facts, err := r.m.facts(ctx, in.Namespace)
+	if err != nil {
+		return st, err
+	}
+	ports := inject.Ports(&w.template.Spec, w.template.Labels, facts)
+	port, err := inject.Find(ports, in.Spec.Port, in.Spec.Service, in.Spec.Container)
+	var pe *inject.PortError
+	if errors.As(err, &pe) {
+		return st, fail(pe.Reason, "%s %s has %s", in.Spec.Workload.Kind, in.Spec.Workload.Name, pe.Msg)
+	}
+	st.Container = port.Container
+	st.Ports = []v1alpha1.InterceptedPort{{
+		Protocol: string(port.Protocol), ContainerPort: int32(port.ContainerPort), Service: port.Service, ServicePort: port.ServicePort, Way: string(port.Way),
+	}}
+	if err := r.conflict(ctx, in, port); err != nil {
+		return st, err
+	}
+	r.m.engaged.set(engagement{
+		UID: in.UID, Session: types.UID(in.Spec.Session), Workload: w.key, Protocol: string(port.Protocol), Port: port.ContainerPort,
+	})
+	return r.progress(ctx, in, w, port, st)
+}
+
+// progress restarts the workload if its pods lack the agent, and otherwise counts the agents that know the intercept.
+func (r *interceptReconciler) progress(ctx context.Context, in *v1alpha1.Intercept, w *workload, port inject.Taken, st v1alpha1.InterceptStatus) (v1alpha1.InterceptStatus, error) {
+	view := w.view(string(port.Protocol), port.ContainerPort, func(pod types.UID) bool { return r.m.agents.serves(pod, in.UID) })
+	st.Agents = int32(view.serving)
+	_, restarted := r.restarted[in.UID]
+	if view.trouble != "" {
+		return st, fail("AgentNotStarted", "%s", view.trouble)
+	}
+	switch {
+	case !w.observed: // the deployment controller has not seen the last change yet
+		st.Message = "waiting for the rolling restart to begin"
+	case view.missing > 0 && !restarted:
+		if in.Status.State == v1alpha1.InterceptActive {
+			r.m.cfg.Log.Warn("pods without an agent behind an active intercept", "intercept", in.Namespace+"/"+in.Name, "pods", view.missing)
+		}
+		if why := w.cannotRoll(); why != "" {
+			return st, fail("CannotRoll", "%s", why)
+		}
+		if err := w.restart(ctx, r.m.ctrl.GetClient()); err != nil {
+			return st, fail("RestartRefused", "the workload could not be restarted: %v", err)
+		}
+		r.restarted[in.UID] = w.key
+		st.Message = "restarting the workload to install the traffic-agent"
+	case view.missing > 0:
+		return st, fail("NotInjected", "pod %s came up without a traffic-agent: the API server did not reach the agent-injector webhook", view.missingPod)
+	case view.waiting > 0 || view.serving == 0 && w.wanted > 0:
+		st.Message = fmt.Sprintf("waiting for the traffic-agents of %d pods (%d ready)", max(view.waiting+view.serving, int(w.wanted)), view.serving)
+	case view.draining > 0:
+		st.Message = fmt.Sprintf("waiting for %d old pods to leave the service", view.draining)
+	default:
+		st.State = v1alpha1.InterceptActive
+	}
+	return st, nil
+}
+
+// conflict refuses a port that an older intercept of the same workload holds; the answer names the holder.
+func (r *interceptReconciler) conflict(ctx context.Context, in *v1alpha1.Intercept, port inject.Taken) error {
+	var list v1alpha1.InterceptList
+	if err := r.m.ctrl.GetClient().List(ctx, &list, client.InNamespace(in.Namespace)); err != nil {
+		return err
+	}
+	for i := range list.Items {
+		o := &list.Items[i]
+		if o.UID == in.UID || o.Spec.Workload != in.Spec.Workload || o.Status.State == v1alpha1.InterceptFailed || !older(o, in) {
+			continue
+		}
+		if slices.ContainsFunc(o.Status.Ports, func(p v1alpha1.InterceptedPort) bool {
+			return p.ContainerPort == int32(port.ContainerPort) && p.Protocol == string(port.Protocol)
+		}) {
+			return fail("PortHeld", "port %d of %s is intercepted by %s (intercept %s since %s)", port.ContainerPort, in.Spec.Workload.Name, o.Spec.User, o.Spec.Name, o.CreationTimestamp.Format(time.TimeOnly))
+		}
+	}
+	return nil
+}
+
+// older orders two intercepts the same way for every replica.
+func older(a, b *v1alpha1.Intercept) bool {
+	if !a.CreationTimestamp.Equal(&b.CreationTimestamp) {
+		return a.CreationTimestamp.Before(&b.CreationTimestamp)
+	}
+	return a.UID < b.UID
+}
+
+// gone takes an intercept out of force. A workload that its agents kept from coming up is restarted without them.
+func (r *interceptReconciler) gone(ctx context.Context, name types.NamespacedName) error {
+	uid, ok := r.names[name]
+	if !ok {
+		return nil
+	}
+	delete(r.names, name)
+	w, restarted := r.restarted[uid]
+	delete(r.restarted, uid)
+	r.m.engaged.remove(uid)
+	r.m.notifyIntercepts()
+	if !restarted {
+		return nil
+	}
+	return r.heal(ctx, w)
+}
+
+// heal restarts a workload whose agents could not start, once nobody intercepts it any more: its pods then come up without them.
+func (r *interceptReconciler) heal(ctx context.Context, key workloadKey) error {
+	if len(r.m.engaged.of(key)) > 0 {
+		return nil
+	}
+	w, err := r.m.loadWorkload(ctx, key.Namespace, v1alpha1.WorkloadRef{Kind: key.Kind, Name: key.Name})
+	var p *problem
+	if errors.As(err, &p) {
+		return nil // the workload is gone too
+	}
+	if err != nil || !w.broken() {
+		return err
+	}
+	r.m.cfg.Log.Info("restarting a workload whose agents did not start", "workload", key.Name)
+	return w.restart(ctx, r.m.ctrl.GetClient())
+}
+
+func (r *interceptReconciler) writeStatus(ctx context.Context, in *v1alpha1.Intercept, st v1alpha1.InterceptStatus) error {
+	defer r.m.notifyIntercepts()
+	if statusEqual(in.Status, st) {
+		return nil
+	}
+	base := in.DeepCopy()
+	in.Status = st
+	r.m.cfg.Log.Info("intercept", "intercept", in.Namespace+"/"+in.Name, "user", in.Spec.User, "state", st.State, "msg", st.Message)
+	return client.IgnoreNotFound(r.m.ctrl.GetClient().Status().Patch(ctx, in, client.MergeFrom(base)))
+}
+
+func statusEqual(a, b v1alpha1.InterceptStatus) bool {
+	return a.State == b.State && a.Reason == b.Reason && a.Message == b.Message && a.Agents == b.Agents && a.Container == b.Container && slices.Equal(a.Ports, b.Ports)
+}
+
+// facts reads what decides how ports of pods in the namespace can be taken.
+func (m *Manager) facts(ctx context.Context, ns string) (inject.Facts, error) {
+	var svcs corev1.ServiceList
+	if err := m.ctrl.GetClient().List(ctx, &svcs, client.InNamespace(ns)); err != nil {
+		return inject.Facts{}, err
+	}
+	var pols networkingv1.NetworkPolicyList
+	if err := m.ctrl.GetAPIReader().List(ctx, &pols, client.InNamespace(ns)); err != nil {
+		return inject.Facts{}, err
+	}
+	return inject.Facts{Services: svcs.Items, NetworkPolicies: pols.Items}, nil
+}

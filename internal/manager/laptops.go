@@ -1,0 +1,277 @@
+package manager
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"sync"
+	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/doppel-dev/doppel/api/v1alpha1"
+	"github.com/doppel-dev/doppel/internal/buildinfo"
+	"github.com/doppel-dev/doppel/internal/control"
+	"github.com/doppel-dev/doppel/internal/mux"
+	"github.com/doppel-dev/doppel/internal/tunnel"
+	"github.com/doppel-dev/doppel/internal/wire"
+)
+
+// laptops holds the tunnels of this replica, by session UID.
+//
+//	attach ──▶ Connected ──tunnel gone──▶ Lost ──back within the grace──▶ Connected
+//	                                       └──grace over, or not renewed──▶ session deleted
+type laptops struct {
+	m   *Manager
+	log *slog.Logger
+
+	mu sync.Mutex
+	// guarded by mu
+	tunnels map[types.UID]*mux.Session
+	lost    map[types.UID]time.Time
+}
+
+func newLaptops(m *Manager) *laptops {
+	return &laptops{m: m, log: m.cfg.Log, tunnels: map[types.UID]*mux.Session{}, lost: map[types.UID]time.Time{}}
+}
+
+// serve runs one attached connection until it ends.
+func (l *laptops) serve(ctx context.Context, raw net.Conn) {
+	var sess *v1alpha1.Session
+	s, _, err := tunnel.Server(ctx, raw, tunnel.ServerConfig{
+		Identity: l.m.identity,
+		Authorize: func(ctx context.Context, h wire.Hello, fingerprint string) (wire.HelloReply, error) {
+			var err error
+			sess, err = l.authorize(ctx, h, fingerprint)
+			return l.reply(h), err
+		},
+	})
+	if err != nil {
+		l.log.Info("laptop refused", "err", err)
+		return
+	}
+	l.up(ctx, sess, s)
+	defer l.down(ctx, sess, s)
+	if err := tunnel.Serve(ctx, s, l.handlers(sess)); err != nil {
+		l.log.Debug("tunnel ended", "session", sess.Name, "err", err)
+	}
+}
+
+// authorize finds the session that the laptop says it is and checks the one thing that only its owner has: the key.
+func (l *laptops) authorize(ctx context.Context, h wire.Hello, fingerprint string) (*v1alpha1.Session, error) {
+	if h.Role != wire.RoleLaptop {
+		return nil, fmt.Errorf("role %q does not attach here", h.Role)
+	}
+	if err := l.m.policy.ok(ctx); err != nil {
+		return nil, err
+	}
+	s, err := l.m.sessionByUID(ctx, types.UID(h.Session))
+	if err != nil {
+		return nil, err
+	}
+	if s == nil || s.Spec.Key != fingerprint || fingerprint == "" {
+		return nil, errNoSession // the same words for both: nothing is told to whoever guesses
+	}
+	if l.expired(s) {
+		return nil, errNoSession
+	}
+	return s, nil
+}
+
+// errNoSession tells a laptop to create a new session.
+var errNoSession = &mux.RejectError{Code: wire.CodeGone, Msg: "no such session"}
+
+// info is what a laptop learns at the handshake.
+type info struct {
+	RenewInterval string `json:"renewInterval"`
+	LostGrace     string `json:"lostGrace"`
+}
+
+func (l *laptops) reply(h wire.Hello) wire.HelloReply {
+	b, err := json.Marshal(info{RenewInterval: l.m.cfg.RenewInterval.String(), LostGrace: l.m.cfg.LostGrace.String()})
+	if err != nil {
+		panic(err) // two strings
+	}
+	return wire.HelloReply{Version: wire.Version, Product: buildinfo.Version, Manager: l.m.cfg.PodName, Session: h.Session, Info: b}
+}
+
+// up registers a tunnel; an older one of the same session is closed: the laptop came back before we noticed that it was gone.
+func (l *laptops) up(ctx context.Context, sess *v1alpha1.Session, s *mux.Session) {
+	l.mu.Lock()
+	old := l.tunnels[sess.UID]
+	l.tunnels[sess.UID] = s
+	delete(l.lost, sess.UID)
+	l.mu.Unlock()
+	if old != nil {
+		_ = old.Close()
+	}
+	l.log.Info("laptop connected", "session", sess.Name, "user", sess.Spec.User, "client", sess.Spec.Client)
+	l.setStatus(ctx, sess, v1alpha1.SessionConnected, "")
+}
+
+func (l *laptops) down(ctx context.Context, sess *v1alpha1.Session, s *mux.Session) {
+	_ = s.Close()
+	l.mu.Lock()
+	current := l.tunnels[sess.UID] == s
+	if current {
+		delete(l.tunnels, sess.UID)
+		l.lost[sess.UID] = time.Now()
+	}
+	l.mu.Unlock()
+	if !current {
+		return
+	}
+	l.log.Info("laptop lost", "session", sess.Name, "user", sess.Spec.User)
+	l.setStatus(ctx, sess, v1alpha1.SessionLost, "the tunnel is gone; apps answer until it is back")
+}
+
+// setStatus writes what people see with kubectl; the registry above is what counts, so a failure is logged only.
+func (l *laptops) setStatus(ctx context.Context, sess *v1alpha1.Session, state v1alpha1.SessionState, msg string) {
+	if ctx.Err() != nil {
+		return
+	}
+	want := sess.DeepCopy()
+	want.Status = v1alpha1.SessionStatus{State: state, Since: metav1.Now(), Message: msg}
+	if state == v1alpha1.SessionConnected {
+		want.Status.Address = l.m.agentsAddress()
+	}
+	base := sess.DeepCopy()
+	base.Status = v1alpha1.SessionStatus{State: "-", Address: "-", Message: "-"} // so that the patch carries every field
+	if err := l.m.ctrl.GetClient().Status().Patch(ctx, want, client.MergeFrom(base)); client.IgnoreNotFound(err) != nil {
+		l.log.Warn("session status not written", "session", sess.Name, "err", err)
+	}
+}
+
+// tunnel returns the session's tunnel, or nil.
+func (l *laptops) tunnel(uid types.UID) *mux.Session {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.tunnels[uid]
+}
+
+func (l *laptops) expired(s *v1alpha1.Session) bool {
+	return time.Since(s.Spec.RenewTime.Time) > 2*l.m.cfg.RenewInterval
+}
+
+// runLeases ends sessions whose tunnel or renewal has been missing for too long.
+func (l *laptops) runLeases(ctx context.Context) error {
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+		var list v1alpha1.SessionList
+		if err := l.m.ctrl.GetClient().List(ctx, &list, client.InNamespace(l.m.cfg.Namespace)); err != nil {
+			l.log.Warn("list sessions", "err", err)
+			continue
+		}
+		for i := range list.Items {
+			if why := l.over(&list.Items[i]); why != "" {
+				l.end(ctx, &list.Items[i], why)
+			}
+		}
+	}
+}
+
+// over says why a session has to end, or "".
+func (l *laptops) over(s *v1alpha1.Session) string {
+	if l.expired(s) {
+		return "not renewed"
+	}
+	l.mu.Lock()
+	_, attached := l.tunnels[s.UID]
+	lost, known := l.lost[s.UID]
+	l.mu.Unlock()
+	if attached {
+		return ""
+	}
+	since := lost
+	if !known { // created but never attached here: count from its creation or from our own start, whichever is later
+		since = s.CreationTimestamp.Time
+		if l.m.started.After(since) {
+			since = l.m.started
+		}
+	}
+	if time.Since(since) > l.m.cfg.LostGrace {
+		return "no tunnel"
+	}
+	return ""
+}
+
+func (l *laptops) end(ctx context.Context, s *v1alpha1.Session, why string) {
+	l.log.Info("session ended", "session", s.Name, "user", s.Spec.User, "why", why)
+	err := l.m.ctrl.GetClient().Delete(ctx, s, client.Preconditions{UID: &s.UID})
+	if client.IgnoreNotFound(err) != nil {
+		l.log.Warn("session not deleted", "session", s.Name, "err", err)
+	}
+	l.drop(s.UID)
+}
+
+// drop closes the tunnel of a session that no longer exists.
+func (l *laptops) drop(uid types.UID) {
+	l.mu.Lock()
+	t := l.tunnels[uid]
+	delete(l.tunnels, uid)
+	delete(l.lost, uid)
+	l.mu.Unlock()
+	if t != nil {
+		_ = t.Close()
+	}
+}
+
+// handlers is what a laptop may ask for.
+func (l *laptops) handlers(sess *v1alpha1.Session) tunnel.Handlers {
+	d := &net.Dialer{Timeout: dialTimeout}
+	return tunnel.Handlers{
+		TCP: func(r *mux.Request, h wire.FlowHeader) { serveDial(r, h, "tcp", d) },
+		UDP: func(r *mux.Request, h wire.FlowHeader) { serveDial(r, h, "udp", d) },
+		DNS: l.m.dns.query,
+		Watch: func(ctx context.Context, method string, _ []byte, send func(any) error) error {
+			switch method {
+			case control.LaptopCluster:
+				return l.m.cluster.watch(ctx, send)
+			case control.LaptopIntercepts:
+				return l.m.watchIntercepts(ctx, sess.UID, send)
+			}
+			return fmt.Errorf("unknown watch %q", method)
+		},
+	}
+}
+
+// dialTimeout is how long a laptop's SYN may wait for the cluster; the laptop's own TCP gives up later than that.
+const dialTimeout = 10 * time.Second
+
+func serveDial(r *mux.Request, h wire.FlowHeader, _ string, d *net.Dialer) {
+	if !mayDial(h.Dst) {
+		_ = r.Reject(wire.CodeUnreachable, "not an address of the cluster")
+		return
+	}
+	tunnel.ServeDial(r, h, d)
+}
+
+// sessionByUID looks in the cache, and asks the API server when the cache does not know the session yet.
+func (m *Manager) sessionByUID(ctx context.Context, uid types.UID) (*v1alpha1.Session, error) {
+	if uid == "" {
+		return nil, nil
+	}
+	for _, r := range []client.Reader{m.ctrl.GetClient(), m.ctrl.GetAPIReader()} {
+		var list v1alpha1.SessionList
+		if err := r.List(ctx, &list, client.InNamespace(m.cfg.Namespace)); err != nil {
+			return nil, errors.Join(errors.New("list sessions"), err)
+		}
+		for i := range list.Items {
+			if list.Items[i].UID == uid {
+				return &list.Items[i], nil
+			}
+		}
+	}
+	return nil, nil
+}

@@ -1,0 +1,221 @@
+// Package manager owns the traffic-manager: sessions, intercepts, injection, and dialling on behalf of laptops.
+package manager
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"time"
+
+	"github.com/go-logr/logr"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
+	"k8s.io/client-go/rest"
+	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/cache"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/event"
+	metricsserver "sigs.k8s.io/controller-runtime/pkg/metrics/server"
+
+	"github.com/doppel-dev/doppel/api/v1alpha1"
+	"github.com/doppel-dev/doppel/internal/tunnel"
+)
+
+// Config is what a manager is started with. Zero values mean the defaults written at each field.
+type Config struct {
+	Namespace  string // required: the manager's own namespace
+	PodName    string
+	PodIP      string
+	AgentImage string // required
+	// AgentPullPolicy is the pull policy of injected containers (IfNotPresent).
+	AgentPullPolicy string
+	AgentLogLevel   string
+	RenewInterval   time.Duration // how often laptops renew (10 min); two missed renewals end a session
+	LostGrace       time.Duration // how long a session outlives its tunnel (30 s)
+	APIAddr         string        // attach and webhook (":10250")
+	AgentsAddr      string        // agents (":8082")
+	HealthAddr      string        // metrics and health (":8081")
+	ResolvConf      string        // where the cluster's DNS is found ("/etc/resolv.conf")
+	Kube            *rest.Config  // required
+	Log             *slog.Logger  // required
+}
+
+func (c *Config) complete() error {
+	var errs []error
+	for name, v := range map[string]string{"namespace": c.Namespace, "agent image": c.AgentImage} {
+		if v == "" {
+			errs = append(errs, fmt.Errorf("%s is required", name))
+		}
+	}
+	if c.Kube == nil || c.Log == nil {
+		errs = append(errs, errors.New("kube configuration and log are required"))
+	}
+	def := func(s *string, d string) {
+		if *s == "" {
+			*s = d
+		}
+	}
+	def(&c.AgentPullPolicy, string(corev1.PullIfNotPresent))
+	def(&c.AgentLogLevel, "info")
+	def(&c.APIAddr, ":10250")
+	def(&c.AgentsAddr, ":8082")
+	def(&c.HealthAddr, ":8081")
+	def(&c.ResolvConf, "/etc/resolv.conf")
+	if c.RenewInterval <= 0 {
+		c.RenewInterval = 10 * time.Minute
+	}
+	if c.LostGrace <= 0 {
+		c.LostGrace = 30 * time.Second
+	}
+	return errors.Join(errs...)
+}
+
+// Manager is one replica of the traffic-manager.
+type Manager struct {
+	cfg     Config
+	ctrl    ctrl.Manager
+	started time.Time
+
+	identity *tunnel.Identity
+	policy   *policyProbe
+	laptops  *laptops
+	agents   *agents
+	engaged  *engagements
+	cluster  *clusterInfo
+	dns      *dnsForwarder
+	watchers watchers
+	wakeups  chan event.GenericEvent // "look at this workload's intercepts again"
+}
+
+// New connects to the API server and prepares every part; nothing is served yet.
+func New(ctx context.Context, cfg Config) (*Manager, error) {
+	if err := cfg.complete(); err != nil {
+		return nil, fmt.Errorf("manager: %w", err)
+	}
+	scheme := runtime.NewScheme()
+	if err := errors.Join(clientgoscheme.AddToScheme(scheme), v1alpha1.AddToScheme(scheme)); err != nil {
+		return nil, err
+	}
+	ctrl.SetLogger(logr.FromSlogHandler(cfg.Log.Handler()))
+	cm, err := ctrl.NewManager(cfg.Kube, ctrl.Options{
+		Scheme:                 scheme,
+		HealthProbeBindAddress: "0", // served together with the metrics
+		Metrics:                metricsserver.Options{BindAddress: "0"},
+		Cache:                  cacheOptions(cfg.Namespace),
+	})
+	if err != nil {
+		return nil, fmt.Errorf("connect to the API server: %w", err)
+	}
+	m := &Manager{cfg: cfg, ctrl: cm, started: time.Now(), wakeups: make(chan event.GenericEvent, 1024)}
+	if m.identity, err = ensureIdentity(ctx, cm, cfg); err != nil {
+		return nil, err
+	}
+	m.policy = newPolicyProbe(cm, cfg.Namespace, cfg.Log)
+	m.engaged = newEngagements()
+	m.agents = newAgents(m)
+	m.laptops = newLaptops(m)
+	m.cluster = newClusterInfo(cm.GetClient(), cm.GetCache(), clusterDomain(cfg.ResolvConf), cfg.Log)
+	if m.dns, err = newDNSForwarder(cfg.ResolvConf); err != nil {
+		return nil, err
+	}
+	return m, m.setupControllers(ctx)
+}
+
+// cacheOptions keeps the informers small: sessions of one namespace, and no managedFields of anything.
+func cacheOptions(namespace string) cache.Options {
+	return cache.Options{
+		DefaultTransform: cache.TransformStripManagedFields(),
+		ByObject: map[client.Object]cache.ByObject{
+			&v1alpha1.Session{}: {Namespaces: map[string]cache.Config{namespace: {}}},
+			&corev1.Node{}:      {Transform: pruneNode},
+			&corev1.Service{}:   {Transform: pruneService},
+		},
+	}
+}
+
+// pruneNode and pruneService keep what we read; a large cluster's nodes and services are otherwise megabytes of labels and status.
+func pruneNode(o any) (any, error) {
+	if n, ok := o.(*corev1.Node); ok {
+		return &corev1.Node{
+			TypeMeta: n.TypeMeta, ObjectMeta: pruneMeta(n),
+			Spec: corev1.NodeSpec{PodCIDR: n.Spec.PodCIDR, PodCIDRs: n.Spec.PodCIDRs},
+		}, nil
+	}
+	return o, nil
+}
+
+func pruneMeta(o client.Object) metav1.ObjectMeta {
+	return metav1.ObjectMeta{Name: o.GetName(), Namespace: o.GetNamespace(), UID: o.GetUID(), ResourceVersion: o.GetResourceVersion()}
+}
+
+func pruneService(o any) (any, error) {
+	if s, ok := o.(*corev1.Service); ok {
+		return &corev1.Service{
+			TypeMeta: s.TypeMeta, ObjectMeta: pruneMeta(s),
+			Spec: corev1.ServiceSpec{Selector: s.Spec.Selector, Ports: s.Spec.Ports, ClusterIP: s.Spec.ClusterIP, ClusterIPs: s.Spec.ClusterIPs, Type: s.Spec.Type},
+		}, nil
+	}
+	return o, nil
+}
+
+// Run serves until ctx ends.
+func (m *Manager) Run(ctx context.Context) error {
+	api, err := net.Listen("tcp", m.cfg.APIAddr)
+	if err != nil {
+		return err
+	}
+	agentsL, err := net.Listen("tcp", m.cfg.AgentsAddr)
+	if err != nil {
+		return errors.Join(err, api.Close())
+	}
+	add := func(name string, fn func(context.Context) error) error {
+		return m.ctrl.Add(runnable(func(ctx context.Context) error {
+			if err := fn(ctx); err != nil && ctx.Err() == nil {
+				return fmt.Errorf("%s: %w", name, err)
+			}
+			return nil
+		}))
+	}
+	err = errors.Join(
+		add("api port", func(ctx context.Context) error { return m.serveAPI(ctx, api) }),
+		add("agents port", func(ctx context.Context) error { return m.agents.serve(ctx, agentsL) }),
+		add("health", m.serveHealth),
+		add("policy probe", m.policy.run),
+		add("cluster info", m.cluster.run),
+		add("leases", m.laptops.runLeases),
+		add("webhook certificate", m.publishCABundle),
+	)
+	if err != nil {
+		return errors.Join(err, api.Close(), agentsL.Close())
+	}
+	m.cfg.Log.Info("starting", "namespace", m.cfg.Namespace, "key", m.identity.Fingerprint())
+	return m.ctrl.Start(ctx)
+}
+
+// runnable adapts a function to controller-runtime; without leader election every replica runs it.
+type runnable func(context.Context) error
+
+func (r runnable) Start(ctx context.Context) error { return r(ctx) }
+
+// NeedLeaderElection says no: replicas are equal.
+func (runnable) NeedLeaderElection() bool { return false }
+
+// agentsAddress is where agents reach this replica.
+func (m *Manager) agentsAddress() string {
+	_, port, err := net.SplitHostPort(m.cfg.AgentsAddr)
+	if err != nil || m.cfg.PodIP == "" {
+		return ""
+	}
+	return net.JoinHostPort(m.cfg.PodIP, port)
+}
+
+// mayDial refuses what only looks like an address of the cluster: the manager's own loopback, link-local (cloud metadata) and multicast.
+func mayDial(dst netip.AddrPort) bool {
+	a := dst.Addr().Unmap()
+	return a.IsValid() && !a.IsUnspecified() && !a.IsLoopback() && !a.IsLinkLocalUnicast() && !a.IsMulticast()
+}

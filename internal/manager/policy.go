@@ -1,0 +1,97 @@
+package manager
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/doppel-dev/doppel/api/v1alpha1"
+)
+
+// policyInterval is how often the manager tries a forged session.
+const policyInterval = time.Minute
+
+// forgedUser is nobody: a session that claims this user must be refused by the admission policy.
+const forgedUser = "doppel:policy-probe"
+
+// policyProbe knows whether the admission policy that ties objects to their creator is in force (D2).
+// It tries what the policy forbids, as a dry run; without the policy no new session is accepted.
+type policyProbe struct {
+	client    client.Client
+	namespace string
+	log       *slog.Logger
+
+	mu sync.Mutex
+	// guarded by mu
+	err     error
+	checked time.Time
+}
+
+func newPolicyProbe(cm ctrl.Manager, namespace string, log *slog.Logger) *policyProbe {
+	return &policyProbe{client: cm.GetClient(), namespace: namespace, log: log, err: fmt.Errorf("the admission policy has not been checked yet")}
+}
+
+func (p *policyProbe) run(ctx context.Context) error {
+	for {
+		wait := policyInterval
+		if err := p.check(ctx); err != nil {
+			p.log.Error("new sessions are refused", "err", err)
+			wait = time.Second // a fresh policy needs a moment to be compiled in every API server
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(wait):
+		}
+	}
+}
+
+// check tries both forged objects and remembers the outcome.
+func (p *policyProbe) check(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	err := p.refused(ctx, &v1alpha1.Session{
+		ObjectMeta: metav1.ObjectMeta{Namespace: p.namespace, GenerateName: "policy-probe-"},
+		Spec:       v1alpha1.SessionSpec{User: forgedUser, Key: "sha256:probe", RenewTime: metav1.NowMicro()},
+	})
+	if err == nil {
+		err = p.refused(ctx, &v1alpha1.Intercept{
+			ObjectMeta: metav1.ObjectMeta{Namespace: p.namespace, GenerateName: "policy-probe-"},
+			Spec:       v1alpha1.InterceptSpec{User: forgedUser, Session: "probe", Name: "probe", Workload: v1alpha1.WorkloadRef{Kind: "Deployment", Name: "probe"}},
+		})
+	}
+	p.mu.Lock()
+	p.err, p.checked = err, time.Now()
+	p.mu.Unlock()
+	return err
+}
+
+// refused is nil if the API server refuses the forged object.
+func (p *policyProbe) refused(ctx context.Context, o client.Object) error {
+	err := p.client.Create(ctx, o, client.DryRunAll)
+	switch {
+	case err == nil:
+		return fmt.Errorf("the admission policy for %T is not in force: a forged user was accepted", o)
+	case apierrors.IsForbidden(err) || apierrors.IsInvalid(err):
+		return nil
+	}
+	return fmt.Errorf("check the admission policy: %w", err)
+}
+
+// ok is nil while the policy is in force. A result older than a second is renewed, so that a session is never accepted on old news.
+func (p *policyProbe) ok(ctx context.Context) error {
+	p.mu.Lock()
+	err, fresh := p.err, time.Since(p.checked) < time.Second
+	p.mu.Unlock()
+	if fresh {
+		return err
+	}
+	return p.check(ctx)
+}

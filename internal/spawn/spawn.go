@@ -1,0 +1,176 @@
+// Package spawn owns starting the two daemons: as processes of their own that outlive the terminal, the root daemon through sudo.
+package spawn
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/doppel-dev/doppel/internal/localapi"
+	"github.com/doppel-dev/doppel/internal/uerr"
+)
+
+// RootProgram is the root daemon's file name; it lies beside the doppel program or in PATH.
+const RootProgram = "doppel-rootd"
+
+// startTimeout is how long a daemon may take to listen.
+const startTimeout = 5 * time.Second
+
+// RootSocket is where this user's root daemon listens.
+func RootSocket() string { return fmt.Sprintf("/run/doppel/rootd-%d.sock", os.Getuid()) }
+
+// UserDaemon starts the user daemon if nobody listens on its socket. It says whether it had to.
+func UserDaemon(ctx context.Context) (bool, error) {
+	socket := localapi.DaemonSocket()
+	if answers("unix", socket) {
+		return false, nil
+	}
+	self, err := os.Executable()
+	if err != nil {
+		return false, err
+	}
+	logFile, err := LogFile("daemon")
+	if err != nil {
+		return false, err
+	}
+	if err := detached(self, "daemon", "--log", logFile); err != nil {
+		return false, err
+	}
+	return true, wait(ctx, "unix", socket, "the user daemon", logFile)
+}
+
+// LogFile is where the named daemon logs.
+func LogFile(name string) (string, error) {
+	dir, err := localapi.StateDir()
+	if err != nil {
+		return "", err
+	}
+	return filepath.Join(dir, name+".log"), nil
+}
+
+// Root is how the root daemon may be started.
+type Root struct {
+	// MayAsk allows sudo to ask for a password; Reason is called before it does.
+	MayAsk bool
+	Reason func()
+}
+
+// RootDaemon starts the root daemon if nobody listens on its socket. It says whether it had to.
+func RootDaemon(ctx context.Context, r Root) (bool, error) {
+	socket := RootSocket()
+	if answers("unixpacket", socket) {
+		return false, nil
+	}
+	program, err := find(RootProgram)
+	if err != nil {
+		return false, err
+	}
+	logFile, err := LogFile("rootd")
+	if err != nil {
+		return false, err
+	}
+	args := []string{"--socket", socket, "--uid", strconv.Itoa(os.Getuid()), "--log", logFile}
+	if os.Geteuid() == 0 {
+		err = detached(program, args...)
+	} else {
+		err = throughSudo(ctx, r, program, args)
+	}
+	if err != nil {
+		return false, err
+	}
+	return true, wait(ctx, "unixpacket", socket, "the root daemon", logFile)
+}
+
+// throughSudo starts the program as root: silently where sudo needs no password, else after the reason for it was said.
+func throughSudo(ctx context.Context, r Root, program string, args []string) error {
+	quiet := exec.CommandContext(ctx, "sudo", append([]string{"-n", "-b", "--", program}, args...)...)
+	if err := quiet.Run(); err == nil {
+		return nil
+	} else if errors.Is(err, exec.ErrNotFound) {
+		return uerr.Wrap(err, uerr.Denied, "run "+program+" as root yourself, or install sudo", "the root daemon needs root to create a network device, and there is no sudo")
+	}
+	if !r.MayAsk {
+		return uerr.New(uerr.Denied, "run doppel connect in a terminal, or allow sudo without a password for "+program, "sudo needs a password to start the root daemon and there is no terminal to ask in")
+	}
+	r.Reason()
+	ask := exec.CommandContext(ctx, "sudo", append([]string{"-b", "--", program}, args...)...)
+	ask.Stdin, ask.Stdout, ask.Stderr = os.Stdin, os.Stderr, os.Stderr
+	if err := ask.Run(); err != nil {
+		return uerr.Wrap(err, uerr.Denied, "you need sudo rights on this machine", "sudo did not start the root daemon")
+	}
+	return nil
+}
+
+func find(program string) (string, error) {
+	if self, err := os.Executable(); err == nil {
+		if real, err := filepath.EvalSymlinks(self); err == nil {
+			self = real
+		}
+		p := filepath.Join(filepath.Dir(self), program)
+		if _, err := os.Stat(p); err == nil {
+			return p, nil
+		}
+	}
+	p, err := exec.LookPath(program)
+	if err != nil {
+		return "", uerr.Wrap(err, uerr.Usage, "install it beside the doppel program", "%s is missing", program)
+	}
+	return p, nil
+}
+
+// answers says whether somebody listens on a unix socket.
+func answers(network, socket string) bool {
+	c, err := net.DialTimeout(network, socket, time.Second)
+	if err != nil {
+		return false
+	}
+	_ = c.Close()
+	return true
+}
+
+// wait polls the socket; a daemon that does not come up is explained with the end of its log.
+func wait(ctx context.Context, network, socket, what, logFile string) error {
+	ctx, cancel := context.WithTimeout(ctx, startTimeout)
+	defer cancel()
+	for !answers(network, socket) {
+		select {
+		case <-ctx.Done():
+			return uerr.New(uerr.Internal, "its log is "+logFile, "%s did not start%s", what, lastLine(logFile))
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
+	return nil
+}
+
+// WaitStopped returns when neither daemon listens any more.
+func WaitStopped(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, startTimeout)
+	defer cancel()
+	for answers("unix", localapi.DaemonSocket()) || answers("unixpacket", RootSocket()) {
+		select {
+		case <-ctx.Done():
+			return uerr.New(uerr.Internal, "look at them with: doppel status", "the daemons did not stop")
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
+	return nil
+}
+
+func lastLine(file string) string {
+	b, err := os.ReadFile(file)
+	if err != nil {
+		return ""
+	}
+	lines := strings.Split(strings.TrimSpace(string(b)), "\n")
+	if l := lines[len(lines)-1]; l != "" {
+		return ": " + l
+	}
+	return ""
+}

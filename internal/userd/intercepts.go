@@ -1,0 +1,350 @@
+package userd
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/doppel-dev/doppel/api/v1alpha1"
+	"github.com/doppel-dev/doppel/internal/control"
+	"github.com/doppel-dev/doppel/internal/flow"
+	"github.com/doppel-dev/doppel/internal/localapi"
+	"github.com/doppel-dev/doppel/internal/mux"
+	"github.com/doppel-dev/doppel/internal/uerr"
+	"github.com/doppel-dev/doppel/internal/wire"
+)
+
+// defaultInterceptTimeout is how long a new intercept may take to become active.
+const defaultInterceptTimeout = 60 * time.Second
+
+// localDialTimeout bounds the connection to the local process: the agent waits a second in all (D3).
+const localDialTimeout = 700 * time.Millisecond
+
+// intercepts is the set of this session's intercepts.
+type intercepts struct {
+	s *session
+
+	mu sync.Mutex
+	// guarded by mu
+	byName map[string]*intercept
+	states map[string]control.Intercept // by UID, as the manager last said
+	change chan struct{}                // closed when states is replaced
+}
+
+// intercept is one intercept of ours. Its fields are constant; object is replaced as a whole under the set's lock.
+type intercept struct {
+	name   string
+	target netip.AddrPort
+	object *v1alpha1.Intercept
+}
+
+func newIntercepts(s *session) *intercepts {
+	return &intercepts{s: s, byName: map[string]*intercept{}, states: map[string]control.Intercept{}, change: make(chan struct{})}
+}
+
+// create makes an intercept and waits until it is active. Whatever ends the wait otherwise removes what was created.
+func (x *intercepts) create(ctx context.Context, req localapi.InterceptRequest, progress localapi.Progress) (localapi.Intercept, error) {
+	spec, target, err := x.plan(req)
+	if err != nil {
+		return localapi.Intercept{}, err
+	}
+	ns := cmp.Or(req.Namespace, x.s.cluster.Namespace)
+	if err := x.free(req.Name, target); err != nil {
+		return localapi.Intercept{}, err
+	}
+	progress("Creating intercept %s in namespace %s", req.Name, ns)
+	o, err := x.s.cluster.CreateIntercept(ctx, ns, spec)
+	if err != nil {
+		return localapi.Intercept{}, err
+	}
+	in := &intercept{name: req.Name, target: target, object: o}
+	x.mu.Lock()
+	x.byName[req.Name] = in
+	x.mu.Unlock()
+	wctx, cancel := context.WithTimeout(ctx, cmp.Or(req.Timeout, defaultInterceptTimeout))
+	defer cancel()
+	st, err := x.wait(wctx, string(o.UID), progress)
+	if err != nil {
+		x.discard(in)
+		return localapi.Intercept{}, err
+	}
+	return x.view(in, st), nil
+}
+
+// plan checks everything that can be checked without a side effect.
+func (x *intercepts) plan(req localapi.InterceptRequest) (v1alpha1.InterceptSpec, netip.AddrPort, error) {
+	local, remote, _ := strings.Cut(req.Port, ":")
+	n, err := strconv.ParseUint(local, 10, 16)
+	if err != nil || n == 0 {
+		return v1alpha1.InterceptSpec{}, netip.AddrPort{}, uerr.New(uerr.Usage, "for example: -p 3000, or -p 8080:http", "port %q: want LOCAL[:REMOTE] with a local port number", req.Port)
+	}
+	if remote == "" && strings.Contains(req.Port, ":") {
+		return v1alpha1.InterceptSpec{}, netip.AddrPort{}, uerr.New(uerr.Usage, "for example: -p 8080:http", "port %q: nothing after the colon", req.Port)
+	}
+	addr, err := netip.ParseAddr(cmp.Or(req.Address, "127.0.0.1"))
+	if err != nil {
+		return v1alpha1.InterceptSpec{}, netip.AddrPort{}, uerr.New(uerr.Usage, "for example: --address 127.0.0.1", "address %q is not an IP address", req.Address)
+	}
+	target := netip.AddrPortFrom(addr, uint16(n))
+	return v1alpha1.InterceptSpec{
+		User: x.s.user, Session: x.s.uid(), Name: req.Name,
+		Workload: v1alpha1.WorkloadRef{Kind: "Deployment", Name: cmp.Or(req.Workload, req.Name)},
+		Port:     remote, Service: req.Service, Container: req.Container, Target: target.String(),
+	}, target, nil
+}
+
+// free refuses a name or a local port that another intercept of ours has.
+func (x *intercepts) free(name string, target netip.AddrPort) error {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if x.byName[name] != nil {
+		return uerr.New(uerr.Conflict, "end it first with: doppel leave "+name, "there is an intercept %s already", name)
+	}
+	for _, o := range x.byName {
+		if o.target == target {
+			return uerr.New(uerr.Conflict, "choose another local port with -p", "%s is taken by intercept %s already", target, o.name)
+		}
+	}
+	return nil
+}
+
+// wait follows the intercept's state until it is active or has failed.
+func (x *intercepts) wait(ctx context.Context, uid string, progress localapi.Progress) (control.Intercept, error) {
+	said := ""
+	var last control.Intercept
+	for {
+		x.mu.Lock()
+		st, ok := x.states[uid]
+		change := x.change
+		x.mu.Unlock()
+		if ok {
+			last = st
+		}
+		switch v1alpha1.InterceptState(last.State) {
+		case v1alpha1.InterceptActive:
+			return last, nil
+		case v1alpha1.InterceptFailed:
+			return last, uerr.New(kindOf(last.Reason), hintFor(last), "%s", last.Message)
+		}
+		if last.Message != "" && last.Message != said {
+			said = last.Message
+			progress("%s", strings.ToUpper(said[:1])+said[1:])
+		}
+		select {
+		case <-ctx.Done():
+			if context.Cause(ctx) == context.Canceled {
+				return last, uerr.New(uerr.Canceled, "", "interrupted; the intercept was removed")
+			}
+			return last, uerr.New(uerr.Cluster, fmt.Sprintf("look at it with: kubectl -n %s get pods; give it longer with --timeout", last.Namespace), "the intercept did not become active in time: %s", cmp.Or(last.Message, "the traffic-manager has not answered"))
+		case <-x.s.group.Context().Done():
+			return last, uerr.New(uerr.NotConnected, "connect again with: doppel connect", "the session ended")
+		case <-change:
+		}
+	}
+}
+
+func kindOf(reason string) uerr.Kind {
+	switch reason {
+	case "NoWorkload", "NoPort", "NoSuchPort":
+		return uerr.NotFound
+	case "AmbiguousPort":
+		return uerr.Usage
+	case "PortHeld":
+		return uerr.Conflict
+	}
+	return uerr.Cluster
+}
+
+func hintFor(in control.Intercept) string {
+	switch in.Reason {
+	case "NoWorkload":
+		return "see what there is with: doppel list -n " + in.Namespace
+	case "NoPort":
+		return "declare a containerPort in its pod template, or make a Service that selects its pods"
+	case "NoSuchPort", "AmbiguousPort":
+		return "name the port with -p LOCAL:REMOTE"
+	case "PortHeld":
+		return "talk to them, or wait until they leave; see: doppel list -n " + in.Namespace
+	case "NotInjected":
+		return "can the API server reach the traffic-manager's pod on port 10250? (firewalls of private clusters)"
+	case "AgentNotStarted":
+		return fmt.Sprintf("look at the pods with: kubectl -n %s get pods; the workload is being restarted without the agent", in.Namespace)
+	}
+	return ""
+}
+
+// discard removes an intercept, also when the caller is gone.
+func (x *intercepts) discard(in *intercept) {
+	x.mu.Lock()
+	delete(x.byName, in.name)
+	o := in.object
+	x.mu.Unlock()
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	if err := x.s.cluster.DeleteIntercept(ctx, o); err != nil {
+		x.s.log.Warn("intercept not deleted; it ends with the session", "intercept", in.name, "err", err)
+	}
+}
+
+func (x *intercepts) leave(ctx context.Context, name string) error {
+	x.mu.Lock()
+	in := x.byName[name]
+	x.mu.Unlock()
+	if in == nil {
+		return uerr.New(uerr.NotFound, "see your intercepts with: doppel list -i", "no intercept %q of yours", name)
+	}
+	if err := x.s.cluster.DeleteIntercept(ctx, in.object); err != nil {
+		return err
+	}
+	x.mu.Lock()
+	delete(x.byName, name)
+	x.mu.Unlock()
+	return x.waitGone(ctx, string(in.object.UID))
+}
+
+// waitGone returns when the manager no longer lists the intercept, so that after "leave" the app answers.
+func (x *intercepts) waitGone(ctx context.Context, uid string) error {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	for {
+		x.mu.Lock()
+		_, there := x.states[uid]
+		change := x.change
+		x.mu.Unlock()
+		if !there {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return nil // the object is deleted; the manager will see it
+		case <-change:
+		}
+	}
+}
+
+func (x *intercepts) removeAll(ctx context.Context) {
+	x.mu.Lock()
+	all := x.byName
+	x.byName = map[string]*intercept{}
+	x.mu.Unlock()
+	for _, in := range all {
+		if err := x.s.cluster.DeleteIntercept(ctx, in.object); err != nil {
+			x.s.log.Warn("intercept not deleted; it ends with the session", "intercept", in.name, "err", err)
+		}
+	}
+}
+
+// resume creates the intercepts again when a new session had to take the old one's place.
+func (x *intercepts) resume(ctx context.Context, session string) {
+	x.mu.Lock()
+	var stale []*intercept
+	for _, in := range x.byName {
+		if in.object.Spec.Session != session {
+			stale = append(stale, in)
+		}
+	}
+	x.mu.Unlock()
+	for _, in := range stale {
+		spec := in.object.Spec
+		spec.Session = session
+		o, err := x.s.cluster.CreateIntercept(ctx, in.object.Namespace, spec)
+		if err != nil {
+			x.s.log.Error("intercept not resumed", "intercept", in.name, "err", err)
+			continue
+		}
+		x.mu.Lock()
+		in.object = o
+		x.mu.Unlock()
+	}
+}
+
+// update takes the manager's word on all our intercepts. One that somebody deleted in the cluster is forgotten here too.
+func (x *intercepts) update(m control.Intercepts) {
+	states := make(map[string]control.Intercept, len(m.Items))
+	for _, i := range m.Items {
+		states[i.UID] = i
+	}
+	x.mu.Lock()
+	for name, in := range x.byName {
+		uid := string(in.object.UID)
+		if _, had := x.states[uid]; had {
+			if _, has := states[uid]; !has && in.object.Spec.Session == string(x.s.uid()) {
+				x.s.log.Warn("intercept was removed in the cluster", "intercept", name)
+				delete(x.byName, name)
+			}
+		}
+	}
+	x.states = states
+	close(x.change)
+	x.change = make(chan struct{})
+	x.mu.Unlock()
+}
+
+// take gives an intercepted flow to the local process; if that does not listen the app in the cluster answers.
+func (x *intercepts) take(r *mux.Request, h wire.InterceptHeader) {
+	target, ok := x.target(h.Intercept)
+	if !ok {
+		_ = r.Reject(wire.CodeNotFound, "no such intercept")
+		return
+	}
+	d := net.Dialer{Timeout: localDialTimeout}
+	c, err := d.DialContext(r.Context(), "tcp", target.String())
+	if err != nil {
+		_ = r.Reject(wire.CodeOf(err), err.Error())
+		return
+	}
+	st, err := r.Accept(nil)
+	if err != nil {
+		_ = c.Close()
+		return
+	}
+	_, _, _ = flow.Relay(st, flow.FromTCP(c.(*net.TCPConn))) // how a flow ended is between its two ends
+}
+
+func (x *intercepts) target(uid string) (netip.AddrPort, bool) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	for _, in := range x.byName {
+		if string(in.object.UID) == uid {
+			return in.target, true
+		}
+	}
+	return netip.AddrPort{}, false
+}
+
+func (x *intercepts) all() []localapi.Intercept {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	out := []localapi.Intercept{}
+	for _, in := range x.byName {
+		out = append(out, x.view(in, x.states[string(in.object.UID)]))
+	}
+	slices.SortFunc(out, func(a, b localapi.Intercept) int { return cmp.Compare(a.Name, b.Name) })
+	return out
+}
+
+func (x *intercepts) view(in *intercept, st control.Intercept) localapi.Intercept {
+	v := describe(in.object, in.object.Spec.Session)
+	v.State, v.Message, v.Port = cmp.Or(strings.ToUpper(st.State), "PENDING"), st.Message, st.Port
+	return v
+}
+
+// describe is an Intercept object for people; session tells ours from a colleague's.
+func describe(o *v1alpha1.Intercept, session string) localapi.Intercept {
+	v := localapi.Intercept{
+		Name: o.Spec.Name, Namespace: o.Namespace, Kind: o.Spec.Workload.Kind, Workload: o.Spec.Workload.Name,
+		State: cmp.Or(strings.ToUpper(string(o.Status.State)), "PENDING"), Message: o.Status.Message,
+		Target: o.Spec.Target, User: o.Spec.User, Mine: o.Spec.Session == session,
+	}
+	if len(o.Status.Ports) > 0 {
+		v.Port = uint16(o.Status.Ports[0].ContainerPort)
+	}
+	return v
+}

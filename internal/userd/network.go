@@ -1,0 +1,294 @@
+package userd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/doppel-dev/doppel/internal/control"
+	"github.com/doppel-dev/doppel/internal/flow"
+	"github.com/doppel-dev/doppel/internal/lifecycle"
+	"github.com/doppel-dev/doppel/internal/localapi"
+	"github.com/doppel-dev/doppel/internal/netstack"
+	"github.com/doppel-dev/doppel/internal/resolver"
+	"github.com/doppel-dev/doppel/internal/rootapi"
+	"github.com/doppel-dev/doppel/internal/tundev"
+	"github.com/doppel-dev/doppel/internal/tunnel"
+	"github.com/doppel-dev/doppel/internal/uerr"
+)
+
+// vifName is the TUN device's name.
+const vifName = "doppel0"
+
+// vifAddr is the TUN device's own address, the source of the laptop's connections into the cluster as far as the laptop sees.
+// It is from the range for benchmarks of interconnected devices (RFC 2544, RFC 6890), which no network routes.
+var vifAddr = netip.MustParsePrefix("198.18.0.1/32")
+
+// rootRecovery is how long the laptop may be without a root daemon before the network is taken down (D4).
+const rootRecovery = 5 * time.Second
+
+// network is the laptop's side of the cluster's network: the VIF, the stack behind it, and the resolver.
+type network struct {
+	s        *session
+	stack    *netstack.Stack
+	resolver *resolver.Server
+	exclude  []netip.Prefix
+	group    *lifecycle.Group
+
+	apply sync.Mutex // one SetNetwork at a time
+
+	mu sync.Mutex
+	// guarded by mu
+	root    *rootapi.Client
+	wanted  rootapi.Network
+	state   rootapi.State
+	rootErr error
+	closed  bool
+}
+
+// openNetwork creates the VIF through the root daemon and starts the stack and the resolver behind it.
+func openNetwork(ctx context.Context, s *session, info control.Cluster) (_ *network, err error) {
+	n := &network{s: s, group: lifecycle.New(context.Background(), s.log)}
+	defer func() {
+		if err != nil {
+			n.close()
+		}
+	}()
+	servers, err := s.cluster.ServerAddrs(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, a := range servers {
+		n.exclude = append(n.exclude, netip.PrefixFrom(a, a.BitLen()))
+	}
+	if n.resolver, err = resolver.New(resolver.Config{Cluster: n.query, DialUpstream: n.dialUpstream, Log: s.log}); err != nil {
+		return nil, fmt.Errorf("DNS listener: %w", err)
+	}
+	n.resolver.SetNames(names(info, s.cluster.Namespace))
+	n.group.Go("resolver", n.resolver.Run)
+	if n.root, err = s.cfg.root(ctx); err != nil {
+		return nil, err
+	}
+	n.wanted = n.desired(info)
+	st, tun, err := n.root.SetNetwork(ctx, n.wanted)
+	if err != nil {
+		return nil, uerr.Wrap(err, uerr.Internal, "see the root daemon's log with: doppel status", "the root daemon could not set up the network")
+	}
+	n.setState(st)
+	return n, n.startStack(tun)
+}
+
+func (n *network) startStack(tun *os.File) error {
+	if tun == nil {
+		return errors.New("the root daemon passed no TUN device")
+	}
+	dev, err := tundev.New(tun)
+	if err != nil {
+		return errors.Join(err, tun.Close())
+	}
+	n.stack, err = netstack.New(netstack.Config{Device: dev, DialTCP: n.dialTCP, DialUDP: n.dialUDP, Log: n.s.log})
+	if err != nil {
+		return errors.Join(err, dev.Close())
+	}
+	n.group.Go("stack", n.stack.Run)
+	return nil
+}
+
+// desired is the state asked of the root daemon for what the cluster says of itself.
+func (n *network) desired(info control.Cluster) rootapi.Network {
+	w := rootapi.Network{
+		Name: vifName, Addrs: []netip.Prefix{vifAddr}, Exclude: n.exclude,
+		DNS: &rootapi.DNS{Listen: n.resolver.Addr()},
+	}
+	w.Routes = append(append(w.Routes, info.ServiceCIDRs...), info.PodCIDRs...)
+	return w
+}
+
+// names translates the manager's message for the resolver.
+func names(info control.Cluster, namespace string) resolver.Names {
+	out := resolver.Names{
+		ClusterDomain: info.Domain, Namespace: namespace, PodCIDRs: info.PodCIDRs, ServiceCIDRs: info.ServiceCIDRs,
+		Services: map[string][]string{}, Headless: map[string][]string{},
+	}
+	for ns, list := range info.Services {
+		for _, s := range list {
+			out.Services[ns] = append(out.Services[ns], s.Name)
+			if s.Headless {
+				out.Headless[ns] = append(out.Headless[ns], s.Name)
+			}
+		}
+	}
+	return out
+}
+
+// setCluster follows changes of the cluster's names and subnets.
+func (n *network) setCluster(info control.Cluster) {
+	n.resolver.SetNames(names(info, n.s.cluster.Namespace))
+	w := n.desired(info)
+	n.mu.Lock()
+	same := fmt.Sprint(w.Routes) == fmt.Sprint(n.wanted.Routes)
+	n.wanted = w
+	root := n.root
+	n.mu.Unlock()
+	if same || root == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), rootRecovery)
+	defer cancel()
+	n.apply.Lock()
+	defer n.apply.Unlock()
+	st, _, err := root.SetNetwork(ctx, w)
+	if err != nil {
+		n.s.log.Warn("new subnets of the cluster not routed", "err", err)
+		return
+	}
+	n.setState(st)
+}
+
+func (n *network) setState(st rootapi.State) {
+	for _, w := range st.Warnings {
+		n.s.log.Warn("root daemon", "msg", w)
+	}
+	n.resolver.SetUpstreams(st.Resolvers)
+	n.mu.Lock()
+	n.state = st
+	n.mu.Unlock()
+}
+
+// run watches the stack and the root daemon until ctx ends.
+func (n *network) run(ctx context.Context) error {
+	for {
+		n.mu.Lock()
+		root := n.root
+		n.mu.Unlock()
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-n.group.Context().Done():
+			return context.Cause(n.group.Context())
+		case <-root.Done():
+		}
+		if ctx.Err() != nil || n.isClosed() {
+			return nil
+		}
+		n.s.log.Warn("the root daemon is gone, starting it again")
+		if err := n.recoverRoot(ctx); err != nil {
+			return err
+		}
+	}
+}
+
+// recoverRoot gets the root daemon back and lets it adopt the VIF, which lives on in this process: open flows do not notice.
+func (n *network) recoverRoot(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, rootRecovery)
+	defer cancel()
+	var err error
+	for ctx.Err() == nil {
+		var root *rootapi.Client
+		if root, err = n.s.cfg.root(ctx); err == nil {
+			n.mu.Lock()
+			n.root = root
+			w := n.wanted
+			n.mu.Unlock()
+			var st rootapi.State
+			if st, err = root.AdoptNetwork(ctx, w); err == nil {
+				n.setState(st)
+				return nil
+			}
+			_ = root.Close()
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
+	return uerr.Wrap(err, uerr.Internal, "connect again with: doppel connect", "the root daemon is gone and could not be started again")
+}
+
+func (n *network) isClosed() bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.closed
+}
+
+// close removes everything from the laptop: the root daemon's part first, so that no query is captured any more.
+func (n *network) close() {
+	n.mu.Lock()
+	root, done := n.root, n.closed
+	n.closed = true
+	n.mu.Unlock()
+	if done {
+		return
+	}
+	if root != nil {
+		ctx, cancel := context.WithTimeout(context.Background(), 3*time.Second)
+		if _, _, err := root.SetNetwork(ctx, rootapi.Network{}); err != nil {
+			n.s.log.Debug("root daemon's part not removed by request", "err", err) // it goes with the connection
+		}
+		cancel()
+		_ = root.Close()
+	}
+	n.group.Stop()
+	if n.resolver != nil {
+		n.resolver.Close()
+	}
+	if err := n.group.Wait(); err != nil {
+		n.s.log.Debug("network ended with", "err", err)
+	}
+}
+
+func (n *network) dialTCP(ctx context.Context, src, dst netip.AddrPort) (flow.Stream, error) {
+	m := n.s.link.Session()
+	if m == nil {
+		return nil, os.ErrDeadlineExceeded // the application's SYN is sent again; the tunnel may be back by then
+	}
+	return tunnel.DialTCP(ctx, m, src, dst)
+}
+
+func (n *network) dialUDP(ctx context.Context, src, dst netip.AddrPort) (flow.Packets, error) {
+	m := n.s.link.Session()
+	if m == nil {
+		return nil, os.ErrDeadlineExceeded
+	}
+	return tunnel.DialUDP(ctx, m, src, dst)
+}
+
+func (n *network) query(ctx context.Context, q []byte) ([]byte, error) {
+	m := n.s.link.Session()
+	if m == nil {
+		return nil, errors.New("the tunnel is down")
+	}
+	return tunnel.Query(ctx, m, q)
+}
+
+// dialUpstream asks a resolver that the laptop had before, through a socket that the DNS capture lets pass.
+func (n *network) dialUpstream(ctx context.Context, nw string, addr netip.AddrPort) (net.Conn, error) {
+	n.mu.Lock()
+	root := n.root
+	n.mu.Unlock()
+	if root == nil {
+		return nil, errors.New("no root daemon")
+	}
+	return root.DialMarked(ctx, nw, addr)
+}
+
+func (n *network) problems() []string {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.state.Warnings
+}
+
+func (n *network) status() *localapi.RootStatus {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	st := &localapi.RootStatus{Interface: n.state.Name, Routes: n.state.Routes, DNS: n.state.DNSMode}
+	for _, r := range n.state.Resolvers {
+		st.Resolvers = append(st.Resolvers, r.String())
+	}
+	return st
+}

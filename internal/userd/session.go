@@ -1,0 +1,358 @@
+package userd
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"sync"
+	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/doppel-dev/doppel/api/v1alpha1"
+	"github.com/doppel-dev/doppel/internal/buildinfo"
+	"github.com/doppel-dev/doppel/internal/control"
+	"github.com/doppel-dev/doppel/internal/kube"
+	"github.com/doppel-dev/doppel/internal/lifecycle"
+	"github.com/doppel-dev/doppel/internal/localapi"
+	"github.com/doppel-dev/doppel/internal/mux"
+	"github.com/doppel-dev/doppel/internal/rootapi"
+	"github.com/doppel-dev/doppel/internal/tunnel"
+	"github.com/doppel-dev/doppel/internal/uerr"
+	"github.com/doppel-dev/doppel/internal/wire"
+)
+
+// connectTimeout bounds each of the waits of a connect: for the tunnel, and for the cluster's information.
+const connectTimeout = 10 * time.Second
+
+type sessionConfig struct {
+	cluster   *kube.Cluster
+	managerNS string
+	root      func(context.Context) (*rootapi.Client, error)
+	log       *slog.Logger
+	progress  localapi.Progress
+	ended     func(*session, error)
+}
+
+// session is this laptop in one cluster: the Session object, the tunnel, the network and the intercepts.
+type session struct {
+	cfg      sessionConfig
+	cluster  *kube.Cluster
+	log      *slog.Logger
+	user     string
+	manager  kube.ManagerInfo
+	identity *tunnel.Identity
+	group    *lifecycle.Group
+
+	link       *tunnel.Link
+	net        *network
+	intercepts *intercepts
+	firstInfo  chan control.Cluster
+
+	mu sync.Mutex
+	// guarded by mu
+	object   *v1alpha1.Session
+	renew    time.Duration
+	down     error // why the tunnel is down; nil when it is up
+	renewErr error // why the last renewal failed
+}
+
+// openSession does everything a connect does; when it fails nothing is left behind.
+func openSession(ctx context.Context, cfg sessionConfig) (*session, error) {
+	s := &session{cfg: cfg, cluster: cfg.cluster, log: cfg.log, firstInfo: make(chan control.Cluster, 1)}
+	s.intercepts = newIntercepts(s)
+	if err := s.introduce(ctx); err != nil {
+		return nil, err
+	}
+	s.group = lifecycle.New(context.Background(), cfg.log)
+	s.link = tunnel.NewLink(tunnel.LinkConfig{
+		Dial: s.dial, Serve: s.serve, OnUp: s.onUp, OnDown: s.onDown, OnRetry: s.onRetry, Permanent: permanent, Log: cfg.log,
+	})
+	s.group.Go("tunnel", s.link.Run)
+	if err := s.join(ctx); err != nil {
+		s.close(true)
+		return nil, err
+	}
+	s.group.Go("renewal", s.renewals)
+	go func() {
+		<-s.group.Context().Done()
+		if err := context.Cause(s.group.Context()); !errors.Is(err, lifecycle.ErrStopped) {
+			cfg.ended(s, err)
+		}
+	}()
+	return s, nil
+}
+
+// introduce finds the manager, says who we are, and creates the Session object.
+func (s *session) introduce(ctx context.Context) error {
+	s.cfg.progress("Looking for the traffic-manager in namespace %s", s.cfg.managerNS)
+	var err error
+	if s.user, err = s.cluster.WhoAmI(ctx); err != nil {
+		return err
+	}
+	if s.manager, err = s.cluster.Manager(ctx, s.cfg.managerNS); err != nil {
+		return err
+	}
+	if s.identity, err = tunnel.NewIdentity("laptop"); err != nil {
+		return err
+	}
+	return s.createObject(ctx)
+}
+
+func (s *session) createObject(ctx context.Context) error {
+	host, err := os.Hostname()
+	if err != nil {
+		host = "unknown host"
+	}
+	o, err := s.cluster.CreateSession(ctx, s.cfg.managerNS, v1alpha1.SessionSpec{
+		User: s.user, Key: s.identity.Fingerprint(), Namespace: s.cluster.Namespace,
+		Client: fmt.Sprintf("doppel/%s %s", buildinfo.Version, host), RenewTime: metav1.NowMicro(),
+	})
+	if err != nil {
+		return err
+	}
+	s.mu.Lock()
+	s.object = o
+	s.mu.Unlock()
+	return nil
+}
+
+// join waits for the tunnel and the cluster's information and then sets the laptop's network.
+func (s *session) join(ctx context.Context) error {
+	s.cfg.progress("Attaching through the API server")
+	wctx, cancel := context.WithTimeout(ctx, connectTimeout)
+	defer cancel()
+	if _, err := s.link.Wait(wctx); err != nil {
+		return s.whyDown(err)
+	}
+	var info control.Cluster
+	select {
+	case info = <-s.firstInfo:
+	case <-s.group.Context().Done():
+		return s.whyDown(context.Cause(s.group.Context()))
+	case <-wctx.Done():
+		return uerr.New(uerr.Cluster, fmt.Sprintf("look at it with: kubectl -n %s logs deploy/traffic-manager", s.cfg.managerNS), "the traffic-manager does not say what the cluster's network is")
+	}
+	s.cfg.progress("Setting up the network")
+	n, err := openNetwork(ctx, s, info)
+	if err != nil {
+		return err
+	}
+	s.mu.Lock()
+	s.net = n
+	s.mu.Unlock()
+	s.group.Go("network", n.run)
+	return nil
+}
+
+// whyDown prefers the tunnel's own reason over a mere timeout.
+func (s *session) whyDown(err error) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.down != nil {
+		err = s.down
+	}
+	var re *mux.RejectError
+	if errors.As(err, &re) {
+		return uerr.Wrap(err, uerr.Cluster, fmt.Sprintf("look at it with: kubectl -n %s logs deploy/traffic-manager", s.cfg.managerNS), "the traffic-manager refused the session")
+	}
+	return uerr.Wrap(err, uerr.Cluster, fmt.Sprintf("look at it with: kubectl -n %s get pods", s.cfg.managerNS), "no tunnel to the traffic-manager")
+}
+
+// permanent says which errors redialling cannot mend.
+func permanent(err error) bool {
+	var re *mux.RejectError
+	if errors.As(err, &re) {
+		return re.Code == wire.CodeDenied || re.Code == wire.CodeVersion
+	}
+	return uerr.From(err).Kind == uerr.Denied
+}
+
+// dial opens a tunnel for our session. A session that the manager does not know any more (a long sleep) is replaced by a new one.
+func (s *session) dial(ctx context.Context) (*mux.Session, wire.HelloReply, error) {
+	m, reply, err := s.attach(ctx)
+	var re *mux.RejectError
+	if errors.As(err, &re) && re.Code == wire.CodeGone {
+		s.log.Info("the session is gone, creating another", "session", s.uid())
+		if err := s.createObject(ctx); err != nil {
+			return nil, reply, err
+		}
+		return s.attach(ctx)
+	}
+	return m, reply, err
+}
+
+func (s *session) attach(ctx context.Context) (*mux.Session, wire.HelloReply, error) {
+	raw, err := s.cluster.Attach(ctx, s.cfg.managerNS)
+	if err != nil {
+		return nil, wire.HelloReply{}, err
+	}
+	return tunnel.Client(ctx, raw, tunnel.ClientConfig{
+		Identity: s.identity, Peer: s.manager.Key,
+		Hello: wire.Hello{Version: wire.Version, Product: buildinfo.Version, Role: wire.RoleLaptop, Session: s.uid()},
+	})
+}
+
+func (s *session) uid() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return string(s.object.UID)
+}
+
+func (s *session) onUp(_ *mux.Session, r wire.HelloReply) {
+	var info struct {
+		RenewInterval string `json:"renewInterval"`
+	}
+	renew := 10 * time.Minute
+	if json.Unmarshal(r.Info, &info) == nil {
+		if d, err := time.ParseDuration(info.RenewInterval); err == nil && d > 0 {
+			renew = d
+		}
+	}
+	s.mu.Lock()
+	s.down, s.renew = nil, renew
+	s.mu.Unlock()
+	s.log.Info("tunnel up", "manager", r.Manager, "version", r.Product)
+}
+
+func (s *session) onDown(err error) {
+	s.mu.Lock()
+	s.down = err
+	s.mu.Unlock()
+	s.log.Warn("tunnel down", "err", err)
+}
+
+func (s *session) onRetry(err error, _ time.Duration) {
+	s.mu.Lock()
+	s.down = err
+	s.mu.Unlock()
+	s.log.Debug("no tunnel yet", "err", err)
+}
+
+// serve runs while a tunnel is up: it takes intercepted flows, and follows the cluster's names and our intercepts.
+func (s *session) serve(ctx context.Context, m *mux.Session) error {
+	g := lifecycle.New(ctx, s.log)
+	g.Go("flows", func(ctx context.Context) error {
+		defer g.Stop()
+		return tunnel.Serve(ctx, m, tunnel.Handlers{Intercept: s.intercepts.take})
+	})
+	g.Go("cluster information", func(ctx context.Context) error {
+		return follow(ctx, m, control.LaptopCluster, s.onCluster)
+	})
+	g.Go("intercept states", func(ctx context.Context) error {
+		return follow(ctx, m, control.LaptopIntercepts, s.intercepts.update)
+	})
+	s.intercepts.resume(g.Context(), s.uid())
+	return g.Wait()
+}
+
+// follow hands every message of a watch to fn.
+func follow[T any](ctx context.Context, m *mux.Session, method string, fn func(T)) error {
+	w, err := tunnel.Watch(ctx, m, method, nil)
+	if err != nil {
+		return fmt.Errorf("watch %s: %w", method, err)
+	}
+	for {
+		var v T
+		if err := w.Next(ctx, &v); err != nil {
+			return fmt.Errorf("watch %s: %w", method, err)
+		}
+		fn(v)
+	}
+}
+
+func (s *session) onCluster(c control.Cluster) {
+	select {
+	case s.firstInfo <- c:
+	default: // nobody waits for the first any more
+	}
+	s.mu.Lock()
+	n := s.net
+	s.mu.Unlock()
+	if n != nil {
+		n.setCluster(c)
+	}
+}
+
+// renewals keeps the session valid with the user's own credentials (D2): whoever loses the right to it loses the session.
+func (s *session) renewals(ctx context.Context) error {
+	for {
+		s.mu.Lock()
+		wait := s.renew
+		failed := s.renewErr != nil
+		s.mu.Unlock()
+		if wait <= 0 {
+			wait = 10 * time.Minute
+		}
+		if failed {
+			wait = min(wait, 10*time.Second)
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(wait):
+		}
+		s.mu.Lock()
+		o := s.object
+		s.mu.Unlock()
+		err := s.cluster.RenewSession(ctx, o)
+		if err != nil && ctx.Err() == nil {
+			s.log.Warn("session not renewed", "err", err)
+		}
+		s.mu.Lock()
+		s.renewErr = err
+		s.mu.Unlock()
+	}
+}
+
+// close ends the session: first what the laptop has, then, if asked, the objects in the cluster.
+func (s *session) close(remove bool) {
+	s.mu.Lock()
+	n, o := s.net, s.object
+	s.mu.Unlock()
+	if n != nil {
+		n.close()
+	}
+	if remove {
+		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+		defer cancel()
+		s.intercepts.removeAll(ctx)
+		if err := s.cluster.DeleteSession(ctx, o); err != nil {
+			s.log.Warn("session object not deleted; the manager will", "err", err)
+		}
+	}
+	s.group.Stop()
+	if err := s.group.Wait(); err != nil {
+		s.log.Debug("session ended with", "err", err)
+	}
+}
+
+// same says whether a connect asks for what this session is.
+func (s *session) same(c *kube.Cluster, managerNS string) bool {
+	return s.cluster.Context == c.Context && s.cluster.Namespace == c.Namespace && s.cluster.Server == c.Server && s.cfg.managerNS == managerNS
+}
+
+func (s *session) status() (*localapi.Session, *localapi.RootStatus) {
+	s.mu.Lock()
+	o, n, down, renewErr := s.object, s.net, s.down, s.renewErr
+	s.mu.Unlock()
+	out := &localapi.Session{
+		Context: s.cluster.Context, Namespace: s.cluster.Namespace, Server: s.cluster.Server, User: s.user,
+		Name: o.Name, UID: string(o.UID), ManagerNamespace: s.cfg.managerNS, ManagerVersion: s.manager.Version,
+		Tunnel: "up", Intercepts: s.intercepts.all(),
+	}
+	if down != nil {
+		out.Tunnel = "down: " + down.Error()
+	}
+	if renewErr != nil {
+		out.Problems = append(out.Problems, "the session could not be renewed and will end: "+renewErr.Error())
+	}
+	if n == nil {
+		return out, nil
+	}
+	out.Problems = append(out.Problems, n.problems()...)
+	return out, n.status()
+}

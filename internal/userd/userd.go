@@ -1,0 +1,212 @@
+// Package userd owns the user daemon: one process a user, which holds the credentials, the session, the tunnel, the stack and the intercepts.
+package userd
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net/http"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/doppel-dev/doppel/internal/buildinfo"
+	"github.com/doppel-dev/doppel/internal/kube"
+	"github.com/doppel-dev/doppel/internal/localapi"
+	"github.com/doppel-dev/doppel/internal/rootapi"
+	"github.com/doppel-dev/doppel/internal/uerr"
+)
+
+// DefaultManagerNamespace is where the traffic-manager is looked for.
+const DefaultManagerNamespace = "doppel"
+
+// Config is what the daemon is started with.
+type Config struct {
+	Socket  string // required: where the CLI finds it
+	LogFile string
+	// RootSocket is where the root daemon listens; Root connects to it and starts it first where that needs no password.
+	RootSocket string
+	Root       func(ctx context.Context) (*rootapi.Client, error)
+	Log        *slog.Logger
+}
+
+// Daemon serves the local API.
+type Daemon struct {
+	cfg  Config
+	log  *slog.Logger
+	stop context.CancelFunc
+
+	connecting sync.Mutex // one connect or quit at a time
+
+	mu sync.Mutex
+	// guarded by mu
+	session *session
+}
+
+// New validates the configuration.
+func New(cfg Config) (*Daemon, error) {
+	if cfg.Socket == "" || cfg.RootSocket == "" || cfg.Root == nil || cfg.Log == nil {
+		return nil, errors.New("userd: incomplete configuration")
+	}
+	return &Daemon{cfg: cfg, log: cfg.Log}, nil
+}
+
+// Run serves until ctx ends or a quit asks for it; the session is ended in order.
+func (d *Daemon) Run(ctx context.Context) error {
+	l, err := localapi.Listen(d.cfg.Socket)
+	if err != nil {
+		return err
+	}
+	defer os.Remove(d.cfg.Socket)
+	ctx, d.stop = context.WithCancel(ctx)
+	defer d.stop()
+	mux := http.NewServeMux()
+	for method, h := range map[string]http.Handler{
+		localapi.MethodConnect:   localapi.Handle(d.connect),
+		localapi.MethodStatus:    localapi.Handle(d.status),
+		localapi.MethodQuit:      localapi.Handle(d.quit),
+		localapi.MethodList:      localapi.Handle(d.list),
+		localapi.MethodIntercept: localapi.Handle(d.intercept),
+		localapi.MethodLeave:     localapi.Handle(d.leave),
+	} {
+		mux.Handle("POST /v1/"+method, h)
+	}
+	srv := &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second}
+	served := make(chan error, 1)
+	go func() { served <- srv.Serve(l) }()
+	d.log.Info("listening", "socket", d.cfg.Socket, "version", buildinfo.Version)
+	select {
+	case err = <-served:
+	case <-ctx.Done():
+	}
+	d.end()
+	sctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+	defer cancel()
+	return errors.Join(err, srv.Shutdown(sctx)) // lets the answer to quit out
+}
+
+// current returns the session, or an error that says what to do.
+func (d *Daemon) current() (*session, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.session == nil {
+		return nil, uerr.New(uerr.NotConnected, "connect first with: doppel connect", "not connected")
+	}
+	return d.session, nil
+}
+
+// end ends the session, if there is one.
+func (d *Daemon) end() {
+	d.mu.Lock()
+	s := d.session
+	d.session = nil
+	d.mu.Unlock()
+	if s != nil {
+		s.close(true)
+	}
+}
+
+func (d *Daemon) connect(ctx context.Context, req localapi.ConnectRequest, progress localapi.Progress) (localapi.ConnectResult, error) {
+	d.connecting.Lock()
+	defer d.connecting.Unlock()
+	start := time.Now()
+	if req.ManagerNamespace == "" {
+		req.ManagerNamespace = DefaultManagerNamespace
+	}
+	cluster, err := kube.Load(kube.Options{Kubeconfig: req.Kubeconfig, Context: req.Context, Namespace: req.Namespace})
+	if err != nil {
+		return localapi.ConnectResult{}, err
+	}
+	if s, err := d.current(); err == nil {
+		if !s.same(cluster, req.ManagerNamespace) {
+			return localapi.ConnectResult{}, uerr.New(uerr.Conflict, "end it first with: doppel quit", "connected already to context %s, namespace %s", s.cluster.Context, s.cluster.Namespace)
+		}
+		return localapi.ConnectResult{Status: d.snapshot(), Reused: true, Elapsed: time.Since(start)}, nil
+	}
+	s, err := openSession(ctx, sessionConfig{cluster: cluster, managerNS: req.ManagerNamespace, root: d.cfg.Root, log: d.log, progress: progress, ended: d.forget})
+	if err != nil {
+		return localapi.ConnectResult{}, err
+	}
+	d.mu.Lock()
+	d.session = s
+	d.mu.Unlock()
+	return localapi.ConnectResult{Status: d.snapshot(), Elapsed: time.Since(start)}, nil
+}
+
+// forget is called when a session ended by itself.
+func (d *Daemon) forget(s *session, err error) {
+	d.log.Error("session ended", "err", err)
+	d.mu.Lock()
+	mine := d.session == s
+	if mine {
+		d.session = nil
+	}
+	d.mu.Unlock()
+	if mine {
+		s.close(false)
+	}
+}
+
+func (d *Daemon) status(context.Context, localapi.Empty, localapi.Progress) (localapi.Status, error) {
+	return d.snapshot(), nil
+}
+
+func (d *Daemon) snapshot() localapi.Status {
+	st := localapi.Status{Version: buildinfo.Version, PID: os.Getpid(), LogFile: d.cfg.LogFile}
+	if s, err := d.current(); err == nil {
+		st.Connected = true
+		st.Session, st.Root = s.status()
+	}
+	return st
+}
+
+func (d *Daemon) quit(ctx context.Context, req localapi.QuitRequest, progress localapi.Progress) (localapi.Empty, error) {
+	d.connecting.Lock()
+	defer d.connecting.Unlock()
+	d.end()
+	if !req.Stop {
+		return localapi.Empty{}, nil
+	}
+	progress("Stopping the daemons")
+	if err := d.stopRoot(ctx); err != nil {
+		d.log.Warn("root daemon not stopped", "err", err)
+	}
+	context.AfterFunc(ctx, d.stop) // when this answer is out
+	return localapi.Empty{}, nil
+}
+
+func (d *Daemon) list(ctx context.Context, req localapi.ListRequest, _ localapi.Progress) (localapi.ListResult, error) {
+	s, err := d.current()
+	if err != nil {
+		return localapi.ListResult{}, err
+	}
+	return s.list(ctx, req)
+}
+
+func (d *Daemon) intercept(ctx context.Context, req localapi.InterceptRequest, progress localapi.Progress) (localapi.Intercept, error) {
+	s, err := d.current()
+	if err != nil {
+		return localapi.Intercept{}, err
+	}
+	return s.intercepts.create(ctx, req, progress)
+}
+
+func (d *Daemon) leave(ctx context.Context, req localapi.LeaveRequest, _ localapi.Progress) (localapi.Empty, error) {
+	s, err := d.current()
+	if err != nil {
+		return localapi.Empty{}, err
+	}
+	return localapi.Empty{}, s.intercepts.leave(ctx, req.Name)
+}
+
+// stopRoot ends the root daemon if one runs; it is not started for that.
+func (d *Daemon) stopRoot(ctx context.Context) error {
+	root, err := rootapi.Dial(ctx, d.cfg.RootSocket, rootapi.Options{})
+	if errors.Is(err, rootapi.ErrNotRunning) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return root.Quit(ctx)
+}
