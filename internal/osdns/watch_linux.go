@@ -1,0 +1,174 @@
+package osdns
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/mdlayher/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// settle is how long after a first change the changes are told as one: DHCP and VPN clients make several in a row.
+const settle = 100 * time.Millisecond
+
+// Watch calls changed after the file, a symbolic link on the way to it, or an address or route of the machine has changed, until ctx ends. It does
+// not say what changed: look again. changed runs on one goroutine.
+func Watch(ctx context.Context, file string, changed func()) error {
+	events := make(chan struct{}, 1)
+	poke := func() {
+		select {
+		case events <- struct{}{}:
+		default:
+		}
+	}
+	if err := watchFile(ctx, file, poke); err != nil {
+		return err
+	}
+	if err := watchNetlink(ctx, poke); err != nil {
+		return err
+	}
+	var pending <-chan time.Time // set by the first change since changed was called
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-events:
+			if pending == nil {
+				pending = time.After(settle)
+			}
+		case <-pending:
+			pending = nil
+			changed()
+		}
+	}
+}
+
+// watchNetlink pokes at changes of addresses and routes.
+func watchNetlink(ctx context.Context, poke func()) error {
+	const groups = unix.RTMGRP_IPV4_IFADDR | unix.RTMGRP_IPV6_IFADDR | unix.RTMGRP_IPV4_ROUTE | unix.RTMGRP_IPV6_ROUTE
+	c, err := netlink.Dial(unix.NETLINK_ROUTE, &netlink.Config{Groups: groups})
+	if err != nil {
+		return fmt.Errorf("watch addresses and routes: %w", err)
+	}
+	stop := context.AfterFunc(ctx, func() { c.Close() })
+	go func() {
+		defer stop()
+		for {
+			// ENOBUFS: messages were lost, which is a change as well (netlink(7)).
+			if _, err := c.Receive(); err != nil && !errors.Is(err, unix.ENOBUFS) {
+				return // closed
+			}
+			poke()
+		}
+	}()
+	return nil
+}
+
+// watchFile pokes at changes of what file reads as. Programs replace resolv.conf by renaming, by writing into it, by turning a link, or by
+// changing the link's target; and a bind mount over it has events of its own. So every directory on the way is watched as well as the file
+// itself, again after each event.
+func watchFile(ctx context.Context, file string, poke func()) error {
+	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
+	if err != nil {
+		return fmt.Errorf("watch %s: %w", file, err)
+	}
+	f := os.NewFile(uintptr(fd), "inotify")
+	if err := addWatches(fd, file); err != nil {
+		f.Close()
+		return fmt.Errorf("watch %s: %w", file, err)
+	}
+	stop := context.AfterFunc(ctx, func() { f.Close() })
+	go func() {
+		defer stop()
+		buf := make([]byte, 16<<10)
+		for {
+			if _, err := f.Read(buf); err != nil {
+				return // closed
+			}
+			rearm(f, file)
+			poke()
+		}
+	}()
+	return nil
+}
+
+func rearm(f *os.File, file string) {
+	if rc, err := f.SyscallConn(); err == nil {
+		_ = rc.Control(func(fd uintptr) { _ = addWatches(int(fd), file) })
+	}
+}
+
+const watchMask = unix.IN_CLOSE_WRITE | unix.IN_MODIFY | unix.IN_CREATE | unix.IN_DELETE | unix.IN_MOVED_TO | unix.IN_MOVED_FROM |
+	unix.IN_ATTRIB | unix.IN_DELETE_SELF | unix.IN_MOVE_SELF
+
+// addWatches watches what is on the way to file; adding a watch twice is one watch (inotify(7)).
+func addWatches(fd int, file string) error {
+	first := true
+	for _, p := range hops(file) {
+		_, err := unix.InotifyAddWatch(fd, p, watchMask)
+		switch {
+		case err == nil:
+			first = false
+		case errors.Is(err, fs.ErrNotExist), errors.Is(err, unix.ENOTDIR), errors.Is(err, unix.EACCES):
+		default:
+			return err
+		}
+	}
+	if first {
+		return fs.ErrNotExist
+	}
+	return nil
+}
+
+// hops lists the directories that hold file and each symbolic link that it leads through, and at the end the file itself. Directories are
+// not resolved themselves: nobody turns /run into a link while a laptop runs.
+func hops(file string) []string {
+	var out []string
+	for range 10 { // as deep as anybody goes; the kernel gives up at 40
+		out = append(out, filepath.Dir(file))
+		target, err := os.Readlink(file)
+		if err != nil {
+			break
+		}
+		if !filepath.IsAbs(target) {
+			target = filepath.Join(filepath.Dir(file), target)
+		}
+		file = target
+	}
+	return append(out, file)
+}
+
+// LookAt gathers the facts of this machine that do not depend on the caller. resolvConf is the file's path.
+func LookAt(resolvConf string) (Facts, ResolvConf, error) {
+	data, err := os.ReadFile(resolvConf)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return Facts{}, ResolvConf{}, err
+	}
+	rc := ParseResolvConf(data)
+	f := Facts{Resolvers: rc.Resolvers, RPFilter: rpFilter()}
+	_, err = os.Stat("/run/systemd/resolve/resolv.conf")
+	f.ResolvedActive = err == nil
+	return f, rc, nil
+}
+
+// rpFilter is the strictest setting: 1 is strict, 2 loose, 0 off.
+func rpFilter() int {
+	paths, _ := filepath.Glob("/proc/sys/net/ipv4/conf/*/rp_filter")
+	worst := 0
+	for _, p := range paths {
+		b, _ := os.ReadFile(p)
+		switch strings.TrimSpace(string(b)) {
+		case "1":
+			return 1
+		case "2":
+			worst = 2
+		}
+	}
+	return worst
+}
