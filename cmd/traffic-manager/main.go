@@ -25,12 +25,14 @@ func main() {
 
 func run() error {
 	log, _ := xlog.New(os.Stderr, "traffic-manager")
-	cfg := manager.Config{Log: log, PodName: os.Getenv("POD_NAME")}
+	cfg := manager.Config{
+		Log: log, PodName: os.Getenv("POD_NAME"),
+		AgentPullPolicy: os.Getenv("DOPPEL_AGENT_PULL_POLICY"), AgentLogLevel: os.Getenv("DOPPEL_AGENT_LOG_LEVEL"),
+		AgentResources: os.Getenv("DOPPEL_AGENT_RESOURCES"), Namespaces: os.Getenv("DOPPEL_NAMESPACES"),
+	}
 	flag.StringVar(&cfg.Namespace, "namespace", "", "the manager's own namespace")
 	flag.StringVar(&cfg.PodIP, "pod-ip", "", "the pod's address, told to agents")
 	flag.StringVar(&cfg.AgentImage, "agent-image", "", "image of the traffic-agent that is injected")
-	flag.StringVar(&cfg.AgentPullPolicy, "agent-pull-policy", "", "pull policy of injected containers")
-	flag.StringVar(&cfg.AgentLogLevel, "agent-log-level", "", "log level of injected agents")
 	flag.DurationVar(&cfg.RenewInterval, "renew-interval", 0, "how often laptops renew their session (10m)")
 	flag.DurationVar(&cfg.LostGrace, "lost-grace", 0, "how long a session outlives its tunnel (30s)")
 	version := flag.Bool("version", false, "print the version and exit")

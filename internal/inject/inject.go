@@ -20,6 +20,8 @@ type Config struct {
 	LogLevel   string
 	Managers   []string
 	ManagerKey string
+	// Resources of the agent's container; nil means a small request and a memory limit.
+	Resources *corev1.ResourceRequirements
 	// Ports are the ports to take, as Ports listed them.
 	Ports []Taken
 }
@@ -225,6 +227,9 @@ func agentContainer(ac *agentcfg.Config, cfg Config, podIsRoot bool) corev1.Cont
 		},
 		SecurityContext: restricted(podIsRoot),
 		VolumeMounts:    []corev1.VolumeMount{{Name: tokenVolumeName, MountPath: agentcfg.TokenDir, ReadOnly: true}},
+	}
+	if cfg.Resources != nil {
+		c.Resources = *cfg.Resources
 	}
 	for _, p := range ac.Ports {
 		cp := corev1.ContainerPort{ContainerPort: int32(p.AgentPort), Protocol: corev1.Protocol(p.Protocol)}

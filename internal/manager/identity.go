@@ -8,10 +8,8 @@ import (
 	"time"
 
 	admissionv1 "k8s.io/api/admissionregistration/v1"
-	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -32,68 +30,56 @@ const (
 )
 
 // ensureIdentity loads the manager's key from its Secret, or makes one on the first start, and publishes its fingerprint in the ConfigMap.
-// Both belong to the Deployment, so that helm uninstall takes them along. All replicas share the key: whoever creates the Secret first wins.
+// The chart creates both empty, so that helm uninstall takes them along. All replicas share the key: whoever writes the Secret first wins.
 func ensureIdentity(ctx context.Context, cm ctrl.Manager, cfg Config) (*tunnel.Identity, error) {
-	c, r := cm.GetClient(), cm.GetAPIReader()
 	key := client.ObjectKey{Namespace: cfg.Namespace, Name: objectName}
-	owner, err := ownerOf(ctx, r, key)
+	id, err := loadIdentity(ctx, cm, key)
+	if apierrors.IsConflict(err) { // another replica wrote it between our read and our write
+		id, err = loadIdentity(ctx, cm, key)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("secret %s: %w", key, err)
+	}
+	if err := publish(ctx, cm, key, id.Fingerprint()); err != nil {
+		return nil, fmt.Errorf("configmap %s: %w", key, err)
+	}
+	return id, nil
+}
+
+func loadIdentity(ctx context.Context, cm ctrl.Manager, key client.ObjectKey) (*tunnel.Identity, error) {
+	var sec corev1.Secret
+	if err := cm.GetAPIReader().Get(ctx, key, &sec); err != nil {
+		return nil, err
+	}
+	if b := sec.Data[secretIdentity]; len(b) > 0 {
+		return tunnel.ParseIdentity(b)
+	}
+	id, err := tunnel.NewIdentity(
+		injectorService+"."+key.Namespace+".svc", objectName+"."+key.Namespace+".svc", objectName+"."+key.Namespace+".svc.cluster.local")
 	if err != nil {
 		return nil, err
 	}
-	meta := metav1.ObjectMeta{Namespace: cfg.Namespace, Name: objectName, OwnerReferences: owner, Labels: map[string]string{"app.kubernetes.io/name": objectName}}
-	var sec corev1.Secret
-	err = r.Get(ctx, key, &sec)
-	if apierrors.IsNotFound(err) {
-		if err = createIdentity(ctx, c, meta, cfg.Namespace); err == nil || apierrors.IsAlreadyExists(err) {
-			err = r.Get(ctx, key, &sec)
-		}
-	}
-	if err != nil {
-		return nil, fmt.Errorf("secret %s: %w", key, err)
-	}
-	id, err := tunnel.ParseIdentity(sec.Data[secretIdentity])
-	if err != nil {
-		return nil, fmt.Errorf("secret %s: %w", key, err)
-	}
-	return id, publish(ctx, c, r, meta, id.Fingerprint())
-}
-
-func createIdentity(ctx context.Context, c client.Client, meta metav1.ObjectMeta, ns string) error {
-	id, err := tunnel.NewIdentity(
-		injectorService+"."+ns+".svc", objectName+"."+ns+".svc", objectName+"."+ns+".svc.cluster.local")
-	if err != nil {
-		return err
-	}
 	pem, err := id.MarshalPEM()
 	if err != nil {
-		return err
+		return nil, err
 	}
-	return c.Create(ctx, &corev1.Secret{ObjectMeta: meta, Data: map[string][]byte{secretIdentity: pem}})
+	sec.Data = map[string][]byte{secretIdentity: pem}
+	return id, cm.GetClient().Update(ctx, &sec) // refused if somebody else wrote since (resourceVersion)
 }
 
-func publish(ctx context.Context, c client.Client, r client.Reader, meta metav1.ObjectMeta, fingerprint string) error {
-	want := &corev1.ConfigMap{ObjectMeta: meta, Data: map[string]string{configKey: fingerprint, configVersion: buildinfo.Version}}
-	err := c.Create(ctx, want)
-	if !apierrors.IsAlreadyExists(err) {
+func publish(ctx context.Context, cm ctrl.Manager, key client.ObjectKey, fingerprint string) error {
+	var c corev1.ConfigMap
+	if err := cm.GetAPIReader().Get(ctx, key, &c); err != nil {
 		return err
 	}
-	var cm corev1.ConfigMap
-	if err := r.Get(ctx, client.ObjectKeyFromObject(want), &cm); err != nil {
+	if c.Data[configKey] == fingerprint && c.Data[configVersion] == buildinfo.Version {
+		return nil
+	}
+	c.Data = map[string]string{configKey: fingerprint, configVersion: buildinfo.Version}
+	if err := cm.GetClient().Update(ctx, &c); !apierrors.IsConflict(err) { // a conflict: another replica wrote the same
 		return err
 	}
-	cm.Data = want.Data
-	return c.Update(ctx, &cm)
-}
-
-// ownerOf refers to the manager's Deployment; a manager that runs without one (a test) owns nothing.
-func ownerOf(ctx context.Context, r client.Reader, key client.ObjectKey) ([]metav1.OwnerReference, error) {
-	var d appsv1.Deployment
-	if err := r.Get(ctx, key, &d); apierrors.IsNotFound(err) {
-		return nil, nil
-	} else if err != nil {
-		return nil, fmt.Errorf("deployment %s: %w", key, err)
-	}
-	return []metav1.OwnerReference{{APIVersion: "apps/v1", Kind: "Deployment", Name: d.Name, UID: d.UID}}, nil
+	return nil
 }
 
 // publishCABundle writes our certificate into the webhook's configuration and repairs it when a helm upgrade or someone else takes it out.

@@ -98,6 +98,9 @@ func (r *interceptReconciler) engage(ctx context.Context, in *v1alpha1.Intercept
 	if sess.Spec.User != in.Spec.User {
 		return st, fail("ForeignSession", "the session belongs to another user")
 	}
+	if len(r.m.allowed) > 0 && !slices.Contains(r.m.allowed, in.Namespace) {
+		return st, fail("NamespaceNotAllowed", "the administrator does not allow intercepts in namespace %s", in.Namespace)
+	}
 	w, err := r.m.loadWorkload(ctx, in.Namespace, in.Spec.Workload)
 	if err != nil {
 		return st, err

@@ -3,11 +3,13 @@ package manager
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net"
 	"net/netip"
+	"strings"
 	"time"
 
 	"github.com/go-logr/logr"
@@ -35,6 +37,8 @@ type Config struct {
 	// AgentPullPolicy is the pull policy of injected containers (IfNotPresent).
 	AgentPullPolicy string
 	AgentLogLevel   string
+	AgentResources  string        // a core/v1 ResourceRequirements as JSON; empty: the injector's default
+	Namespaces      string        // comma-separated: where workloads may be intercepted; empty: everywhere
 	RenewInterval   time.Duration // how often laptops renew (10 min); two missed renewals end a session
 	LostGrace       time.Duration // how long a session outlives its tunnel (30 s)
 	APIAddr         string        // attach and webhook (":10250")
@@ -81,15 +85,17 @@ type Manager struct {
 	ctrl    ctrl.Manager
 	started time.Time
 
-	identity *tunnel.Identity
-	policy   *policyProbe
-	laptops  *laptops
-	agents   *agents
-	engaged  *engagements
-	cluster  *clusterInfo
-	dns      *dnsForwarder
-	watchers watchers
-	wakeups  chan event.GenericEvent // "look at this workload's intercepts again"
+	identity  *tunnel.Identity
+	policy    *policyProbe
+	laptops   *laptops
+	agents    *agents
+	engaged   *engagements
+	cluster   *clusterInfo
+	dns       *dnsForwarder
+	watchers  watchers
+	allowed   []string                     // namespaces; empty: all
+	resources *corev1.ResourceRequirements // of injected agents; nil: the injector's default
+	wakeups   chan event.GenericEvent      // "look at this workload's intercepts again"
 }
 
 // New connects to the API server and prepares every part; nothing is served yet.
@@ -112,6 +118,15 @@ func New(ctx context.Context, cfg Config) (*Manager, error) {
 		return nil, fmt.Errorf("connect to the API server: %w", err)
 	}
 	m := &Manager{cfg: cfg, ctrl: cm, started: time.Now(), wakeups: make(chan event.GenericEvent, 1024)}
+	if cfg.Namespaces != "" {
+		m.allowed = strings.Split(cfg.Namespaces, ",")
+	}
+	if cfg.AgentResources != "" {
+		m.resources = &corev1.ResourceRequirements{}
+		if err := json.Unmarshal([]byte(cfg.AgentResources), m.resources); err != nil {
+			return nil, fmt.Errorf("resources of the agent: %w", err)
+		}
+	}
 	if m.identity, err = ensureIdentity(ctx, cm, cfg); err != nil {
 		return nil, err
 	}

@@ -72,7 +72,7 @@ func (m *Manager) injectPod(ctx context.Context, pod *corev1.Pod) (*corev1.Pod, 
 	}
 	return inject.Pod(pod, inject.Config{
 		Image: m.cfg.AgentImage, PullPolicy: corev1.PullPolicy(m.cfg.AgentPullPolicy), LogLevel: m.cfg.AgentLogLevel,
-		Managers: managers, ManagerKey: m.identity.Fingerprint(), Ports: take,
+		Managers: managers, ManagerKey: m.identity.Fingerprint(), Ports: take, Resources: m.resources,
 	})
 }
 
