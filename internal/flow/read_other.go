@@ -2,13 +2,17 @@
 
 package flow
 
-import (
-	"net"
-	"syscall"
-)
+import "net"
 
-func readWhenReady(c *net.TCPConn, _ syscall.RawConn) (*[bufferSize]byte, int, error) {
+// readiness reads with a buffer from the pool; elsewhere it is taken only when there is something to read.
+type readiness struct {
+	c *net.TCPConn
+}
+
+func newReadiness(c *net.TCPConn) (*readiness, error) { return &readiness{c}, nil }
+
+func (r *readiness) read() (*[bufferSize]byte, int, error) {
 	buf := buffers.Get().(*[bufferSize]byte)
-	n, err := c.Read(buf[:])
+	n, err := r.c.Read(buf[:])
 	return buf, n, err
 }

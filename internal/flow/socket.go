@@ -3,7 +3,6 @@ package flow
 import (
 	"io"
 	"net"
-	"syscall"
 )
 
 // FromTCP makes a flow's end of a TCP connection. Reset is a RST on the wire (SO_LINGER 0, socket(7)).
@@ -27,13 +26,13 @@ func (t *tcpStream) Reset() {
 
 // WriteTo copies to w until EOF. No buffer is held while the connection is idle: ten thousand idle flows cost none.
 func (t *tcpStream) WriteTo(w io.Writer) (int64, error) {
-	rc, err := t.c.SyscallConn()
+	r, err := newReadiness(t.c)
 	if err != nil {
 		return 0, err
 	}
 	var total int64
 	for {
-		buf, n, err := readWhenReady(t.c, rc)
+		buf, n, err := r.read()
 		if n > 0 {
 			m, werr := w.Write(buf[:n])
 			total += int64(m)
@@ -44,7 +43,7 @@ func (t *tcpStream) WriteTo(w io.Writer) (int64, error) {
 		if buf != nil {
 			buffers.Put(buf)
 		}
-		if err == io.EOF { //nolint:errorlint // readWhenReady returns io.EOF itself
+		if err == io.EOF { //nolint:errorlint // read returns io.EOF itself
 			return total, nil
 		}
 		if err != nil {
@@ -79,5 +78,3 @@ func (u udpPackets) WritePacket(p []byte) error {
 }
 
 func (u udpPackets) Close() error { return u.c.Close() }
-
-var _ syscall.Conn = (*net.TCPConn)(nil)

@@ -64,7 +64,7 @@ func (s *Session) moveCredit() (waiting bool) {
 		st.asked = st.asked || ask
 		g := 0
 		if st.wanted > 0 {
-			g = st.grantLocked(false)
+			g = st.grantLocked()
 			waiting = waiting || st.wanted > 0
 		}
 		st.mu.Unlock()

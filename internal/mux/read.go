@@ -230,10 +230,7 @@ func (s *Session) readData(br *bufio.Reader, h wire.Header) error {
 		return err
 	}
 	if !keep {
-		if err := s.reply(func(b []byte) []byte { return wire.AppendRst(b, st.id, wire.CodeReset) }); err != nil {
-			return err
-		}
-		st.end(net.ErrClosed, true)
+		st.refuse()
 		_, err := br.Discard(h.Len)
 		return err
 	}
@@ -251,6 +248,12 @@ func (s *Session) readData(br *bufio.Reader, h wire.Header) error {
 		return st.readMessageFrom(br, h.Len)
 	}
 	return st.readBytesFrom(br, h.Len)
+}
+
+// refuse answers a peer that sends to a closed stream.
+func (st *Stream) refuse() {
+	_ = st.sendRst(false, wire.CodeReset) // behind what was written before Close
+	st.end(net.ErrClosed, true)
 }
 
 // readBytesFrom reads n bytes straight into a buffer of the stream. On a slow connection it hands on what has come.
@@ -368,11 +371,13 @@ func (st *Stream) onWant(n uint32) error {
 		return fmt.Errorf("%w: WANT of %d bytes on stream %d", wire.ErrProtocol, n, st.id)
 	}
 	st.mu.Lock()
-	// If the buffer is full it is the reader who is slow: a larger window would not help, except for a message that does not fit.
-	if st.in.bytes <= st.window/2 || int(n) > st.window {
-		st.wanted = int(n)
+	if st.closed { // nobody will ever grant more
+		st.mu.Unlock()
+		st.refuse()
+		return nil
 	}
-	g := st.grantLocked(false)
+	st.wanted = int(n)
+	g := st.grantLocked()
 	st.mu.Unlock()
 	if g == 0 {
 		return nil

@@ -160,13 +160,19 @@ func (s *Session) newOutgoing(flags uint8) (*Stream, error) {
 
 // Accept waits for the next stream that the peer wants to open.
 func (s *Session) Accept(ctx context.Context) (*Request, error) {
-	select {
-	case r := <-s.accept:
-		return r, nil
-	case <-ctx.Done():
-		return nil, context.Cause(ctx)
-	case <-s.done:
-		return nil, sessionError(s.Err())
+	for {
+		select {
+		case r := <-s.accept:
+			if r.st.Err() != nil { // given up while it waited
+				_ = r.answer()
+				continue
+			}
+			return r, nil
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		case <-s.done:
+			return nil, sessionError(s.Err())
+		}
 	}
 }
 

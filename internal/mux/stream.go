@@ -141,7 +141,7 @@ func (st *Stream) takeCredit(n int, whole bool) (int, error) {
 func (st *Stream) sendWant(n int) error {
 	var p [4]byte
 	binary.BigEndian.PutUint32(p[:], uint32(n))
-	return st.s.w.inOrder(&st.turn, wire.Header{Type: wire.TypeWant, Stream: st.id}, p[:])
+	return st.s.w.inOrder(true, &st.turn, wire.Header{Type: wire.TypeWant, Stream: st.id}, p[:])
 }
 
 // Write sends p and returns when all of it is queued or sent.
@@ -197,25 +197,30 @@ func (st *Stream) transportError(err error) error {
 	return sessionError(err)
 }
 
-// ReadFrom sends what r returns until EOF; it saves io.Copy a buffer.
+// ReadFrom sends what r returns until EOF; it saves io.Copy a buffer. While r is idle it holds a small buffer only.
 func (st *Stream) ReadFrom(r io.Reader) (int64, error) {
-	buf := getChunk(wire.MaxPayload)
-	defer buf.recycle()
+	const least = 4 << 10
 	var total int64
-	for {
-		n, err := r.Read(buf.b[:wire.MaxPayload])
+	for size := least; ; {
+		buf := getChunk(size)
+		n, err := r.Read(buf.b[:min(len(buf.b), wire.MaxPayload)])
 		if n > 0 {
 			m, werr := st.Write(buf.b[:n])
 			total += int64(m)
 			if werr != nil {
-				return total, werr
+				err = werr
 			}
 		}
-		if err == io.EOF { //nolint:errorlint // io.Reader returns io.EOF itself
+		buf.recycle()
+		switch {
+		case err == io.EOF: //nolint:errorlint // io.Reader returns io.EOF itself
 			return total, nil
-		}
-		if err != nil {
+		case err != nil:
 			return total, err
+		case n >= size-wire.HeaderLen:
+			size = min(4*size, wire.MaxFrame)
+		case n < size/4:
+			size = max(size/4, least)
 		}
 	}
 }
@@ -233,7 +238,7 @@ func (st *Stream) next() error {
 			st.mu.Unlock()
 			return nil
 		}
-		if st.finRecvd && st.err == nil {
+		if st.finRecvd { // also if a RST came later: the data is complete
 			if st.gone {
 				st.freeLocked()
 			}
@@ -257,18 +262,20 @@ func (st *Stream) next() error {
 func (st *Stream) consumed(n int) {
 	st.mu.Lock()
 	st.owed += n
-	g := st.grantLocked(false)
+	g := st.grantLocked()
 	st.mu.Unlock()
 	st.sendGrant(g)
 }
 
-// grantLocked returns how much credit to send now.
-func (st *Stream) grantLocked(all bool) int {
+// grantLocked returns how much credit to send now, which the caller does.
+func (st *Stream) grantLocked() int {
 	if st.finRecvd || st.freed || st.err != nil {
 		return 0
 	}
-	empty := st.in.head == nil
-	if !all && st.owed < st.window/4 && !(st.wanted > 0 && empty) {
+	// The peer waits although nearly all was read: it is the window that is too small, not the reader that is slow. A
+	// message that is larger than the window needs a larger one in any case.
+	short := st.wanted > 0 && (st.in.bytes <= st.window/4 || st.wanted > st.window)
+	if st.owed < st.window/4 && !short {
 		return 0
 	}
 	// More than the share by now: give up what was read.
@@ -277,24 +284,23 @@ func (st *Stream) grantLocked(all bool) int {
 		st.window -= over
 		st.s.budget.release(over)
 	}
-	// The peer waits although all was read: the window is too small for the path.
-	if st.wanted > 0 && empty {
-		want := min(max(2*st.window, st.wanted), st.s.cfg.Window)
-		st.window += st.growLocked(want, st.wanted > st.window)
-		if st.credit+st.owed >= st.wanted {
-			st.wanted = 0
-		}
+	if short {
+		st.growLocked(min(max(2*st.window, st.wanted), st.s.cfg.Window), st.wanted > st.window)
 	}
 	g := st.owed
 	st.owed = 0
 	st.credit += g
+	if st.credit >= st.wanted {
+		st.wanted = 0
+	}
 	return g
 }
 
-func (st *Stream) growLocked(want int, need bool) int {
+// growLocked raises the window towards want as far as the budget allows.
+func (st *Stream) growLocked(want int, need bool) {
 	n := st.s.budget.grow(st.window, want, need)
+	st.window += n
 	st.owed += n
-	return n
 }
 
 func (st *Stream) sendGrant(g int) {
@@ -436,7 +442,7 @@ func (st *Stream) sendFin() error {
 	}
 	st.finDue = false
 	st.mu.Unlock()
-	err := st.s.w.inOrder(&st.turn, wire.Header{Type: wire.TypeFin, Stream: st.id}, nil)
+	err := st.s.w.inOrder(true, &st.turn, wire.Header{Type: wire.TypeFin, Stream: st.id}, nil)
 	st.writeMu.Unlock()
 	st.mu.Lock()
 	if err != nil {
@@ -450,7 +456,8 @@ func (st *Stream) sendFin() error {
 	return nil
 }
 
-// Close sends FIN if that was not done and gives up reading: bytes that still arrive are answered with RST.
+// Close sends FIN if that was not done and gives up reading. A peer that still has something to say gets RST behind the FIN
+// (RFC 1122, section 4.2.2.13), after which it can read what was written before.
 func (st *Stream) Close() error {
 	st.mu.Lock()
 	if st.closed {
@@ -458,12 +465,16 @@ func (st *Stream) Close() error {
 		return nil
 	}
 	st.closed = true
+	unread := !st.finRecvd && (st.in.head != nil || st.wanted > 0)
 	st.readable.Broadcast()
 	st.writable.Broadcast()
 	st.freeLocked()
 	st.mu.Unlock()
 	err := st.fin()
-
+	if unread {
+		st.abort(wire.CodeReset)
+		return err
+	}
 	st.mu.Lock()
 	if !st.gone && st.err == nil {
 		st.linger = time.AfterFunc(st.s.cfg.Linger, func() { st.abort(wire.CodeCanceled) })
@@ -492,9 +503,14 @@ func (st *Stream) abort(code wire.Code) {
 	}
 	st.mu.Unlock()
 	if !gone {
-		_ = st.s.w.inOrder(&st.turn, wire.Header{Type: wire.TypeRst, Stream: st.id}, []byte{byte(code >> 8), byte(code)})
+		_ = st.sendRst(true, code)
 	}
 	st.end(net.ErrClosed, true)
+}
+
+func (st *Stream) sendRst(inline bool, code wire.Code) error {
+	p := []byte{byte(code >> 8), byte(code)}
+	return st.s.w.inOrder(inline, &st.turn, wire.Header{Type: wire.TypeRst, Stream: st.id}, p)
 }
 
 // end takes the stream out of the session. If drop is set the buffer goes too, else it can still be read.

@@ -151,7 +151,8 @@ func (w *writer) control(inline bool, appendTo func([]byte) []byte) error {
 }
 
 // inOrder queues a small frame that must not overtake what its stream has queued: FIN, RST, WANT. It does not wait.
-func (w *writer) inOrder(t *turn, hdr wire.Header, p []byte) error {
+// inline says that the caller may write it himself.
+func (w *writer) inOrder(inline bool, t *turn, hdr wire.Header, p []byte) error {
 	hdr.Len = len(p)
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -166,7 +167,7 @@ func (w *writer) inOrder(t *turn, hdr wire.Header, p []byte) error {
 	default:
 		w.later = append(hdr.Append(w.later), p...)
 	}
-	w.kickLocked(true)
+	w.kickLocked(inline)
 	return nil
 }
 

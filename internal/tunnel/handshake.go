@@ -62,12 +62,13 @@ func client(ctx context.Context, raw net.Conn, cfg ClientConfig) (*mux.Session, 
 	if _, err := io.WriteString(raw, wire.Preface); err != nil {
 		return nil, reply, fmt.Errorf("send preface: %w", err)
 	}
-	tc := tls.Client(raw, clientTLS(cfg))
+	under := &cork{Conn: raw}
+	tc := tls.Client(under, clientTLS(cfg))
 	if err := tc.HandshakeContext(ctx); err != nil {
 		return nil, reply, fmt.Errorf("TLS: %w", err)
 	}
 	cfg.Mux.Initiator = true
-	s, err := mux.New(&conn{tc, raw}, cfg.Mux)
+	s, err := mux.New(&conn{tc, under}, cfg.Mux)
 	if err != nil {
 		return nil, reply, err
 	}
@@ -185,12 +186,13 @@ func server(ctx context.Context, raw net.Conn, cfg ServerConfig) (*mux.Session, 
 	if string(preface[:]) != wire.Preface {
 		return nil, h, ErrNotTunnel
 	}
-	tc := tls.Server(raw, serverTLS(cfg.Identity))
+	under := &cork{Conn: raw}
+	tc := tls.Server(under, serverTLS(cfg.Identity))
 	if err := tc.HandshakeContext(ctx); err != nil {
 		return nil, h, fmt.Errorf("TLS: %w", err)
 	}
 	cfg.Mux.Initiator = false
-	s, err := mux.New(&conn{tc, raw}, cfg.Mux)
+	s, err := mux.New(&conn{tc, under}, cfg.Mux)
 	if err != nil {
 		return nil, h, err
 	}
@@ -269,16 +271,4 @@ func rejection(err error, fallback wire.Code) (wire.Code, string) {
 		code = c
 	}
 	return code, err.Error()
-}
-
-// conn is a TLS connection whose Close does not wait: tls.Conn's own tries for 5 s to send its last record.
-type conn struct {
-	*tls.Conn
-	raw net.Conn
-}
-
-func (c *conn) Close() error {
-	t := time.AfterFunc(100*time.Millisecond, func() { _ = c.raw.Close() })
-	defer t.Stop()
-	return c.Conn.Close()
 }
