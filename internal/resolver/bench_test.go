@@ -2,8 +2,13 @@ package resolver
 
 import (
 	"context"
+	"fmt"
 	"net"
+	"slices"
+	"sync"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/miekg/dns"
 )
@@ -55,21 +60,44 @@ func BenchmarkSocket(b *testing.B) {
 		{"direct", u.addr.String(), "example.com"},
 	} {
 		msg := pack(b, question(bb.name, dns.TypeA))
-		b.Run(bb.what, func(b *testing.B) {
-			conn, err := net.Dial("udp", bb.addr)
+		for _, clients := range []int{1, 16} {
+			b.Run(fmt.Sprintf("%s/%d", bb.what, clients), func(b *testing.B) { lookups(b, bb.addr, msg, clients) })
+		}
+	}
+}
+
+// lookups sends b.N queries from some clients, each with one on its way, and reports how long the middle and the slowest took.
+func lookups(b *testing.B, addr string, msg []byte, clients int) {
+	took := make([]time.Duration, b.N)
+	var next atomic.Int64
+	var wg sync.WaitGroup
+	b.ResetTimer()
+	for range clients {
+		wg.Go(func() {
+			conn, err := net.Dial("udp", addr)
 			if err != nil {
-				b.Fatal(err)
+				b.Error(err)
+				return
 			}
 			defer conn.Close()
 			buf := make([]byte, 4096)
-			for b.Loop() {
+			for i := next.Add(1) - 1; i < int64(b.N); i = next.Add(1) - 1 {
+				began := time.Now()
+				_ = conn.SetDeadline(began.Add(5 * time.Second))
 				if _, err := conn.Write(msg); err != nil {
-					b.Fatal(err)
+					b.Error(err)
 				}
 				if _, err := conn.Read(buf); err != nil {
-					b.Fatal(err)
+					b.Error(err)
 				}
+				took[i] = time.Since(began)
 			}
 		})
 	}
+	wg.Wait()
+	b.StopTimer()
+	slices.Sort(took)
+	b.ReportMetric(float64(took[len(took)/2].Microseconds()), "p50-us")
+	b.ReportMetric(float64(took[len(took)*99/100].Microseconds()), "p99-us")
+	b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "lookups/s")
 }

@@ -133,6 +133,23 @@ func TestOwnAddressIsNoUpstream(t *testing.T) {
 	if r := ask(t, s, "udp", question("example.com", dns.TypeA)); r.Rcode != dns.RcodeServerFailure {
 		t.Errorf("got %v", r)
 	}
+	if n := s.Stats().Queries; n != 1 {
+		t.Errorf("one query became %d", n)
+	}
+}
+
+// Answers of our own echo what a header must (RFC 1035 section 4.1.1).
+func TestOwnAnswerHeader(t *testing.T) {
+	s := server(t, noCluster)
+	for _, rd := range []bool{true, false} {
+		for _, m := range []*dns.Msg{question("example.com", dns.TypeA), question("web", dns.TypeA), new(dns.Msg).SetUpdate("corp.example.")} {
+			m.RecursionDesired = rd
+			r := exchange(t, s, "udp", m)
+			if r.Id != m.Id || !r.Response || r.RecursionDesired != rd || r.Opcode != m.Opcode || r.Rcode != dns.RcodeServerFailure {
+				t.Errorf("RD %v, opcode %d: %v", rd, m.Opcode, r)
+			}
+		}
+	}
 }
 
 func TestMalformed(t *testing.T) {
@@ -233,6 +250,28 @@ func TestTCPPipelining(t *testing.T) {
 	}
 	if _, err := readTCP(conn); !errors.Is(err, io.EOF) {
 		t.Errorf("then %v, want the end", err)
+	}
+}
+
+// One connection may carry any number of queries, though only so many at once.
+func TestTCPManyQueries(t *testing.T) {
+	s := start(t, newFakeCluster(t, clusterRecords...).ask)
+	conn, err := net.Dial("tcp", s.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	_ = conn.SetDeadline(time.Now().Add(10 * time.Second))
+	const n = 3 * maxPipelined
+	for range n {
+		if err := writeTCP(conn, pack(t, question("web", dns.TypeA))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for i := range n {
+		if _, err := readTCP(conn); err != nil {
+			t.Fatalf("answer %d: %v", i, err)
+		}
 	}
 }
 

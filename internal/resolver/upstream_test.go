@@ -24,6 +24,7 @@ type pipeUpstreams struct {
 	asked   []atomic.Int64
 	dialled atomic.Int64
 	open    atomic.Int64
+	cuts    atomic.Int64 // sockets made before the last cut are silent
 }
 
 func newPipeUpstream(answers ...func(string, []byte) []byte) *pipeUpstreams {
@@ -57,6 +58,7 @@ func (p *pipeUpstreams) dial(_ context.Context, network string, addr netip.AddrP
 	p.dialled.Add(1)
 	p.open.Add(1)
 	near, far := net.Pipe()
+	cuts := p.cuts.Load()
 	go func() {
 		defer p.open.Add(-1)
 		defer far.Close()
@@ -71,6 +73,9 @@ func (p *pipeUpstreams) dial(_ context.Context, network string, addr netip.AddrP
 			answer, delay := p.answers[i], p.delays[i]
 			p.mu.Unlock()
 			time.Sleep(delay)
+			if cuts != p.cuts.Load() {
+				continue
+			}
 			if a := answer(network, buf[:n]); a != nil {
 				if _, err := far.Write(a); err != nil {
 					return
@@ -234,6 +239,47 @@ func TestUpstreamSockets(t *testing.T) {
 		}
 		cancel()
 		wg.Wait()
+	})
+}
+
+// After a change of network the sockets made before it are silent; that costs one query one step, not each socket one.
+func TestUpstreamCut(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, p := upstreamServer(t, answerA("192.0.2.100"))
+		p.set(0, answerA("192.0.2.100"), time.Millisecond, false)
+		var wg sync.WaitGroup
+		for range 8 {
+			wg.Go(func() { outside(t, s) })
+		}
+		wg.Wait()
+		p.cuts.Add(1)
+		for i, want := range []time.Duration{upstreamStagger + time.Millisecond, time.Millisecond, time.Millisecond} {
+			began := time.Now()
+			if got := outside(t, s); got != "192.0.2.100" || took(began) != want {
+				t.Errorf("query %d: %s after %v, want %v", i, got, took(began), want)
+			}
+		}
+	})
+}
+
+// A query that is on its way when the upstreams change keeps its socket, and nobody else gets it.
+func TestUpstreamChangeInFlight(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, p := upstreamServer(t, answerA("192.0.2.100"))
+		p.set(0, answerA("192.0.2.100"), time.Second, false)
+		var wg sync.WaitGroup
+		wg.Go(func() {
+			if got := outside(t, s); got != "192.0.2.100" {
+				t.Errorf("got %s", got)
+			}
+		})
+		synctest.Wait()
+		s.SetUpstreams(nil)
+		wg.Wait()
+		synctest.Wait()
+		if got := p.open.Load(); got != 0 {
+			t.Errorf("%d sockets left open", got)
+		}
 	})
 }
 
