@@ -65,11 +65,11 @@ func setUp(t testing.TB) {
 	}
 }
 
-// Etc covers /etc with an empty directory of the test's own mount namespace.
-func Etc(t testing.TB) {
+// Cover mounts an empty directory over dir, in the test's own mount namespace.
+func Cover(t testing.TB, dir string) {
 	t.Helper()
-	if err := unix.Mount("tmpfs", "/etc", "tmpfs", 0, ""); err != nil {
-		t.Fatalf("mount over /etc: %v", err)
+	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "mode=755"); err != nil {
+		t.Fatalf("mount over %s: %v", dir, err)
 	}
 }
 

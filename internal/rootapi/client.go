@@ -16,6 +16,9 @@ type Options struct {
 	// Alive is asked at each of rootd's pings (one a second); without a true answer for 3 s rootd takes the DNS capture away until it is
 	// true again. It must return at once. nil means alive as long as the process runs.
 	Alive func() bool
+	// Changed is told the state whenever rootd has put another one in force by itself: the laptop moved to a network with other resolvers,
+	// or a VPN took a subnet. It must return at once and must not call the client. nil ignores it.
+	Changed func(State)
 	// Log gets broken messages; default: none.
 	Log *slog.Logger
 }

@@ -256,6 +256,10 @@ func (c *Client) handle(m Message, f *os.File) error {
 			return c.send(Message{ID: m.ID, Op: OpPong})
 		}
 		return nil
+	case OpChanged:
+		if c.opts.Changed != nil {
+			c.opts.Changed(*m.State)
+		}
 	case OpReply:
 		if m.ID == 0 && m.Error != nil {
 			return m.Error

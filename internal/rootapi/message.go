@@ -13,7 +13,8 @@ import (
 // Op says what a message is.
 type Op string
 
-// Requests of the user daemon, each answered by one OpReply with its ID; and rootd's OpPing, answered by OpPong.
+// Requests of the user daemon, each answered by one OpReply with its ID; rootd's OpPing, answered by OpPong; and its OpChanged, which tells the
+// owner of the network of a new State.
 const (
 	OpSetNetwork   Op = "set-network"
 	OpAdoptNetwork Op = "adopt-network"
@@ -23,6 +24,7 @@ const (
 	OpReply        Op = "reply"
 	OpPing         Op = "ping"
 	OpPong         Op = "pong"
+	OpChanged      Op = "changed"
 )
 
 // Message is one packet on the socket. A reply with ID 0 is why rootd ends the connection.
@@ -71,7 +73,10 @@ func Decode(p []byte) (Message, error) {
 }
 
 func (m Message) check() error {
-	if m.Op != OpReply && (m.State != nil || m.Version != nil || m.Error != nil) {
+	if m.Op == OpChanged && (m.State == nil || m.Version != nil || m.Error != nil) {
+		return fmt.Errorf("%q wants a state only", m.Op)
+	}
+	if m.Op != OpReply && m.Op != OpChanged && (m.State != nil || m.Version != nil || m.Error != nil) {
 		return fmt.Errorf("%q with fields of a reply", m.Op)
 	}
 	hasNet, hasSocket := m.Network != nil, m.Socket != ""
@@ -85,7 +90,7 @@ func (m Message) check() error {
 		if hasNet || !ValidSocket(m.Socket) {
 			return fmt.Errorf("%q wants a socket of udp4, udp6, tcp4 or tcp6", m.Op)
 		}
-	case OpVersion, OpQuit, OpPing, OpPong, OpReply:
+	case OpVersion, OpQuit, OpPing, OpPong, OpChanged, OpReply:
 		if hasNet || hasSocket {
 			return fmt.Errorf("%q with fields of another", m.Op)
 		}

@@ -1,0 +1,269 @@
+package rootd
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"os"
+	"reflect"
+	"slices"
+	"sync"
+
+	"github.com/doppel-dev/doppel/internal/osdns"
+	"github.com/doppel-dev/doppel/internal/osroute"
+	"github.com/doppel-dev/doppel/internal/rootapi"
+	"github.com/doppel-dev/doppel/internal/tundev"
+	"github.com/doppel-dev/doppel/internal/uerr"
+)
+
+// engine keeps the machine in the state that the owner wants. It looks at the machine anew at every call: what is in force already costs nothing.
+type engine struct {
+	log        *slog.Logger
+	resolvConf string
+	nftErr     error // why nftables cannot be used, found out once at the start
+
+	mu        sync.Mutex
+	want      rootapi.Network // guarded by mu
+	link      osroute.Link    // guarded by mu; zero without a device
+	suspended bool            // guarded by mu: the owner does not answer, no DNS capture
+	state     rootapi.State   // guarded by mu: what the owner was told last
+	capture   *osdns.Capture  // guarded by mu
+}
+
+// plan is a whole state, decided before anything is touched.
+type plan struct {
+	routes osroute.Plan
+	dns    osdns.Plan
+	conf   osdns.ResolvConf
+}
+
+func newEngine(log *slog.Logger, resolvConf string) *engine {
+	table := fmt.Sprintf("doppel-dns-%d", os.Getpid()) // another rootd's, in a test or another user's, is its own
+	e := &engine{log: log, resolvConf: resolvConf, capture: osdns.NewCapture(table), nftErr: osdns.Probe(table)}
+	if e.nftErr != nil {
+		log.Warn("nftables is not usable", "err", e.nftErr)
+	}
+	return e
+}
+
+// plan decides what n means on this machine now.
+func (e *engine) plan(n rootapi.Network, link osroute.Link) (plan, error) {
+	facts, conf, err := osdns.LookAt(e.resolvConf)
+	if err != nil {
+		return plan{}, fmt.Errorf("find resolvers: %w", err)
+	}
+	facts.NFT, facts.NFTError = e.nftErr == nil, e.nftErr
+	if n.DNS != nil {
+		facts.Listen, facts.Listen6 = n.DNS.Listen, n.DNS.Listen6
+	}
+	others, err := link.Others()
+	if err != nil {
+		return plan{}, err
+	}
+	routes, err := osroute.Make(osroute.Want{Routes: n.Routes, Exclude: n.Exclude, Resolvers: facts.Resolvers}, others)
+	if err != nil {
+		return plan{}, err
+	}
+	return plan{routes: routes, dns: osdns.Choose(facts), conf: conf}, nil
+}
+
+// set makes n the machine's state for a peer with this uid. The file is the new device's, if one was made. With adopt the device must be
+// there already.
+func (e *engine) set(n rootapi.Network, uid uint32, adopt bool) (rootapi.State, *os.File, error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if n.IsZero() {
+		err := e.clearLocked()
+		p, perr := e.plan(n, osroute.Link{})
+		return state("", p, nil), nil, errors.Join(err, perr)
+	}
+	link, err := e.findLocked(n.Name, uid, adopt)
+	if err != nil {
+		return rootapi.State{}, nil, err
+	}
+	p, err := e.plan(n, link)
+	if err != nil {
+		return rootapi.State{}, nil, err
+	}
+	// From here on the machine changes.
+	f, err := e.linkLocked(n, link, uid)
+	if err != nil {
+		return rootapi.State{}, nil, err
+	}
+	e.want, e.suspended = n, false
+	warnings, err := e.applyLocked(p)
+	if err != nil {
+		if f != nil {
+			f.Close()
+		}
+		return rootapi.State{}, nil, errors.Join(err, e.clearLocked())
+	}
+	e.state = state(n.Name, p, warnings)
+	e.log.Info("network set", "interface", e.link.Name, "routes", len(p.routes.Routes), "dns", string(p.dns.Mode), "uid", uid, "created", f != nil)
+	return e.state, f, nil
+}
+
+// findLocked returns the device to use, or a zero link when one is to be made.
+func (e *engine) findLocked(name string, uid uint32, adopt bool) (osroute.Link, error) {
+	l, err := osroute.Find(name)
+	if ue, ok := errors.AsType[*uerr.Error](err); ok && ue.Kind == uerr.NotFound {
+		if adopt {
+			return osroute.Link{}, uerr.Wrap(err, uerr.NotFound, "", "adopt")
+		}
+		return osroute.Link{}, nil
+	}
+	if err != nil {
+		return osroute.Link{}, err
+	}
+	// The kernel tells whose it is; only a doppel-rootd gives devices to a user who is not root.
+	if !l.TUN || l.Owner != uid {
+		return osroute.Link{}, uerr.New(uerr.Conflict, "choose another name", "interface %s exists and is not a TUN device of user %d", name, uid)
+	}
+	if !adopt && l.Index != e.link.Index {
+		// A user daemon that hangs, and lost its rootd, still holds it. Its user asks for a new one.
+		if err := l.Remove(); err != nil {
+			return osroute.Link{}, fmt.Errorf("remove interface %s: %w", name, err)
+		}
+		return osroute.Link{}, nil
+	}
+	return l, nil
+}
+
+// linkLocked makes the device of e what n wants; found is what findLocked found.
+func (e *engine) linkLocked(n rootapi.Network, found osroute.Link, uid uint32) (*os.File, error) {
+	if e.link.Index != 0 && e.link.Index != found.Index {
+		if err := e.link.Remove(); err != nil {
+			return nil, fmt.Errorf("remove interface %s: %w", e.link.Name, err)
+		}
+		e.link = osroute.Link{}
+	}
+	if found.Index != 0 {
+		e.link = found
+		return nil, nil
+	}
+	f, name, err := tundev.Open(n.Name, n.MTU, uid)
+	if err != nil {
+		return nil, err
+	}
+	if e.link, err = osroute.Find(name); err != nil {
+		f.Close()
+		return nil, err
+	}
+	return f, nil
+}
+
+// applyLocked puts p in force on e.link.
+func (e *engine) applyLocked(p plan) ([]string, error) {
+	mtu := e.want.MTU
+	if mtu == 0 {
+		mtu = tundev.DefaultMTU
+	}
+	warnings, err := e.link.Apply(mtu, e.want.Addrs, p.routes.Routes)
+	if err != nil {
+		return nil, err
+	}
+	redirects := p.dns.Redirects
+	if e.suspended {
+		redirects = nil
+	}
+	return warnings, e.capture.Set(redirects)
+}
+
+// recheck puts the wanted state in force again after the machine's resolvers, addresses or routes have changed. It returns the state and
+// whether it is another one than before.
+func (e *engine) recheck() (rootapi.State, bool) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	old := e.state
+	if err := e.recheckLocked(); err != nil {
+		if _, ferr := osroute.Find(e.link.Name); ferr == nil { // else the owner has just closed the device
+			e.log.Warn("network not updated", "err", err)
+		}
+	}
+	return e.state, !reflect.DeepEqual(old, e.state)
+}
+
+func (e *engine) recheckLocked() error {
+	if e.link.Index == 0 {
+		return nil
+	}
+	l, err := osroute.Find(e.link.Name)
+	if err != nil || l.Index != e.link.Index {
+		// The owner has closed the device; its queries still come in until it says otherwise.
+		return err
+	}
+	e.link = l
+	p, err := e.plan(e.want, l)
+	if err != nil {
+		return err
+	}
+	warnings, err := e.applyLocked(p)
+	if err != nil {
+		return err
+	}
+	e.state = state(e.want.Name, p, warnings)
+	return nil
+}
+
+// suspend takes the DNS capture away, or puts it back.
+func (e *engine) suspend(yes bool) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.suspended == yes {
+		return
+	}
+	e.suspended = yes
+	var err error
+	if yes {
+		err = e.capture.Set(nil)
+	} else {
+		err = e.recheckLocked()
+	}
+	e.log.Warn("owner's answers to pings", "missing", yes, "err", err)
+}
+
+// clear removes everything.
+func (e *engine) clear() error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.clearLocked()
+}
+
+func (e *engine) clearLocked() error {
+	err := e.capture.Set(nil)
+	if e.link.Index != 0 {
+		err = errors.Join(err, e.link.Remove()) // addresses and routes go with it
+		e.log.Info("network removed", "interface", e.link.Name)
+	}
+	e.want, e.link, e.suspended, e.state = rootapi.Network{}, osroute.Link{}, false, rootapi.State{}
+	return err
+}
+
+// release gives up what must not outlive this process, and leaves the device to its owner.
+func (e *engine) release() error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.capture.Set(nil)
+}
+
+func state(name string, p plan, warnings []string) rootapi.State {
+	st := rootapi.State{Name: name, Routes: p.routes.Routes, DNSMode: rootapi.DNSNone, SearchDomains: p.conf.Search}
+	if p.dns.Mode == osdns.NFTables {
+		st.DNSMode = rootapi.DNSNftables
+	}
+	for _, a := range p.conf.Resolvers {
+		st.Resolvers = append(st.Resolvers, netip.AddrPortFrom(a, osdns.Port))
+	}
+	st.Warnings = bound(slices.Concat(p.routes.Warnings, warnings, p.dns.Warnings))
+	return st
+}
+
+// bound keeps the warnings within a message.
+func bound(w []string) []string {
+	const most = 50
+	if len(w) > most {
+		w = append(w[:most:most], fmt.Sprintf("and %d more", len(w)-most))
+	}
+	return w
+}
