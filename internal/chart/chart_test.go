@@ -1,0 +1,303 @@
+package chart
+
+import (
+	"flag"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	admission "k8s.io/api/admissionregistration/v1"
+	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
+	policyv1 "k8s.io/api/policy/v1"
+	rbacv1 "k8s.io/api/rbac/v1"
+	"k8s.io/client-go/kubernetes/scheme"
+	"sigs.k8s.io/yaml"
+
+	doppel "github.com/doppel-dev/doppel/charts/doppel"
+	"github.com/doppel-dev/doppel/internal/buildinfo"
+	"github.com/doppel-dev/doppel/internal/uerr"
+)
+
+var update = flag.Bool("update", false, "write the golden files")
+
+const chartDir = "../../charts/doppel"
+
+// TestEmbedIsComplete compares what is embedded with what is in the directory.
+func TestEmbedIsComplete(t *testing.T) {
+	list := func(fsys fs.FS) []string {
+		var names []string
+		err := fs.WalkDir(fsys, ".", func(name string, d fs.DirEntry, err error) error {
+			if err == nil && !d.IsDir() && !strings.HasSuffix(name, ".go") && name != ".helmignore" {
+				names = append(names, name)
+			}
+			return err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		slices.Sort(names)
+		return names
+	}
+	if d := cmp.Diff(list(os.DirFS(chartDir)), list(doppel.Files)); d != "" {
+		t.Errorf("directory and embedded files differ:\n%s", d)
+	}
+}
+
+// TestGolden renders the chart with its defaults and with everything set, and compares it with what was reviewed.
+func TestGolden(t *testing.T) {
+	for name, o := range map[string]Options{
+		"defaults": {},
+		"full":     {Namespace: "tools", ValueFiles: []string{"testdata/full-values.yaml"}, Set: []string{"manager.replicas=2"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			files, err := Render(o)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for f := range files {
+				if strings.HasPrefix(f, "crds/") {
+					delete(files, f) // generated from api/, see TestCRDsAreCurrent
+				}
+			}
+			names := make([]string, 0, len(files))
+			for f := range files {
+				names = append(names, f)
+			}
+			slices.Sort(names)
+			var b strings.Builder
+			for _, f := range names {
+				b.WriteString("---\n# " + f + "\n" + strings.TrimSpace(files[f]) + "\n")
+			}
+			got := strings.ReplaceAll(b.String(), buildinfo.Version, "VERSION")
+			golden := filepath.Join("testdata", name+".golden.yaml")
+			if *update {
+				if err := os.WriteFile(golden, []byte(got), 0o644); err != nil {
+					t.Fatal(err)
+				}
+			}
+			want, err := os.ReadFile(golden)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if d := cmp.Diff(string(want), got); d != "" {
+				t.Errorf("differs from %s (go test ./internal/chart -update writes it):\n%s", golden, d)
+			}
+		})
+	}
+}
+
+// objects decodes a manifest strictly: a field that Kubernetes does not know is a failure.
+func objects(t *testing.T, o Options) map[string]any {
+	t.Helper()
+	files, err := Render(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	objs := map[string]any{}
+	for f, text := range files {
+		if f == "NOTES.txt" || strings.HasPrefix(f, "crds/") {
+			continue
+		}
+		for _, doc := range strings.Split("\n"+text, "\n---") {
+			if strings.TrimSpace(doc) == "" {
+				continue
+			}
+			obj, gvk, err := scheme.Codecs.UniversalDeserializer().Decode([]byte(doc), nil, nil)
+			if err != nil {
+				t.Fatalf("%s: %v\n%s", f, err, doc)
+			}
+			if err := yaml.UnmarshalStrict([]byte(doc), obj); err != nil {
+				t.Errorf("%s: %v", f, err)
+			}
+			var meta struct {
+				Metadata struct{ Name, Namespace string }
+			}
+			if err := yaml.Unmarshal([]byte(doc), &meta); err != nil {
+				t.Fatal(err)
+			}
+			key := gvk.Kind + " " + meta.Metadata.Namespace + "/" + meta.Metadata.Name
+			if _, twice := objs[key]; twice {
+				t.Errorf("%s is there twice", key)
+			}
+			objs[key] = obj
+		}
+	}
+	return objs
+}
+
+func get[T any](t *testing.T, objs map[string]any, key string) T {
+	t.Helper()
+	v, ok := objs[key].(T)
+	if !ok {
+		t.Fatalf("no %s", key)
+	}
+	return v
+}
+
+func TestObjects(t *testing.T) {
+	objs := objects(t, Options{})
+	d := get[*appsv1.Deployment](t, objs, "Deployment doppel/traffic-manager")
+	c := d.Spec.Template.Spec.Containers[0]
+	if want := "ghcr.io/doppel-dev/traffic-manager:" + buildinfo.Version; c.Image != want {
+		t.Errorf("image %s, want %s", c.Image, want)
+	}
+	wantArgs := []string{
+		"--namespace=$(POD_NAMESPACE)", "--pod-ip=$(POD_IP)",
+		"--agent-image=ghcr.io/doppel-dev/traffic-agent:" + buildinfo.Version, "--renew-interval=10m", "--lost-grace=30s",
+	}
+	if diff := cmp.Diff(wantArgs, c.Args); diff != "" {
+		t.Error(diff)
+	}
+	ports := map[string]int32{}
+	for _, p := range c.Ports {
+		ports[p.Name] = p.ContainerPort
+	}
+	if diff := cmp.Diff(map[string]int32{"api": 10250, "agents": 8082, "metrics": 8081}, ports); diff != "" {
+		t.Error(diff)
+	}
+	// The Services' named ports exist in the pod, and their selectors find it.
+	for _, name := range []string{"traffic-manager", "agent-injector"} {
+		s := get[*corev1.Service](t, objs, "Service doppel/"+name)
+		for k, v := range s.Spec.Selector {
+			if d.Spec.Template.Labels[k] != v {
+				t.Errorf("service %s selects %s=%s, the pod has %q", name, k, v, d.Spec.Template.Labels[k])
+			}
+		}
+		for _, p := range s.Spec.Ports {
+			if ports[p.TargetPort.String()] == 0 {
+				t.Errorf("service %s: target port %s is not a port of the pod", name, p.TargetPort.String())
+			}
+		}
+	}
+	w := get[*admission.MutatingWebhookConfiguration](t, objs, "MutatingWebhookConfiguration /doppel-agent-injector-doppel").Webhooks[0]
+	if *w.FailurePolicy != admission.Ignore || *w.TimeoutSeconds != 2 || w.ClientConfig.CABundle != nil {
+		t.Errorf("webhook: policy %s, timeout %d, caBundle %q", *w.FailurePolicy, *w.TimeoutSeconds, w.ClientConfig.CABundle)
+	}
+	for _, kind := range []string{"sessions", "intercepts"} {
+		p := get[*admission.ValidatingAdmissionPolicy](t, objs, "ValidatingAdmissionPolicy /doppel-identity-"+kind)
+		if *p.Spec.FailurePolicy != admission.Fail {
+			t.Errorf("%s: failure policy %s", p.Name, *p.Spec.FailurePolicy)
+		}
+		ops := p.Spec.MatchConstraints.ResourceRules[0].Operations
+		if diff := cmp.Diff([]admission.OperationType{admission.Create, admission.Update, admission.Delete}, ops); diff != "" {
+			t.Errorf("%s: operations %s", p.Name, diff)
+		}
+		for _, v := range p.Spec.Validations {
+			if v.Message == "" || *v.Reason != "Forbidden" {
+				t.Errorf("%s: a rule without a message or with another reason than Forbidden: %s", p.Name, v.Expression)
+			}
+		}
+		b := get[*admission.ValidatingAdmissionPolicyBinding](t, objs, "ValidatingAdmissionPolicyBinding /doppel-identity-"+kind)
+		if b.Spec.PolicyName != p.Name || !slices.Equal(b.Spec.ValidationActions, []admission.ValidationAction{admission.Deny}) {
+			t.Errorf("binding %+v", b.Spec)
+		}
+	}
+	if _, ok := objs["PodDisruptionBudget doppel/traffic-manager"]; ok {
+		t.Error("a disruption budget for a single replica would block every node's drain")
+	}
+}
+
+// TestRights holds the roles to what was agreed: no wildcards, no secrets but its own, nothing of users that lists sessions.
+func TestRights(t *testing.T) {
+	objs := objects(t, Options{})
+	rules := map[string][]rbacv1.PolicyRule{}
+	for key, o := range objs {
+		switch r := o.(type) {
+		case *rbacv1.ClusterRole:
+			rules[key] = r.Rules
+		case *rbacv1.Role:
+			rules[key] = r.Rules
+		}
+	}
+	for key, rr := range rules {
+		for _, r := range rr {
+			for _, list := range [][]string{r.APIGroups, r.Resources, r.Verbs} {
+				if slices.Contains(list, "*") {
+					t.Errorf("%s: wildcard in %+v", key, r)
+				}
+			}
+			if slices.Contains(r.Resources, "secrets") && !slices.Equal(r.Verbs, []string{"create"}) && len(r.ResourceNames) == 0 {
+				t.Errorf("%s: secrets without a name: %+v", key, r)
+			}
+			if key == "Role doppel/doppel-connect" && slices.Contains(r.Resources, "sessions") && (slices.Contains(r.Verbs, "list") || slices.Contains(r.Verbs, "watch")) {
+				t.Errorf("users may list sessions: %+v", r)
+			}
+			if slices.Contains(r.Verbs, "revoke") && key != "ClusterRole /doppel-admin" {
+				t.Errorf("%s may revoke", key)
+			}
+		}
+	}
+}
+
+func TestReplicas(t *testing.T) {
+	objs := objects(t, Options{Set: []string{"manager.replicas=3"}})
+	get[*policyv1.PodDisruptionBudget](t, objs, "PodDisruptionBudget doppel/traffic-manager")
+}
+
+func TestNamespaces(t *testing.T) {
+	objs := objects(t, Options{ValueFiles: []string{"testdata/full-values.yaml"}})
+	for _, ns := range []string{"dev", "staging"} {
+		b := get[*rbacv1.RoleBinding](t, objs, "RoleBinding "+ns+"/doppel-intercept")
+		if b.RoleRef.Kind != "ClusterRole" || len(b.Subjects) != 2 {
+			t.Errorf("%+v", b)
+		}
+	}
+	if _, ok := objs["ClusterRoleBinding /doppel-intercept"]; ok {
+		t.Error("bound in the whole cluster although namespaces are listed")
+	}
+}
+
+func TestBadValues(t *testing.T) {
+	for _, c := range []struct {
+		set, want string
+	}{
+		{"image.tga=1", "tga"},
+		{"manager.replicas=0", "replicas"},
+		{"session.renewInterval=soon", "renewInterval"},
+		{"clientRbac.create=true", "subjects"},
+		{"namespaces={Dev}", "namespaces"},
+		{"nonsense", "nonsense"},
+		{"clientRbac.subjects[0].kind=ServiceAccount,clientRbac.subjects[0].name=x", "namespace"},
+	} {
+		_, err := Render(Options{Set: []string{c.set}})
+		if err == nil || uerr.From(err).Kind != uerr.Usage || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("--set %s: %v, want a usage error about %s", c.set, err, c.want)
+		}
+	}
+	if _, err := Render(Options{ValueFiles: []string{"testdata/no-such-file.yaml"}}); uerr.From(err).Kind != uerr.Usage {
+		t.Errorf("a values file that does not exist: %v", err)
+	}
+}
+
+// TestCRDsAreCurrent regenerates the custom resource definitions where controller-gen is at hand.
+func TestCRDsAreCurrent(t *testing.T) {
+	gen, err := exec.LookPath("controller-gen")
+	if err != nil {
+		t.Skip("controller-gen is not installed")
+	}
+	dir := t.TempDir()
+	cmd := exec.Command(gen, "crd", "paths=./api/...", "output:crd:dir="+dir)
+	cmd.Dir = "../.."
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("controller-gen: %v\n%s", err, out)
+	}
+	for _, f := range []string{"doppel.dev_sessions.yaml", "doppel.dev_intercepts.yaml"} {
+		want, err := os.ReadFile(filepath.Join(dir, f))
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := os.ReadFile(filepath.Join(chartDir, "templates/crds", f))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if d := cmp.Diff(string(want), string(got)); d != "" {
+			t.Errorf("%s is not what api/ says; run: controller-gen crd paths=./api/... output:crd:dir=charts/doppel/templates/crds\n%s", f, d)
+		}
+	}
+}

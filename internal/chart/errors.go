@@ -1,0 +1,114 @@
+package chart
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+
+	authn "k8s.io/api/authentication/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/doppel-dev/doppel/internal/uerr"
+)
+
+// Sentinels that callers branch on; what is returned wraps them in a *uerr.Error.
+var (
+	// ErrInstalled says that the cluster has a release already.
+	ErrInstalled = errors.New("the traffic-manager is already installed")
+	// ErrNotInstalled says that the namespace has no release.
+	ErrNotInstalled = errors.New("the traffic-manager is not installed")
+)
+
+// explain turns an error of the cluster or of Helm into one that a user can act on. op is what was tried ("install the traffic-manager").
+func (c *client) explain(ctx context.Context, err error, op string) error {
+	if err == nil {
+		return nil
+	}
+	var known *uerr.Error
+	switch {
+	case errors.As(err, &known):
+		return err
+	case errors.Is(context.Cause(ctx), context.Canceled):
+		return uerr.Wrap(context.Cause(ctx), uerr.Canceled, "", "%s", op)
+	case ctx.Err() != nil:
+		return uerr.New(uerr.Cluster, "try again with a longer --timeout", "%s: not done in time: %s", op, oneLine(err.Error()))
+	}
+	msg := oneLine(err.Error())
+	switch {
+	case strings.Contains(msg, "exceeded quota"):
+		return uerr.New(uerr.Cluster, "raise the quota of namespace "+c.namespace+", or choose another with --manager-namespace", "%s: %s", op, msg)
+	case strings.Contains(msg, "denied the request") || strings.Contains(msg, "denied request"):
+		return uerr.New(uerr.Denied, "an admission policy of this cluster refuses it; its administrator can exempt namespace "+c.namespace, "%s: %s", op, msg)
+	case apierrors.IsForbidden(err) || apierrors.IsUnauthorized(err) || strings.Contains(msg, "is forbidden: "):
+		return uerr.New(uerr.Denied, c.adminHint(op), "%s: %s", op, msg)
+	case strings.Contains(msg, "cannot be imported into the current release"):
+		return uerr.New(uerr.Conflict, "the object belongs to somebody else, or to a traffic-manager in another namespace (--manager-namespace)", "%s: %s", op, msg)
+	case strings.Contains(msg, "chart requires kubeVersion"):
+		return uerr.New(uerr.Cluster, "doppel needs Kubernetes 1.30 or later", "%s: %s", op, msg)
+	case strings.Contains(msg, "another operation (install/upgrade/rollback) is in progress"):
+		return uerr.New(uerr.Conflict, "somebody else is at it; try again in a minute", "%s: %s", op, msg)
+	}
+	return uerr.New(uerr.Cluster, "", "%s: %s", op, msg)
+}
+
+// adminHint is the one command, for somebody who may run it, that does op; an install also gives the caller the rights to use doppel.
+func (c *client) adminHint(op string) string {
+	var b strings.Builder
+	if op == opStatus {
+		return "you may not read Helm's releases in namespace " + c.namespace
+	}
+	verb, _, _ := strings.Cut(op, " ")
+	b.WriteString("ask an administrator of the cluster to run: doppel helm " + verb)
+	if c.namespace != DefaultNamespace {
+		b.WriteString(" --manager-namespace " + c.namespace)
+	}
+	if op != opInstall {
+		return b.String()
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), requestTimeout)
+	defer cancel()
+	r, err := c.unbound.AuthenticationV1().SelfSubjectReviews().Create(ctx, &authn.SelfSubjectReview{}, metav1.CreateOptions{})
+	if err == nil {
+		b.WriteString(" --set " + shellQuote(subjectValues(r.Status.UserInfo.Username)))
+	}
+	return b.String()
+}
+
+// subjectValues are the values that give user the rights to use doppel, in --set's syntax.
+func subjectValues(user string) string {
+	kind, name, ns := "User", user, ""
+	if rest, ok := strings.CutPrefix(user, "system:serviceaccount:"); ok {
+		if n, a, ok := strings.Cut(rest, ":"); ok {
+			kind, ns, name = "ServiceAccount", n, a
+		}
+	}
+	esc := strings.NewReplacer(`\`, `\\`, `,`, `\,`)
+	v := fmt.Sprintf("clientRbac.create=true,clientRbac.subjects[0].kind=%s,clientRbac.subjects[0].name=%s", kind, esc.Replace(name))
+	if ns != "" {
+		v += ",clientRbac.subjects[0].namespace=" + ns
+	}
+	return v
+}
+
+// shellQuote quotes s for a POSIX shell.
+func shellQuote(s string) string {
+	return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
+}
+
+// oneLine joins the lines of s and drops what gRPC and Helm put in front of the reason.
+func oneLine(s string) string {
+	s = strings.Join(strings.Fields(s), " ")
+	for {
+		i := strings.Index(s, "rpc error: code = ")
+		if i < 0 {
+			return s
+		}
+		j := strings.Index(s[i:], " desc = ")
+		if j < 0 {
+			return s
+		}
+		s = s[:i] + s[i+j+len(" desc = "):]
+	}
+}
