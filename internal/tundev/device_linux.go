@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"unsafe"
 
@@ -21,6 +22,7 @@ type Device struct {
 	rc     syscall.RawConn
 	rd     readOp    // one reader at a time
 	writes sync.Pool // *writeOp
+	closed atomic.Bool
 }
 
 // readOp holds what one readv needs, so that reading allocates nothing.
@@ -110,7 +112,7 @@ func (d *Device) ReadPacket(p []byte) (int, Header, error) {
 	r.iov[1].Base = &p[0]
 	r.iov[1].SetLen(len(p))
 	if err := d.rc.Read(r.try); err != nil {
-		return 0, Header{}, fmt.Errorf("read tun: %w", err)
+		return 0, Header{}, fmt.Errorf("read tun: %w", d.closing(err))
 	}
 	r.iov[1].Base = nil
 	if r.errno != 0 {
@@ -167,7 +169,7 @@ func (d *Device) WritePacket(h Header, parts [][]byte) error {
 	clear(w.iov[:w.used]) // the packet's memory must not hang on the pool
 	switch {
 	case err != nil:
-		return fmt.Errorf("write tun: %w", err)
+		return fmt.Errorf("write tun: %w", d.closing(err))
 	case w.errno != 0:
 		return fmt.Errorf("write tun: %w", w.errno)
 	}
@@ -185,4 +187,15 @@ func (w *writeOp) writev(fd uintptr) bool {
 }
 
 // Close closes the descriptor; a blocked ReadPacket returns. The interface goes when no other process holds it.
-func (d *Device) Close() error { return d.f.Close() }
+func (d *Device) Close() error {
+	d.closed.Store(true)
+	return d.f.Close()
+}
+
+// closing gives err as os.ErrClosed after Close: a RawConn's own error for that is not exported.
+func (d *Device) closing(err error) error {
+	if d.closed.Load() {
+		return os.ErrClosed
+	}
+	return err
+}
