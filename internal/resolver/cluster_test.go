@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"slices"
 	"strings"
 	"sync"
@@ -215,6 +216,7 @@ func TestNamesInvalidate(t *testing.T) {
 	}{
 		{"first", names, 5},
 		{"the same", with(func(*Names) {}), 0},
+		{"the same in another order", with(func(n *Names) { n.PodCIDRs = []netip.Prefix{n.PodCIDRs[1], n.PodCIDRs[0]} }), 0},
 		{"another service came", with(func(n *Names) { n.Services["shop"] = append(n.Services["shop"], "new") }), 1}, // PTR
 		{"back", names, 1},
 		{"web went from another namespace", with(func(n *Names) { n.Services["dev"] = nil }), 1},

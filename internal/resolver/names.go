@@ -64,6 +64,10 @@ func compile(n Names) *table {
 			t.prefixes = append(t.prefixes, p.Masked())
 		}
 	}
+	// In one order: the same set again is no change, and keeps the cache.
+	slices.SortFunc(t.prefixes, netip.Prefix.Compare)
+	slices.Sort(t.include)
+	slices.Sort(t.exclude)
 	return t
 }
 
