@@ -32,7 +32,7 @@ func Main(args []string) int {
 	if len(args) > 0 {
 		switch args[0] {
 		case ns.HoldCommand:
-			return report(ns.Hold(map[string]func(context.Context) error{wan.Role: wan.Serve}))
+			return report(ns.Hold(map[string]ns.Role{wan.Role: wan.Serve}))
 		case ns.DetachCommand:
 			return report(ns.RunDetach(args[1:]))
 		case ns.ExecCommand:
@@ -63,7 +63,8 @@ func report(err error) int {
 
 // app is what the commands share.
 type app struct {
-	name string
+	name    string
+	verbose bool
 }
 
 func rootCommand() *cobra.Command {
@@ -75,6 +76,7 @@ func rootCommand() *cobra.Command {
 		SilenceErrors: true,
 	}
 	root.PersistentFlags().StringVar(&a.name, "name", cmp.Or(os.Getenv("DOPPEL_LAB"), "lab"), "name of the lab; the default is $DOPPEL_LAB")
+	root.PersistentFlags().BoolVar(&a.verbose, "verbose", false, "say more of what is done")
 	root.AddCommand(
 		a.upCommand(), a.downCommand(), a.buildCommand(), a.statusCommand(),
 		a.nodeCommand(), a.laptopCommand(), a.loadCommand(), a.imageCommand(), a.kubeconfigCommand(),
@@ -87,7 +89,7 @@ func (a *app) upCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "up", Short: "Start the lab and wait until a pod runs and cluster DNS answers", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return cluster.Up(cmd.Context(), cluster.Options{Name: a.name, Nodes: nodes}, progress.New(os.Stderr))
+			return cluster.Up(cmd.Context(), cluster.Options{Name: a.name, Nodes: nodes}, progress.New(os.Stderr, a.verbose))
 		},
 	}
 	cmd.Flags().IntVar(&nodes, "nodes", nodes, "number of nodes")
@@ -99,7 +101,7 @@ func (a *app) downCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "down", Short: "End the lab and remove all of it", Args: cobra.NoArgs,
 		RunE: func(*cobra.Command, []string) error {
-			say := progress.New(os.Stderr)
+			say := progress.New(os.Stderr, a.verbose)
 			if !all {
 				return cluster.Down(a.name, say)
 			}
@@ -118,7 +120,7 @@ func (a *app) buildCommand() *cobra.Command {
 	return &cobra.Command{
 		Use: "build", Short: "Build the programs of a lab into the cache, as up does", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return cluster.Build(cmd.Context(), progress.New(os.Stderr))
+			return cluster.Build(cmd.Context(), progress.New(os.Stderr, a.verbose))
 		},
 	}
 }

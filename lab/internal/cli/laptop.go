@@ -3,12 +3,14 @@ package cli
 import (
 	"fmt"
 	"os"
+	"strconv"
+	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/doppel-dev/doppel/lab/internal/cluster"
 	"github.com/doppel-dev/doppel/lab/internal/laptop"
-	"github.com/doppel-dev/doppel/lab/internal/plan"
 	"github.com/doppel-dev/doppel/lab/internal/state"
 	"github.com/doppel-dev/doppel/lab/internal/wan"
 )
@@ -25,6 +27,10 @@ func (a *app) laptopCommand() *cobra.Command {
 
 // locked runs change on the record of the lab, under its lock.
 func (a *app) locked(change func(*state.Lab) error) error {
+	// Before the lock, which would leave a file for a lab that is not there.
+	if _, err := cluster.Open(a.name); err != nil {
+		return err
+	}
 	unlock, err := state.Lock(a.name)
 	if err != nil {
 		return err
@@ -74,19 +80,49 @@ func (a *app) laptopExecCommand() *cobra.Command {
 }
 
 func (a *app) laptopLinkCommand() *cobra.Command {
-	return &cobra.Command{
-		Use: "link NAME up|down", Short: "Pull a laptop's cable, or put it back", Args: cobra.ExactArgs(2),
-		RunE: func(_ *cobra.Command, args []string) error {
-			if args[1] != "up" && args[1] != "down" {
-				return fmt.Errorf("%q is neither up nor down", args[1])
-			}
+	var delay time.Duration
+	loss := ""
+	cmd := &cobra.Command{
+		Use: "link NAME [up|down]", Args: cobra.RangeArgs(1, 2), ValidArgs: []string{"up", "down"},
+		Short: "Pull a laptop's cable or put it back, and make its line long or bad",
+		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.locked(func(lab *state.Lab) error {
 				l, err := laptop.Get(lab, args[0])
 				if err != nil {
 					return err
 				}
-				return wan.SetLaptopLink(lab.Wan, plan.LaptopNet(l.Index), args[1] == "up")
+				if len(args) > 1 {
+					if args[1] != "up" && args[1] != "down" {
+						return fmt.Errorf("%q is neither up nor down", args[1])
+					}
+					l.Link.Down = args[1] == "down"
+				}
+				if cmd.Flags().Changed("delay") {
+					l.Link.Delay = delay
+				}
+				if cmd.Flags().Changed("loss") {
+					if l.Link.Loss, err = parseLoss(loss); err != nil {
+						return err
+					}
+				}
+				if err := wan.SetLink(cmd.Context(), lab, l); err != nil {
+					return err
+				}
+				lab.Laptops[args[0]] = l
+				return lab.Save()
 			})
 		},
 	}
+	cmd.Flags().DurationVar(&delay, "delay", 0, "delay in each direction, for example 30ms; 0 for none")
+	cmd.Flags().StringVar(&loss, "loss", "", "share of packets lost in each direction, for example 0.1%; 0 for none")
+	return cmd
+}
+
+// parseLoss reads a percentage, with or without its sign, as a share from 0 to 1.
+func parseLoss(s string) (float64, error) {
+	percent, err := strconv.ParseFloat(strings.TrimSuffix(s, "%"), 64)
+	if err != nil {
+		return 0, fmt.Errorf("the loss %q is not a percentage", s)
+	}
+	return percent / 100, nil
 }

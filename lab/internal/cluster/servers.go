@@ -76,7 +76,10 @@ func (s *starter) controlPlane(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	err = s.wait(ctx, "kube-apiserver", func(ctx context.Context) error { return client.Get(ctx, "/readyz", nil) })
+	err = s.wait(ctx, "kube-apiserver", func(ctx context.Context) error {
+		_, err := client.GetRaw(ctx, "/readyz")
+		return err
+	})
 	if err != nil {
 		return err
 	}

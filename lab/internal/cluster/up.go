@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"path/filepath"
 	"strings"
 	"sync"
 
@@ -107,7 +106,7 @@ func build(ctx context.Context, say *progress.Printer) (parts, error) {
 	program := func(t toolchain.Program) (toolchain.Built, error) {
 		b, err := toolchain.Build(ctx, t, func() { say.Step("building %s, once for this version of it", t.Name) })
 		if err == nil {
-			say.Step("%s is %s", t.Name, filepath.Base(b.Path))
+			say.Detail("%s is %s", t.Name, b.Path)
 		}
 		return b, err
 	}
@@ -253,7 +252,7 @@ func (s *starter) certificates() error {
 
 // namespaces makes the router and the nodes and wires them.
 func (s *starter) namespaces() error {
-	_, err := ns.Start(wan.Spec(s.lab.Plan), s.lab.Path("log", "router.log"), func(p state.Process) error {
+	_, err := ns.Start(wan.Spec(s.lab), s.lab.Path("log", "router.log"), func(p state.Process) error {
 		s.lab.Wan = p
 		return s.lab.Save()
 	})
@@ -298,6 +297,7 @@ func (s *starter) makeNode(n plan.Node) error {
 
 // server starts a server in a node.
 func (s *starter) server(n plan.Node, name string, argv []string) error {
+	s.say.Detail("starting %s: %s", name, strings.Join(argv, " "))
 	p, err := ns.Detach(s.lab.Nodes[n.Short], logPath(s.lab, name), serverEnv(), argv...)
 	if err != nil {
 		return blame(s.lab, name, err)

@@ -95,6 +95,9 @@ func (c Config) ControllerManager() []string {
 		"--cluster-cidr=" + plan.PodCIDR.String(),
 		"--service-cluster-ip-range=" + plan.ServiceCIDR.String(),
 		"--leader-elect=false",
+		// The default of 20 requests a second delays the start of the controllers by several seconds.
+		"--kube-api-qps=1000",
+		"--kube-api-burst=1000",
 	}
 }
 

@@ -57,40 +57,47 @@ type StatusError struct {
 
 func (e *StatusError) Error() string { return fmt.Sprintf("HTTP %d: %s", e.Code, e.Body) }
 
-// Get reads a path into v, or drops the answer if v is nil.
+// Get reads the object at path into v.
 func (c *Client) Get(ctx context.Context, path string, v any) error {
-	return c.do(ctx, http.MethodGet, path, "", nil, v)
+	b, err := c.GetRaw(ctx, path)
+	if err != nil {
+		return err
+	}
+	return json.Unmarshal(b, v)
+}
+
+// GetRaw returns what the path answers.
+func (c *Client) GetRaw(ctx context.Context, path string) ([]byte, error) {
+	return c.do(ctx, http.MethodGet, path, "", nil)
 }
 
 // Apply makes the object at path be as written in YAML or JSON, by server-side apply.
 func (c *Client) Apply(ctx context.Context, path string, object []byte) error {
-	return c.do(ctx, http.MethodPatch, path+"?fieldManager=doppel-lab&force=true", "application/apply-patch+yaml", object, nil)
+	_, err := c.do(ctx, http.MethodPatch, path+"?fieldManager=doppel-lab&force=true", "application/apply-patch+yaml", object)
+	return err
 }
 
-func (c *Client) do(ctx context.Context, method, path, contentType string, body []byte, v any) error {
+func (c *Client) do(ctx context.Context, method, path, contentType string, body []byte) ([]byte, error) {
 	req, err := http.NewRequestWithContext(ctx, method, c.base+path, bytes.NewReader(body))
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if contentType != "" {
 		req.Header.Set("Content-Type", contentType)
 	}
 	resp, err := c.http.Do(req)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer resp.Body.Close()
 	b, err := io.ReadAll(resp.Body)
 	if err != nil {
-		return fmt.Errorf("%s %s: %w", method, path, err)
+		return nil, fmt.Errorf("%s %s: %w", method, path, err)
 	}
 	if resp.StatusCode/100 != 2 {
-		return fmt.Errorf("%s %s: %w", method, path, &StatusError{resp.StatusCode, strings.TrimSpace(string(b))})
+		return nil, fmt.Errorf("%s %s: %w", method, path, &StatusError{resp.StatusCode, strings.TrimSpace(string(b))})
 	}
-	if v == nil {
-		return nil
-	}
-	return json.Unmarshal(b, v)
+	return b, nil
 }
 
 // Poll calls check until it returns nil, ctx ends or alive returns an error; the error then names the last failure.

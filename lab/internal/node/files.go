@@ -95,6 +95,8 @@ volumePluginDir: /var/lib/kubelet/volume-plugins
 evictionHard: {memory.available: 100Mi, nodefs.available: 1%%, imagefs.available: 1%%}
 imageGCHighThresholdPercent: 100
 serializeImagePulls: false
+kubeAPIQPS: 500
+kubeAPIBurst: 500
 shutdownGracePeriod: 0s
 `, pki, c.Node.Short, containerdSock, c.Cgroup(), plan.ClusterDNS, plan.ClusterDomain, c.Dir)
 }

@@ -14,8 +14,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// Role is a server that a holder runs until ctx ends; arg is its RoleArg.
+type Role func(ctx context.Context, arg string) error
+
 // Hold is the life of a holder, the first process of its namespaces. Roles are the servers it can run by name.
-func Hold(roles map[string]func(context.Context) error) error {
+func Hold(roles map[string]Role) error {
 	signal.Ignore(unix.SIGHUP, unix.SIGINT, unix.SIGTERM)
 	var spec Spec
 	if err := json.NewDecoder(os.Stdin).Decode(&spec); err != nil {
@@ -33,7 +36,7 @@ func Hold(roles map[string]func(context.Context) error) error {
 			fmt.Printf("no role %q\n", spec.Role)
 			return fmt.Errorf("no role %q", spec.Role)
 		}
-		go func() { cancel(role(ctx)) }()
+		go func() { cancel(role(ctx, spec.RoleArg)) }()
 	}
 	fmt.Println("ok")
 	if err := closeStandardStreams(); err != nil {

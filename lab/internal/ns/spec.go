@@ -21,7 +21,8 @@ type Spec struct {
 	Remove []string `json:"remove"`
 	Files  []File   `json:"files"`
 	// Role is what the holder does besides reaping: "" or the name of a server that the program knows.
-	Role string `json:"role"`
+	Role    string `json:"role"`
+	RoleArg string `json:"roleArg"`
 }
 
 // Bind mounts From, a directory or a file, on To, which is made if it is missing.

@@ -28,8 +28,8 @@ func Start(spec Spec, logPath string, record func(state.Process) error) (state.P
 	defer log.Close()
 	cmd := exec.Command("/proc/self/exe", HoldCommand)
 	cmd.Args[0] = "doppel-lab-holder"
-	cmd.Dir = "/"
-	cmd.Stderr = log
+	cmd.Dir, cmd.Stderr = "/", log
+	cmd.Env = []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Cloneflags: namespaces}
 	in, err := cmd.StdinPipe()
 	if err != nil {

@@ -10,15 +10,23 @@ import (
 
 // Printer prints steps with the time since its making. Several goroutines may use it.
 type Printer struct {
-	out   io.Writer
-	start time.Time
+	out     io.Writer
+	start   time.Time
+	verbose bool
 
 	mu sync.Mutex
 }
 
-// New returns a printer; its clock starts now.
-func New(out io.Writer) *Printer {
-	return &Printer{out: out, start: time.Now()}
+// New returns a printer; its clock starts now. Only a verbose one prints details.
+func New(out io.Writer, verbose bool) *Printer {
+	return &Printer{out: out, start: time.Now(), verbose: verbose}
+}
+
+// Detail prints what only a verbose printer says.
+func (p *Printer) Detail(format string, args ...any) {
+	if p.verbose {
+		p.Step(format, args...)
+	}
 }
 
 // Step prints that a step is done.

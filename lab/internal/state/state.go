@@ -9,10 +9,12 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/doppel-dev/doppel/lab/internal/plan"
+	"github.com/doppel-dev/doppel/lab/internal/relay"
 )
 
 // Root is where the labs of a machine keep their state.
@@ -29,7 +31,21 @@ type Process struct {
 type Laptop struct {
 	Index  int     `json:"index"`
 	Holder Process `json:"holder"`
+	Link   Link    `json:"link"`
 }
+
+// Link is how the link of a laptop is; the zero value is a perfect one.
+type Link struct {
+	Down  bool          `json:"down,omitempty"`
+	Delay time.Duration `json:"delay,omitempty"`
+	Loss  float64       `json:"loss,omitempty"`
+}
+
+// Line is what a relay is to do.
+func (l Link) Line() relay.Config { return relay.Config{Delay: l.Delay, Loss: l.Loss} }
+
+// Relayed says whether packets go through a relay instead of the kernel alone.
+func (l Link) Relayed() bool { return l.Line() != relay.Config{} }
 
 // Lab is the record of one lab. Its holders are the init processes of its namespaces: the end of a holder ends
 // everything inside.

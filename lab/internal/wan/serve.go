@@ -2,8 +2,8 @@ package wan
 
 import (
 	"context"
-	"errors"
 	"fmt"
+	"net"
 	"net/http"
 	"slices"
 	"strings"
@@ -14,23 +14,42 @@ import (
 	"github.com/doppel-dev/doppel/lab/internal/plan"
 )
 
-// Serve runs the resolver and the web server of the outside until ctx ends or one of them fails.
-func Serve(ctx context.Context) error {
-	mux := dns.NewServeMux()
-	mux.HandleFunc(".", answer)
-	udp := &dns.Server{Addr: ":53", Net: "udp", Handler: mux}
-	tcp := &dns.Server{Addr: ":53", Net: "tcp", Handler: mux}
-	web := &http.Server{Addr: ":80", Handler: http.HandlerFunc(page), ReadHeaderTimeout: 10 * time.Second}
-	failed := make(chan error, 3)
-	go func() { failed <- udp.ListenAndServe() }()
-	go func() { failed <- tcp.ListenAndServe() }()
-	go func() { failed <- web.ListenAndServe() }()
+// Serve runs the resolver and the web server of the outside, and takes orders on a unix socket, until ctx ends or one of
+// them fails. Its resolver and web server are there when the socket is.
+func Serve(ctx context.Context, socket string) error {
+	udp, err := net.ListenPacket("udp", ":53")
+	if err != nil {
+		return err
+	}
+	tcp, err := net.Listen("tcp", ":53")
+	if err != nil {
+		return err
+	}
+	http80, err := net.Listen("tcp", ":80")
+	if err != nil {
+		return err
+	}
+	orders, err := net.Listen("unix", socket)
+	if err != nil {
+		return err
+	}
+	handler := dns.HandlerFunc(answer)
+	links := &links{cables: map[int]*cable{}}
+	failed := make(chan error, 4)
+	go func() { failed <- (&dns.Server{PacketConn: udp, Handler: handler}).ActivateAndServe() }()
+	go func() { failed <- (&dns.Server{Listener: tcp, Handler: handler}).ActivateAndServe() }()
+	go func() { failed <- newServer(page).Serve(http80) }()
+	go func() { failed <- newServer(links.serve).Serve(orders) }()
 	select {
 	case err := <-failed:
 		return fmt.Errorf("serve the outside: %w", err)
 	case <-ctx.Done():
-		return errors.Join(udp.Shutdown(), tcp.Shutdown(), web.Close())
+		return context.Cause(ctx) // the end of this process closes all
 	}
+}
+
+func newServer(h http.HandlerFunc) *http.Server {
+	return &http.Server{Handler: h, ReadHeaderTimeout: 10 * time.Second}
 }
 
 func page(w http.ResponseWriter, r *http.Request) {

@@ -3,13 +3,11 @@
 package wan
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"net"
 	"net/netip"
 	"os"
-	"os/exec"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
@@ -27,8 +25,8 @@ const Bridge = "nodes"
 const Role = "wan"
 
 // Spec is what the router's holder sets up.
-func Spec(l plan.Lab) ns.Spec {
-	return ns.Spec{Hostname: l.Name + "-router", Role: Role}
+func Spec(lab *state.Lab) ns.Spec {
+	return ns.Spec{Hostname: lab.Plan.Name + "-router", Role: Role, RoleArg: lab.Path(controlSocket)}
 }
 
 // SetUp makes the router's links, addresses and rules and joins the machine to it.
@@ -146,85 +144,6 @@ func masquerade(l plan.Lab) string {
 `, plan.PodCIDR, nodes)
 }
 
-// JoinLaptop joins a laptop's namespaces to the router.
-func JoinLaptop(router, holder state.Process, net plan.Laptop) error {
-	h, err := handle(router)
-	if err != nil {
-		return err
-	}
-	defer h.Close()
-	if err := pair(h, net.WanLink, net.InnerLink, netlink.NsPid(holder.PID), ""); err != nil {
-		return fmt.Errorf("join the laptop to the router: %w", err)
-	}
-	inner, err := handle(holder)
-	if err != nil {
-		return err
-	}
-	defer inner.Close()
-	return errors.Join(
-		configure(h, net.WanLink, netip.PrefixFrom(net.Gateway, 24), netip.PrefixFrom(net.Gateway6, 64)),
-		configure(inner, "lo"),
-		configure(inner, net.InnerLink, netip.PrefixFrom(net.IP, 24), netip.PrefixFrom(net.IP6, 64)),
-		SetLaptopRoutes(holder, net),
-	)
-}
-
-// RemoveLaptop removes the router's end of a laptop's link; the other end is gone with the laptop.
-func RemoveLaptop(router state.Process, net plan.Laptop) error {
-	if !ns.Alive(router) {
-		return nil
-	}
-	h, err := handle(router)
-	if err != nil {
-		return err
-	}
-	defer h.Close()
-	link, err := h.LinkByName(net.WanLink)
-	if err == nil {
-		err = h.LinkDel(link)
-	}
-	var missing netlink.LinkNotFoundError
-	if errors.As(err, &missing) || errors.Is(err, unix.ENODEV) {
-		return nil
-	}
-	return err
-}
-
-// SetLaptopRoutes gives the laptop its default routes; the kernel forgets them when the link goes down.
-func SetLaptopRoutes(holder state.Process, net plan.Laptop) error {
-	inner, err := handle(holder)
-	if err != nil {
-		return err
-	}
-	defer inner.Close()
-	return errors.Join(
-		route(inner, net.InnerLink, netip.PrefixFrom(netip.IPv4Unspecified(), 0), net.Gateway),
-		route(inner, net.InnerLink, netip.PrefixFrom(netip.IPv6Unspecified(), 0), net.Gateway6),
-	)
-}
-
-// SetLaptopLink takes the router's end of a laptop's link down or up: the laptop sees its cable pulled, and keeps its
-// addresses and routes.
-func SetLaptopLink(router state.Process, net plan.Laptop, up bool) error {
-	h, err := handle(router)
-	if err != nil {
-		return err
-	}
-	defer h.Close()
-	link, err := h.LinkByName(net.WanLink)
-	if err != nil {
-		return fmt.Errorf("link of the laptop: %w", err)
-	}
-	if !up {
-		return h.LinkSetDown(link)
-	}
-	if err := h.LinkSetUp(link); err != nil {
-		return err
-	}
-	// IPv6 addresses are gone after a link has been down.
-	return configure(h, net.WanLink, netip.PrefixFrom(net.Gateway6, 64))
-}
-
 func handle(p state.Process) (*netlink.Handle, error) {
 	fd, err := netns.GetFromPid(p.PID)
 	if err != nil {
@@ -307,12 +226,5 @@ func sysctl(holder state.Process, name, value string) error {
 }
 
 func nft(holder state.Process, ruleset string) error {
-	return ns.Do(holder, ns.Net, func() error {
-		cmd := exec.Command("nft", "-f", "-")
-		cmd.Stdin = bytes.NewReader([]byte(ruleset))
-		if out, err := cmd.CombinedOutput(); err != nil {
-			return fmt.Errorf("nft: %w: %s", err, bytes.TrimSpace(out))
-		}
-		return nil
-	})
+	return ns.Do(holder, ns.Net, func() error { return runNFT(ruleset) })
 }
