@@ -49,16 +49,17 @@ func (p *port) handle(ctx context.Context, a *Agent, c *net.TCPConn) {
 		p.toApp(ctx, a, c)
 		return
 	}
-	h := wire.InterceptHeader{Intercept: e.Intercept, Proto: syscall.IPPROTO_TCP, Src: addrPort(c.RemoteAddr()), Dst: addrPort(c.LocalAddr()), Port: p.cfg.ContainerPort}
+	h := wire.InterceptHeader{Intercept: e.intercept, Proto: syscall.IPPROTO_TCP, Src: addrPort(c.RemoteAddr()), Dst: addrPort(c.LocalAddr()), Port: p.cfg.ContainerPort}
 	octx, cancel := context.WithTimeout(ctx, acceptTimeout)
 	st, err := a.up.open(octx, h)
 	cancel()
 	if err != nil {
-		a.cfg.Log.Debug("laptop did not take the connection, the app gets it", "intercept", e.Intercept, "err", err)
+		a.cfg.Log.Debug("laptop did not take the connection, the app gets it", "intercept", e.intercept, "err", err)
 		p.toApp(ctx, a, c)
 		return
 	}
-	relay(ctx, flow.FromTCP(c), st)
+	defer context.AfterFunc(ctx, st.Reset)()
+	relay(e.ctx, flow.FromTCP(c), st)
 }
 
 func (p *port) toApp(ctx context.Context, a *Agent, c *net.TCPConn) {

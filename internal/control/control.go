@@ -43,6 +43,8 @@ type Service struct {
 // Intercepts is the state of a session's intercepts as the manager sees it.
 type Intercepts struct {
 	Items []Intercept `json:"items"`
+	// Problems are what is wrong with the manager itself, one sentence each.
+	Problems []string `json:"problems,omitempty"`
 }
 
 // Intercept is the state of one intercept.

@@ -49,7 +49,7 @@ type Cluster struct {
 }
 
 // requestTimeout bounds every single request, so that a slow API server is told from a dead one.
-const requestTimeout = 15 * time.Second
+const requestTimeout = 10 * time.Second
 
 // Load reads the kubeconfig; no request is made yet.
 func Load(o Options) (*Cluster, error) {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"strconv"
 	"strings"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -25,8 +26,9 @@ var ErrNoManager = errors.New("no traffic-manager")
 
 // ManagerInfo is what a manager publishes about itself.
 type ManagerInfo struct {
-	Key     string // fingerprint of its tunnel key
-	Version string
+	Key      string // fingerprint of its tunnel key
+	Version  string
+	Protocol int // version of the tunnel protocol it speaks
 }
 
 // Manager reads the manager's ConfigMap.
@@ -40,7 +42,14 @@ func (c *Cluster) Manager(ctx context.Context, ns string) (ManagerInfo, error) {
 	if err != nil {
 		return ManagerInfo{}, c.explain(err, "look for the traffic-manager in namespace "+ns)
 	}
-	return ManagerInfo{Key: cm.Data["key"], Version: cm.Data["version"]}, nil
+	if cm.Data["key"] == "" {
+		return ManagerInfo{}, uerr.New(uerr.Cluster, fmt.Sprintf("look at it with: kubectl -n %s get pods", ns), "the traffic-manager in namespace %s has not started yet", ns)
+	}
+	protocol, err := strconv.Atoi(cm.Data["protocol"])
+	if err != nil {
+		return ManagerInfo{}, uerr.Wrap(err, uerr.Cluster, "install it again with: doppel helm upgrade", "ConfigMap %s/%s", ns, managerName)
+	}
+	return ManagerInfo{Key: cm.Data["key"], Version: cm.Data["version"], Protocol: protocol}, nil
 }
 
 // Attach opens the way in: the API server's service proxy with an HTTP Upgrade (D1).

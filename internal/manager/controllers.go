@@ -110,7 +110,7 @@ func (m *Manager) notifyIntercepts() { m.watchers.notify() }
 func (m *Manager) watchIntercepts(ctx context.Context, session types.UID, send func(any) error) error {
 	ch := m.watchers.add()
 	defer m.watchers.remove(ch)
-	var last []control.Intercept
+	var last control.Intercepts
 	first := true
 	for {
 		select {
@@ -118,15 +118,19 @@ func (m *Manager) watchIntercepts(ctx context.Context, session types.UID, send f
 			return nil
 		case <-ch:
 		}
-		now, err := m.interceptsFor(ctx, session)
+		items, err := m.interceptsFor(ctx, session)
 		if err != nil {
 			return err
 		}
-		if !first && slices.Equal(now, last) {
+		now := control.Intercepts{Items: items}
+		if p := m.policy.problem(); p != "" {
+			now.Problems = append(now.Problems, p)
+		}
+		if !first && slices.Equal(now.Items, last.Items) && slices.Equal(now.Problems, last.Problems) {
 			continue
 		}
 		first, last = false, now
-		if err := send(control.Intercepts{Items: now}); err != nil {
+		if err := send(now); err != nil {
 			return err
 		}
 	}

@@ -10,8 +10,8 @@ import (
 	"github.com/miekg/dns"
 )
 
-// dnsTimeout bounds one question to the cluster's DNS; the laptop's resolver library asks again after 5 s.
-const dnsTimeout = 3 * time.Second
+// dnsTimeout bounds one question to one server; the laptop gives up after 2.8 s, and a second server must have its chance before.
+const dnsTimeout = 1200 * time.Millisecond
 
 // dnsForwarder passes a laptop's questions to the cluster's DNS as they are, so that every type, TTL and negative answer is the real one.
 type dnsForwarder struct {
@@ -49,6 +49,7 @@ func (f *dnsForwarder) query(ctx context.Context, msg []byte) ([]byte, error) {
 				break
 			}
 			if !a.Truncated || network == "tcp" {
+				a.Compress = true
 				return a.Pack()
 			}
 		}

@@ -5,6 +5,8 @@ import (
 	"context"
 	"encoding/pem"
 	"fmt"
+	"maps"
+	"strconv"
 	"time"
 
 	admissionv1 "k8s.io/api/admissionregistration/v1"
@@ -15,6 +17,7 @@ import (
 
 	"github.com/doppel-dev/doppel/internal/buildinfo"
 	"github.com/doppel-dev/doppel/internal/tunnel"
+	"github.com/doppel-dev/doppel/internal/wire"
 )
 
 // objectName is the fixed name of the manager's Deployment, Service, Secret and ConfigMap.
@@ -23,8 +26,9 @@ const objectName = "traffic-manager"
 // Keys of the Secret and the ConfigMap.
 const (
 	secretIdentity  = "identity.pem"
-	configKey       = "key"     // the fingerprint laptops pin
-	configVersion   = "version" // the manager's version
+	configKey       = "key"      // the fingerprint laptops pin
+	configVersion   = "version"  // the manager's version
+	configProtocol  = "protocol" // the tunnel protocol it speaks
 	webhookPrefix   = "doppel-agent-injector-"
 	injectorService = "agent-injector"
 )
@@ -72,10 +76,11 @@ func publish(ctx context.Context, cm ctrl.Manager, key client.ObjectKey, fingerp
 	if err := cm.GetAPIReader().Get(ctx, key, &c); err != nil {
 		return err
 	}
-	if c.Data[configKey] == fingerprint && c.Data[configVersion] == buildinfo.Version {
+	want := map[string]string{configKey: fingerprint, configVersion: buildinfo.Version, configProtocol: strconv.Itoa(wire.Version)}
+	if maps.Equal(c.Data, want) {
 		return nil
 	}
-	c.Data = map[string]string{configKey: fingerprint, configVersion: buildinfo.Version}
+	c.Data = want
 	if err := cm.GetClient().Update(ctx, &c); !apierrors.IsConflict(err) { // a conflict: another replica wrote the same
 		return err
 	}

@@ -117,9 +117,9 @@ func (r *interceptReconciler) engage(ctx context.Context, in *v1alpha1.Intercept
 	}
 	st.Container = port.Container
 	st.Ports = []v1alpha1.InterceptedPort{{
-		Protocol: string(port.Protocol), ContainerPort: int32(port.ContainerPort), Service: port.Service, ServicePort: port.ServicePort, Way: string(port.Way),
+		Protocol: string(port.Protocol), ContainerPort: int32(port.ContainerPort), Service: port.Via().Service, ServicePort: port.Via().Port, Way: string(port.Way),
 	}}
-	if err := r.conflict(ctx, in, port); err != nil {
+	if st.Message, err = r.conflict(ctx, in, port); err != nil || st.Message != "" {
 		return st, err
 	}
 	r.m.engaged.set(engagement{
@@ -164,23 +164,38 @@ func (r *interceptReconciler) progress(ctx context.Context, in *v1alpha1.Interce
 }
 
 // conflict refuses a port that an older intercept of the same workload holds; the answer names the holder.
-func (r *interceptReconciler) conflict(ctx context.Context, in *v1alpha1.Intercept, port inject.Taken) error {
+// A laptop that is away blocks nobody: its own user takes the port over at once, others wait for the end of its session.
+func (r *interceptReconciler) conflict(ctx context.Context, in *v1alpha1.Intercept, port inject.Taken) (wait string, err error) {
 	var list v1alpha1.InterceptList
 	if err := r.m.ctrl.GetClient().List(ctx, &list, client.InNamespace(in.Namespace)); err != nil {
-		return err
+		return "", err
 	}
 	for i := range list.Items {
 		o := &list.Items[i]
-		if o.UID == in.UID || o.Spec.Workload != in.Spec.Workload || o.Status.State == v1alpha1.InterceptFailed || !older(o, in) {
+		if o.UID == in.UID || o.Spec.Workload != in.Spec.Workload || o.Status.State == v1alpha1.InterceptFailed || !older(o, in) || !takes(o, port) {
 			continue
 		}
-		if slices.ContainsFunc(o.Status.Ports, func(p v1alpha1.InterceptedPort) bool {
-			return p.ContainerPort == int32(port.ContainerPort) && p.Protocol == string(port.Protocol)
-		}) {
-			return fail("PortHeld", "port %d of %s is intercepted by %s (intercept %s since %s)", port.ContainerPort, in.Spec.Workload.Name, o.Spec.User, o.Spec.Name, o.CreationTimestamp.Format(time.TimeOnly))
+		holder := fmt.Sprintf("port %d of %s is intercepted by %s (intercept %s since %s)", port.ContainerPort, in.Spec.Workload.Name, o.Spec.User, o.Spec.Name, o.CreationTimestamp.Format(time.TimeOnly))
+		switch {
+		case r.m.laptops.tunnel(types.UID(o.Spec.Session)) != nil:
+			return "", fail("PortHeld", "%s", holder)
+		case o.Spec.User == in.Spec.User:
+			r.m.cfg.Log.Info("intercept of a lost laptop makes way", "intercept", o.Namespace+"/"+o.Name, "user", o.Spec.User)
+			if err := r.m.ctrl.GetClient().Delete(ctx, o, client.Preconditions{UID: &o.UID}); client.IgnoreNotFound(err) != nil {
+				return "", err
+			}
+			r.m.engaged.remove(o.UID)
+		default:
+			return holder + ", whose laptop is away: waiting for the end of its session", nil
 		}
 	}
-	return nil
+	return "", nil
+}
+
+func takes(o *v1alpha1.Intercept, port inject.Taken) bool {
+	return slices.ContainsFunc(o.Status.Ports, func(p v1alpha1.InterceptedPort) bool {
+		return p.ContainerPort == int32(port.ContainerPort) && p.Protocol == string(port.Protocol)
+	})
 }
 
 // older orders two intercepts the same way for every replica.

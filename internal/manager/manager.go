@@ -130,7 +130,7 @@ func New(ctx context.Context, cfg Config) (*Manager, error) {
 	if m.identity, err = ensureIdentity(ctx, cm, cfg); err != nil {
 		return nil, err
 	}
-	m.policy = newPolicyProbe(cm, cfg.Namespace, cfg.Log)
+	m.policy = newPolicyProbe(cm, cfg.Namespace, cfg.Log, m.notifyIntercepts)
 	m.engaged = newEngagements()
 	m.agents = newAgents(m)
 	m.laptops = newLaptops(m)

@@ -27,6 +27,7 @@ type policyProbe struct {
 	client    client.Client
 	namespace string
 	log       *slog.Logger
+	onChange  func() // called when the policy came into force or left it
 
 	mu sync.Mutex
 	// guarded by mu
@@ -34,8 +35,8 @@ type policyProbe struct {
 	checked time.Time
 }
 
-func newPolicyProbe(cm ctrl.Manager, namespace string, log *slog.Logger) *policyProbe {
-	return &policyProbe{client: cm.GetClient(), namespace: namespace, log: log, err: fmt.Errorf("the admission policy has not been checked yet")}
+func newPolicyProbe(cm ctrl.Manager, namespace string, log *slog.Logger, onChange func()) *policyProbe {
+	return &policyProbe{client: cm.GetClient(), namespace: namespace, log: log, onChange: onChange, err: fmt.Errorf("the admission policy has not been checked yet")}
 }
 
 func (p *policyProbe) run(ctx context.Context) error {
@@ -68,8 +69,12 @@ func (p *policyProbe) check(ctx context.Context) error {
 		})
 	}
 	p.mu.Lock()
+	changed := (p.err == nil) != (err == nil)
 	p.err, p.checked = err, time.Now()
 	p.mu.Unlock()
+	if changed {
+		p.onChange()
+	}
 	return err
 }
 
@@ -83,6 +88,16 @@ func (p *policyProbe) refused(ctx context.Context, o client.Object) error {
 		return nil
 	}
 	return fmt.Errorf("check the admission policy: %w", err)
+}
+
+// problem is the latest outcome in words, or "".
+func (p *policyProbe) problem() string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.err == nil {
+		return ""
+	}
+	return "new sessions are refused: " + p.err.Error()
 }
 
 // ok is nil while the policy is in force. A result older than a second is renewed, so that a session is never accepted on old news.

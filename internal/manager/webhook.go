@@ -60,10 +60,12 @@ func (m *Manager) injectPod(ctx context.Context, pod *corev1.Pod) (*corev1.Pod, 
 	if err != nil {
 		return nil, err
 	}
-	var take []inject.Taken
+	var take, others []inject.Taken
 	for _, t := range inject.Ports(&pod.Spec, pod.Labels, facts) {
 		if wanted[fmt.Sprintf("%s/%d", t.Protocol, t.ContainerPort)] {
 			take = append(take, t)
+		} else {
+			others = append(others, t)
 		}
 	}
 	managers, err := m.managerAddrs(ctx)
@@ -72,7 +74,7 @@ func (m *Manager) injectPod(ctx context.Context, pod *corev1.Pod) (*corev1.Pod, 
 	}
 	return inject.Pod(pod, inject.Config{
 		Image: m.cfg.AgentImage, PullPolicy: corev1.PullPolicy(m.cfg.AgentPullPolicy), LogLevel: m.cfg.AgentLogLevel,
-		Managers: managers, ManagerKey: m.identity.Fingerprint(), Ports: take, Resources: m.resources,
+		Managers: managers, ManagerKey: m.identity.Fingerprint(), Ports: take, Others: others, Resources: m.resources,
 	})
 }
 

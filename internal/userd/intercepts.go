@@ -33,9 +33,10 @@ type intercepts struct {
 
 	mu sync.Mutex
 	// guarded by mu
-	byName map[string]*intercept
-	states map[string]control.Intercept // by UID, as the manager last said
-	change chan struct{}                // closed when states is replaced
+	byName   map[string]*intercept
+	states   map[string]control.Intercept // by UID, as the manager last said
+	change   chan struct{}                // closed when states is replaced
+	problems []string                     // what the manager says is wrong with itself
 }
 
 // intercept is one intercept of ours. Its fields are constant; object is replaced as a whole under the set's lock.
@@ -196,16 +197,17 @@ func (x *intercepts) discard(in *intercept) {
 func (x *intercepts) leave(ctx context.Context, name string) error {
 	x.mu.Lock()
 	in := x.byName[name]
+	delete(x.byName, name) // from now on the app in the cluster answers
 	x.mu.Unlock()
 	if in == nil {
 		return uerr.New(uerr.NotFound, "see your intercepts with: doppel list -i", "no intercept %q of yours", name)
 	}
 	if err := x.s.cluster.DeleteIntercept(ctx, in.object); err != nil {
+		x.mu.Lock()
+		x.byName[name] = in
+		x.mu.Unlock()
 		return err
 	}
-	x.mu.Lock()
-	delete(x.byName, name)
-	x.mu.Unlock()
 	return x.waitGone(ctx, string(in.object.UID))
 }
 
@@ -281,7 +283,7 @@ func (x *intercepts) update(m control.Intercepts) {
 			}
 		}
 	}
-	x.states = states
+	x.states, x.problems = states, m.Problems
 	close(x.change)
 	x.change = make(chan struct{})
 	x.mu.Unlock()
@@ -319,7 +321,8 @@ func (x *intercepts) target(uid string) (netip.AddrPort, bool) {
 	return netip.AddrPort{}, false
 }
 
-func (x *intercepts) all() []localapi.Intercept {
+// all lists our intercepts and the manager's own problems.
+func (x *intercepts) all() ([]localapi.Intercept, []string) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	out := []localapi.Intercept{}
@@ -327,7 +330,7 @@ func (x *intercepts) all() []localapi.Intercept {
 		out = append(out, x.view(in, x.states[string(in.object.UID)]))
 	}
 	slices.SortFunc(out, func(a, b localapi.Intercept) int { return cmp.Compare(a.Name, b.Name) })
-	return out
+	return out, x.problems
 }
 
 func (x *intercepts) view(in *intercept, st control.Intercept) localapi.Intercept {

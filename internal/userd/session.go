@@ -96,6 +96,9 @@ func (s *session) introduce(ctx context.Context) error {
 	if s.manager, err = s.cluster.Manager(ctx, s.cfg.managerNS); err != nil {
 		return err
 	}
+	if s.manager.Protocol != wire.Version {
+		return uerr.New(uerr.Conflict, "upgrade the older of the two; the manager with: doppel helm upgrade", "the traffic-manager (%s) speaks tunnel protocol %d, this doppel (%s) speaks %d", s.manager.Version, s.manager.Protocol, buildinfo.Version, wire.Version)
+	}
 	if s.identity, err = tunnel.NewIdentity("laptop"); err != nil {
 		return err
 	}
@@ -342,8 +345,9 @@ func (s *session) status() (*localapi.Session, *localapi.RootStatus) {
 	out := &localapi.Session{
 		Context: s.cluster.Context, Namespace: s.cluster.Namespace, Server: s.cluster.Server, User: s.user,
 		Name: o.Name, UID: string(o.UID), ManagerNamespace: s.cfg.managerNS, ManagerVersion: s.manager.Version,
-		Tunnel: "up", Intercepts: s.intercepts.all(),
+		Tunnel: "up",
 	}
+	out.Intercepts, out.Problems = s.intercepts.all()
 	if down != nil {
 		out.Tunnel = "down: " + down.Error()
 	}

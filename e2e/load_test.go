@@ -1,0 +1,124 @@
+package e2e
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"os/exec"
+	"strings"
+	"testing"
+	"time"
+)
+
+// answer is one request of a load: when it began, how long it took, and what came back.
+type answer struct {
+	Start  time.Time     `json:"start"`
+	Took   time.Duration `json:"took"`
+	Body   string        `json:"body,omitempty"`
+	Status int           `json:"status,omitempty"`
+	Err    string        `json:"err,omitempty"`
+}
+
+// helper is what this binary does in another network namespace: "load URL" asks the URL again and again, each time on
+// a connection of its own, and prints an answer a line, until its standard input ends.
+func helper(name string, args []string) int {
+	if name != "load" || len(args) != 1 {
+		fmt.Fprintln(os.Stderr, "unknown helper", name, args)
+		return 2
+	}
+	ended := make(chan struct{})
+	go func() {
+		_, _ = io.Copy(io.Discard, os.Stdin)
+		close(ended)
+	}()
+	enc := json.NewEncoder(os.Stdout)
+	client := &http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
+	for {
+		select {
+		case <-ended:
+			return 0
+		case <-time.After(10 * time.Millisecond):
+		}
+		if err := enc.Encode(ask(client, args[0])); err != nil {
+			return 1
+		}
+	}
+}
+
+func ask(c *http.Client, url string) answer {
+	a := answer{Start: time.Now()}
+	resp, err := c.Get(url)
+	if err == nil {
+		var b []byte
+		b, err = io.ReadAll(resp.Body)
+		_ = resp.Body.Close()
+		a.Body, a.Status = strings.TrimSpace(string(b)), resp.StatusCode
+	}
+	if err != nil {
+		a.Err = err.Error()
+	}
+	a.Took = time.Since(a.Start)
+	return a
+}
+
+// load asks a URL from a node of the cluster until stop is called, which returns all answers.
+func (c *cluster) load(t *testing.T, url string) (stop func() []answer) {
+	t.Helper()
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.CommandContext(context.Background(), c.bin("lab"), "--name", labName, "node", "exec", "--", "env", envHelper+"=load", self, url)
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd.Stderr = os.Stderr
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	var all []answer
+	read := make(chan struct{})
+	go func() {
+		defer close(read)
+		for sc := bufio.NewScanner(out); sc.Scan(); {
+			var a answer
+			if json.Unmarshal(sc.Bytes(), &a) == nil {
+				all = append(all, a)
+			}
+		}
+	}()
+	done := false
+	stop = func() []answer {
+		if !done {
+			done = true
+			_ = in.Close()
+			<-read
+			_ = cmd.Wait() // its answers say more than its exit code
+		}
+		return all
+	}
+	t.Cleanup(func() { stop() })
+	return stop
+}
+
+// bodies counts the answers by what came back; errors count by their text.
+func bodies(as []answer) map[string]int {
+	m := map[string]int{}
+	for _, a := range as {
+		if a.Err != "" {
+			m["error: "+a.Err]++
+		} else {
+			m[a.Body]++
+		}
+	}
+	return m
+}
