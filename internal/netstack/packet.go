@@ -2,10 +2,9 @@ package netstack
 
 import (
 	"encoding/binary"
+	"errors"
 	"net/netip"
 	"syscall"
-
-	"errors"
 
 	"gvisor.dev/gvisor/pkg/tcpip"
 	"gvisor.dev/gvisor/pkg/tcpip/checksum"
@@ -88,6 +87,19 @@ func passIPv6(p []byte) bool {
 		}
 	}
 	return false
+}
+
+// headerLen is how many bytes of a packet that classify lets through are IP and TCP headers, as far as they can be told at once; where they
+// cannot, it is the IP header's least length.
+func headerLen(p []byte) int {
+	n, next := int(p[0]&0x0f)*4, p[9]
+	if p[0]>>4 == 6 {
+		n, next = header.IPv6MinimumSize, p[6]
+	}
+	if next == byte(header.TCPProtocolNumber) && len(p) >= n+header.TCPMinimumSize {
+		n += max(int(p[n+12]>>4)*4, header.TCPMinimumSize)
+	}
+	return min(n, len(p))
 }
 
 // unreachable is what an ICMP destination unreachable says.

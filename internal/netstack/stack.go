@@ -30,6 +30,8 @@ const (
 	timeWait = time.Second
 	// wholeViewMin is the size from which a packet keeps the 64 KiB that it was read into; shorter ones are copied to their size.
 	wholeViewMin = 32 << 10
+	// splitMin is the size from which a packet's headers get memory of their own.
+	splitMin = 2 << 10
 )
 
 // Stats is a moment's state. "Up" is from the application to the cluster.
@@ -144,21 +146,34 @@ func (s *Stack) readLoop(ctx context.Context) error {
 		if !ok {
 			continue
 		}
-		var pv *buffer.View
-		if n >= wholeViewMin {
-			pv = v
-			pv.CapLength(n)
-			v = buffer.NewViewSize(tundev.MaxPacket)
-		} else {
-			pv = buffer.NewViewWithData(v.AsSlice()[:n])
-		}
-		pkt := stack.NewPacketBuffer(stack.PacketBufferOptions{Payload: buffer.MakeWithView(pv)})
+		var b buffer.Buffer
+		b, v = packetBuffer(v, n)
+		pkt := stack.NewPacketBuffer(stack.PacketBufferOptions{Payload: b})
 		s.link.deliver(proto, pkt)
 		pkt.DecRef()
 		if ctx.Err() != nil {
 			return nil
 		}
 	}
+}
+
+// packetBuffer makes a buffer of the n bytes read into v, and returns the view to read into next. gVisor looks at headers in a packet that it
+// has cloned, and copies the whole memory that they lie in when it does (Buffer.PullUp): so they get memory of their own.
+func packetBuffer(v *buffer.View, n int) (buffer.Buffer, *buffer.View) {
+	p := v.AsSlice()[:n]
+	if n < splitMin {
+		return buffer.MakeWithView(buffer.NewViewWithData(p)), v
+	}
+	h := headerLen(p)
+	b := buffer.MakeWithView(buffer.NewViewWithData(p[:h]))
+	if n < wholeViewMin {
+		_ = b.Append(buffer.NewViewWithData(p[h:])) // fails for nil only
+		return b, v
+	}
+	v.CapLength(n)
+	v.TrimFront(h)
+	_ = b.Append(v)
+	return b, buffer.NewViewSize(tundev.MaxPacket)
 }
 
 // shutdown ends all flows and the stack's own goroutines.

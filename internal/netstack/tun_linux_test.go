@@ -32,14 +32,19 @@ const (
 	host6 = "fd77::9"
 )
 
-// openTUN makes a device with both subnets routed into it.
 func openTUN(t testing.TB) *tundev.Device {
 	t.Helper()
-	f, name, err := tundev.Open("doppel%d", 1500, 0)
+	dev, err := tundev.New(openTUNFile(t))
 	if err != nil {
 		t.Fatal(err)
 	}
-	dev, err := tundev.New(f)
+	return dev
+}
+
+// openTUNFile makes a device with both subnets routed into it.
+func openTUNFile(t testing.TB) *os.File {
+	t.Helper()
+	f, name, err := tundev.Open("doppel%d", 1500, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -60,7 +65,7 @@ func openTUN(t testing.TB) *tundev.Device {
 	if err := netlink.LinkSetUp(link); err != nil {
 		t.Fatal(err)
 	}
-	return dev
+	return f
 }
 
 // start runs a stack with cfg on a TUN until the test ends.

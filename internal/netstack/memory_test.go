@@ -1,0 +1,105 @@
+package netstack_test
+
+import (
+	"bytes"
+	"context"
+	"io"
+	"net"
+	"net/netip"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"github.com/doppel-dev/doppel/internal/flow"
+	"github.com/doppel-dev/doppel/internal/netstack"
+	"github.com/doppel-dev/doppel/internal/netstack/netstacktest"
+	"github.com/doppel-dev/doppel/internal/tundev/tuntest"
+)
+
+// pipeStream is a flow in memory.
+type pipeStream struct {
+	net.Conn // one end of two pipes
+	in       *io.PipeReader
+	out      *io.PipeWriter
+}
+
+func (p pipeStream) Read(b []byte) (int, error)  { return p.in.Read(b) }
+func (p pipeStream) Write(b []byte) (int, error) { return p.out.Write(b) }
+func (p pipeStream) CloseWrite() error           { return p.out.Close() }
+func (p pipeStream) Close() error                { p.in.Close(); return p.out.Close() }
+func (p pipeStream) Reset() {
+	p.in.CloseWithError(syscall.ECONNRESET)
+	p.out.CloseWithError(syscall.ECONNRESET)
+}
+
+// TestInMemory runs application and stack without root: what one-process tests of the user daemon do.
+func TestInMemory(t *testing.T) {
+	defer goleak.VerifyNone(t)
+	a, b := tuntest.Pair()
+	dialled := make(chan [2]netip.AddrPort, 1)
+	s, err := netstack.New(netstack.Config{Device: b, DialTCP: func(_ context.Context, src, dst netip.AddrPort) (flow.Stream, error) {
+		if dst.Port() == 1 {
+			return nil, syscall.ECONNREFUSED
+		}
+		dialled <- [2]netip.AddrPort{src, dst}
+		r1, w1 := io.Pipe()
+		return pipeStream{in: r1, out: w1}, nil // what goes up comes down
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	done := make(chan error, 1)
+	go func() { done <- s.Run(ctx) }()
+	host, err := netstacktest.NewHost(a, netip.MustParseAddr("10.1.1.1"), netip.MustParseAddr("fd01::1"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, dst := range []string{"10.9.9.9", "fd09::9"} {
+		if _, err := host.DialTCP(ctx, netip.AddrPortFrom(netip.MustParseAddr(dst), 1)); err == nil || !strings.Contains(err.Error(), "refused") {
+			t.Errorf("%s: %v, want refused", dst, err)
+		}
+		c, err := host.DialTCP(ctx, netip.AddrPortFrom(netip.MustParseAddr(dst), 80))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := <-dialled; got[1].Addr().String() != dst || got[1].Port() != 80 || got[0].Port() == 0 {
+			t.Errorf("dialled %v", got)
+		}
+		want := bytes.Repeat([]byte("0123456789abcdef"), 1<<17) // 2 MiB
+		go func() {
+			c.Write(want)
+			c.CloseWrite()
+		}()
+		got, err := io.ReadAll(c)
+		if err != nil || !bytes.Equal(got, want) {
+			t.Errorf("%s: %d bytes came back, %v", dst, len(got), err)
+		}
+		c.Close()
+	}
+	host.Close()
+	if err := <-done; err != nil { // the device's end is the stack's, and no error
+		t.Error(err)
+	}
+}
+
+func TestNewRefuses(t *testing.T) {
+	_, b := tuntest.Pair()
+	dial := func(context.Context, netip.AddrPort, netip.AddrPort) (flow.Stream, error) { return nil, nil }
+	for name, cfg := range map[string]netstack.Config{
+		"nothing":         {},
+		"no device":       {DialTCP: dial},
+		"no dialer":       {Device: b},
+		"small mtu":       {Device: b, DialTCP: dial, MTU: 100},
+		"negative limit":  {Device: b, DialTCP: dial, MaxUDP: -1},
+		"negative budget": {Device: b, DialTCP: dial, BufferBudget: -1},
+	} {
+		if _, err := netstack.New(cfg); err == nil {
+			t.Errorf("%s: accepted", name)
+		}
+	}
+}

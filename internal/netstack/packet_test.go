@@ -1,0 +1,165 @@
+package netstack
+
+import (
+	"context"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"strings"
+	"syscall"
+	"testing"
+
+	"gvisor.dev/gvisor/pkg/tcpip"
+	"gvisor.dev/gvisor/pkg/tcpip/checksum"
+	"gvisor.dev/gvisor/pkg/tcpip/header"
+)
+
+func v4(proto byte, dst [4]byte, payload ...byte) []byte {
+	p := make([]byte, 20, 20+len(payload))
+	header.IPv4(p).Encode(&header.IPv4Fields{
+		TotalLength: uint16(20 + len(payload)), TTL: 64, Protocol: proto,
+		SrcAddr: tcpip.AddrFrom4([4]byte{10, 0, 0, 1}), DstAddr: tcpip.AddrFrom4(dst),
+	})
+	return append(p, payload...)
+}
+
+func v6(next byte, dst0 byte, payload ...byte) []byte {
+	p := make([]byte, 40, 40+len(payload))
+	p[0], p[6], p[7], p[5] = 0x60, next, 64, byte(len(payload))
+	p[8], p[23], p[24], p[39] = 0xfd, 1, dst0, 2
+	return append(p, payload...)
+}
+
+func TestClassify(t *testing.T) {
+	unicast := [4]byte{10, 0, 0, 2}
+	frag := v4(1, unicast, 1, 2, 3, 4, 5, 6, 7, 8)
+	frag[7] = 10
+	for _, tc := range []struct {
+		name string
+		p    []byte
+		want bool
+	}{
+		{"empty", nil, false},
+		{"version 5", []byte{0x50, 0, 0}, false},
+		{"short", v4(6, unicast)[:19], false},
+		{"header length over the end", append([]byte{0x4f}, v4(6, unicast)[1:]...), false},
+		{"tcp", v4(6, unicast, make([]byte, 20)...), true},
+		{"udp", v4(17, unicast, make([]byte, 8)...), true},
+		{"multicast", v4(17, [4]byte{224, 0, 0, 251}), false},
+		{"broadcast", v4(17, [4]byte{255, 255, 255, 255}), false},
+		{"echo", v4(1, unicast, 8, 0, 0, 0), false},
+		{"echo reply", v4(1, unicast, 0, 0, 0, 0), false},
+		{"unreachable", v4(1, unicast, 3, 3, 0, 0), true},
+		{"icmp without header", v4(1, unicast), false},
+		{"icmp fragment", frag, false},
+		{"tcp6", v6(6, 0xfd, make([]byte, 20)...), true},
+		{"short6", v6(6, 0xfd)[:39], false},
+		{"multicast6", v6(17, 0xff), false},
+		{"echo6", v6(58, 0xfd, 128, 0, 0, 0), false},
+		{"neighbour solicitation", v6(58, 0xfd, 135, 0, 0, 0), false},
+		{"unreachable6", v6(58, 0xfd, 1, 4, 0, 0), true},
+		{"icmp6 without header", v6(58, 0xfd), false},
+		{"echo6 behind hop-by-hop", v6(0, 0xfd, 58, 0, 0, 0, 0, 0, 0, 0, 128, 0), false},
+		{"tcp behind options", v6(60, 0xfd, 6, 0, 0, 0, 0, 0, 0, 0, 1, 2), true},
+		{"echo6, first fragment", v6(44, 0xfd, 58, 0, 0, 1, 0, 0, 0, 1, 128, 0), false},
+		{"icmp6, later fragment", v6(44, 0xfd, 58, 0, 1, 0, 0, 0, 0, 1, 3, 0), false},
+		{"udp, later fragment", v6(44, 0xfd, 17, 0, 1, 0, 0, 0, 0, 1, 3, 0), true},
+		{"extension over the end", v6(0, 0xfd, 58, 200, 0, 0, 0, 0, 0, 0), false},
+	} {
+		if _, got := classify(tc.p); got != tc.want {
+			t.Errorf("%s: %v", tc.name, got)
+		}
+	}
+}
+
+func FuzzPackets(f *testing.F) {
+	f.Add(v4(6, [4]byte{10, 0, 0, 2}, make([]byte, 20)...))
+	f.Add(v6(44, 0xfd, 58, 0, 0, 1, 0, 0, 0, 1, 128, 0))
+	f.Add(v6(6, 0xfd, make([]byte, 20)...))
+	f.Fuzz(func(t *testing.T, p []byte) {
+		proto, ok := classify(p)
+		if !ok {
+			return
+		}
+		if n := headerLen(p); n < 20 || n > len(p) {
+			t.Errorf("headers of %d bytes in %d", n, len(p))
+		}
+		for _, what := range []unreachable{unreachNet, unreachHost, unreachPort} {
+			u := unreachablePacket(p, what)
+			if u == nil {
+				continue
+			}
+			if proto == header.IPv4ProtocolNumber && !header.IPv4(u).IsValid(len(u)) || proto == header.IPv6ProtocolNumber && !header.IPv6(u).IsValid(len(u)) {
+				t.Errorf("invalid error packet %x", u)
+			}
+		}
+	})
+}
+
+func TestUnreachablePacket(t *testing.T) {
+	if unreachablePacket(nil, unreachHost) != nil || unreachablePacket(v4(6, [4]byte{10, 0, 0, 2}, 1, 2), unreachHost) != nil || unreachablePacket(v4(6, [4]byte{10, 0, 0, 2}, make([]byte, 20)...), unreachNone) != nil {
+		t.Error("want none")
+	}
+	orig := v4(6, [4]byte{10, 0, 0, 2}, []byte("0123456789abcdefghij")...)
+	p := header.IPv4(unreachablePacket(orig, unreachHost))
+	if !p.IsChecksumValid() || p.SourceAddress().String() != "10.0.0.2" || p.DestinationAddress().String() != "10.0.0.1" {
+		t.Errorf("header %s", hex.EncodeToString(p))
+	}
+	ic := header.ICMPv4(p.Payload())
+	if ic.Type() != 3 || ic.Code() != 1 || checksum.Checksum(ic, 0) != 0xffff || !strings.HasSuffix(string(p), string(orig)) {
+		t.Errorf("icmp %s", hex.EncodeToString(ic))
+	}
+	p6 := header.IPv6(unreachablePacket(v6(6, 0xfd, make([]byte, 400)...), unreachNet))
+	if len(p6) != 48+icmpQuote || header.ICMPv6(p6.Payload()).Type() != 1 || header.ICMPv6(p6.Payload()).Code() != 0 {
+		t.Errorf("icmp6 %s", hex.EncodeToString(p6))
+	}
+}
+
+func TestJudge(t *testing.T) {
+	for _, tc := range []struct {
+		err  error
+		want verdict
+	}{
+		{syscall.ECONNREFUSED, verdict{reset: true, icmp: unreachPort}},
+		{fmt.Errorf("dial: %w", syscall.ECONNRESET), verdict{reset: true}},
+		{syscall.EHOSTUNREACH, verdict{icmp: unreachHost}},
+		{syscall.ENETUNREACH, verdict{icmp: unreachNet}},
+		{syscall.ETIMEDOUT, verdict{}},
+		{context.DeadlineExceeded, verdict{}},
+		{errors.New("tunnel is down"), verdict{}},
+	} {
+		if got := judge(tc.err); got != tc.want {
+			t.Errorf("%v: %+v", tc.err, got)
+		}
+	}
+}
+
+func TestHeaderLen(t *testing.T) {
+	opts := make([]byte, 32)
+	opts[12] = 8 << 4
+	short := make([]byte, 20)
+	short[12] = 1 << 4 // less than a TCP header
+	for _, tc := range []struct {
+		p    []byte
+		want int
+	}{
+		{v4(6, [4]byte{10, 0, 0, 2}, opts...), 52},
+		{v4(6, [4]byte{10, 0, 0, 2}, short...), 40},
+		{v4(17, [4]byte{10, 0, 0, 2}, opts...), 20},
+		{v6(6, 0xfd, opts...), 72},
+		{v6(44, 0xfd, opts...), 40},
+	} {
+		if got := headerLen(tc.p); got != tc.want {
+			t.Errorf("got %d, want %d", got, tc.want)
+		}
+	}
+}
+
+func TestBufferShare(t *testing.T) {
+	const mib = 1 << 20
+	for _, tc := range []struct{ open, want int }{{0, 4 * mib}, {1, 4 * mib}, {4, 4 * mib}, {8, 2 * mib}, {64, mib / 4}, {256, mib / 16}, {10000, mib / 16}} {
+		if got := bufferShare(32*mib, 4*mib, tc.open); got != tc.want {
+			t.Errorf("%d open: %d, want %d", tc.open, got, tc.want)
+		}
+	}
+}
