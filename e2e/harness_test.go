@@ -178,7 +178,7 @@ func (r result) String() string {
 // try runs a command on the laptop, whatever its exit code.
 func (l *laptop) try(t *testing.T, args ...string) result {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute) // cleanups run commands too
 	defer cancel()
 	var out, errb bytes.Buffer
 	cmd := l.command(ctx, args...)

@@ -1,11 +1,15 @@
 package e2e
 
 import (
+	"errors"
 	"fmt"
+	"strings"
 	"testing"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 )
 
 // answerLimit is how long a request may take while something dies: the agent waits one second for the laptop (D3).
@@ -27,7 +31,7 @@ func TestKills(t *testing.T) {
 		t.Helper()
 		line := "kill -9"
 		for _, p := range programs {
-			line += " $(pgrep -f '" + p + "')"
+			line += " $(pgrep -f '[" + p[:1] + "]" + p[1:] + "')" // the brackets keep the shell itself out
 		}
 		at := time.Now()
 		l.sh(t, line)
@@ -44,54 +48,63 @@ func TestKills(t *testing.T) {
 	}
 
 	t.Run("user daemon", func(t *testing.T) {
-		stop := c.load(t, "http://"+svc+"/color")
+		load := c.load(t, "http://"+svc+"/color")
 		at := kill(t, "doppel daemon")
 		c.until(t, svc, "green")
-		checkAnswers(t, stop(), at, "green")
+		load.more(t, 20)
+		checkAnswers(t, load.stop(), at, "green")
 		eventually(t, 5*time.Second, func() error { return l.noTrace(t) })
 		again(t)
 	})
 
 	t.Run("root daemon", func(t *testing.T) {
-		stop := c.load(t, "http://"+svc+"/color")
+		load := c.load(t, "http://"+svc+"/color")
 		kill(t, "doppel-rootd")
-		want(t, l.run(t, "curl", "-s", "-m", "5", "-o", "/dev/null", "-w", "%{http_code}", "http://example.com"), "200")
+		// a question that was on its way when the capture went is lost, as on any network; the C library asks again after 5 s
+		want(t, l.run(t, "curl", "-s", "-m", "8", "-o", "/dev/null", "-w", "%{http_code}", "http://example.com"), "200")
 		eventually(t, 5*time.Second, func() error { // back without a command
 			if r := l.try(t, "curl", "-s", "-m", "2", "dataprocessingservice."+ns+":3000/color"); r.code != 0 {
 				return fmt.Errorf("a cluster name: %v", r)
 			}
 			return nil
 		})
-		if got := bodies(stop()); got[`"blue"`] == 0 || len(got) != 1 {
+		if got := bodies(load.stop()); got[`"blue"`] == 0 || len(got) != 1 {
 			t.Fatalf("the intercept did not live on: %v", got)
 		}
 	})
 
 	t.Run("both daemons", func(t *testing.T) {
-		stop := c.load(t, "http://"+svc+"/color")
+		load := c.load(t, "http://"+svc+"/color")
 		at := kill(t, "doppel daemon", "doppel-rootd")
 		c.until(t, svc, "green")
-		checkAnswers(t, stop(), at, "green")
+		load.more(t, 20)
+		checkAnswers(t, load.stop(), at, "green")
 		eventually(t, 5*time.Second, func() error { return l.noTrace(t) })
 		again(t)
 	})
 
 	t.Run("manager", func(t *testing.T) {
-		stop := c.load(t, "http://"+svc+"/color")
+		load := c.load(t, "http://"+svc+"/color")
 		zero := int64(0)
+		old := c.managerPods(t)
 		at := time.Now()
 		err := c.core.CoreV1().Pods(managerNS).DeleteCollection(t.Context(), metav1.DeleteOptions{GracePeriodSeconds: &zero}, metav1.ListOptions{LabelSelector: "app.kubernetes.io/name=traffic-manager"})
 		if err != nil {
 			t.Fatal(err)
 		}
 		c.until(t, svc, "green")
-		ready := c.managerReady(t)
+		ready := c.managerReady(t, old)
 		c.until(t, svc, "blue")
-		all := stop()
+		load.more(t, 5)
+		all := load.stop()
 		checkAnswers(t, all, at, "green", "blue")
+		green := false
 		for _, a := range all {
-			if a.Start.After(ready) && a.Body == `"blue"` {
-				t.Logf("intercepted again %v after the manager's pod was ready (%v after it was killed)", a.Start.Sub(ready).Round(time.Millisecond), a.Start.Sub(at).Round(time.Millisecond))
+			if green = green || a.Start.After(at) && a.Body == `"green"`; green && a.Body == `"blue"` {
+				t.Logf("intercepted again %v after the kill; the new pod of the manager was seen ready after %v", a.Start.Sub(at).Round(time.Millisecond), ready.Sub(at).Round(time.Millisecond))
+				if late := a.Start.Sub(ready); late > 2*time.Second {
+					t.Errorf("the intercept was resumed %v after the manager's pod was ready", late)
+				}
 				break
 			}
 		}
@@ -112,32 +125,54 @@ func (c *cluster) until(t *testing.T, svc, color string) {
 	})
 }
 
-// managerReady waits for a ready pod of the manager and says when it was.
-func (c *cluster) managerReady(t *testing.T) time.Time {
+// managerPods lists the manager's pods that are ready.
+func (c *cluster) managerPods(t *testing.T) map[types.UID]bool {
+	t.Helper()
+	pods, err := c.core.CoreV1().Pods(managerNS).List(t.Context(), metav1.ListOptions{LabelSelector: "app.kubernetes.io/name=traffic-manager"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	out := map[types.UID]bool{}
+	for _, p := range pods.Items {
+		for _, cond := range p.Status.Conditions {
+			if cond.Type == corev1.PodReady && cond.Status == corev1.ConditionTrue {
+				out[p.UID] = true
+			}
+		}
+	}
+	return out
+}
+
+// managerReady waits for a ready pod of the manager that is not one of the old ones, and says when it was seen.
+func (c *cluster) managerReady(t *testing.T, old map[types.UID]bool) time.Time {
 	t.Helper()
 	eventually(t, time.Minute, func() error {
-		d, err := c.core.AppsV1().Deployments(managerNS).Get(t.Context(), "traffic-manager", metav1.GetOptions{})
-		if err != nil {
-			return err
+		for uid := range c.managerPods(t) {
+			if !old[uid] {
+				return nil
+			}
 		}
-		if d.Status.ReadyReplicas < 1 {
-			return fmt.Errorf("%+v", d.Status)
-		}
-		return nil
+		return errors.New("no new pod of the manager is ready")
 	})
 	return time.Now()
 }
 
 // checkAnswers looks at the answers to connections that were made after the kill: each one within the limit, with one of the colours.
-// A connection that the laptop had accepted when it died is reset, never replayed: it began before the kill.
+// A connection that the laptop had accepted when its way was cut is reset, never replayed (D3): the load asks one after the other,
+// so that can be one request at most.
 func checkAnswers(t *testing.T, all []answer, killed time.Time, colors ...string) {
 	t.Helper()
-	n, slowest := 0, time.Duration(0)
+	n, resets, slowest := 0, 0, time.Duration(0)
 	for _, a := range all {
 		if a.Start.Before(killed) {
 			continue
 		}
 		n++
+		if strings.Contains(a.Err, "connection reset by peer") || strings.HasSuffix(a.Err, "EOF") {
+			if resets++; resets == 1 {
+				continue
+			}
+		}
 		slowest = max(slowest, a.Took)
 		ok := a.Err == "" && a.Took < answerLimit
 		known := a.Body == `"blue"` // until the kill is noticed

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 )
@@ -65,49 +66,78 @@ func ask(c *http.Client, url string) answer {
 	return a
 }
 
-// load asks a URL from a node of the cluster until stop is called, which returns all answers.
-func (c *cluster) load(t *testing.T, url string) (stop func() []answer) {
+// load is a helper that asks a URL from a node of the cluster.
+type load struct {
+	cmd  *exec.Cmd
+	in   io.Closer
+	read chan struct{} // closed when the last answer was read
+
+	mu sync.Mutex
+	// guarded by mu
+	all []answer
+}
+
+// load starts asking; it returns when the first answer has come.
+func (c *cluster) load(t *testing.T, url string) *load {
 	t.Helper()
 	self, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.CommandContext(context.Background(), c.bin("lab"), "--name", labName, "node", "exec", "--", "env", envHelper+"=load", self, url)
-	in, err := cmd.StdinPipe()
+	l := &load{read: make(chan struct{})}
+	l.cmd = exec.CommandContext(context.Background(), c.bin("lab"), "--name", labName, "node", "exec", "--", "env", envHelper+"=load", self, url)
+	if l.in, err = l.cmd.StdinPipe(); err != nil {
+		t.Fatal(err)
+	}
+	out, err := l.cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
 	}
-	out, err := cmd.StdoutPipe()
-	if err != nil {
+	l.cmd.Stderr = os.Stderr
+	if err := l.cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	cmd.Stderr = os.Stderr
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	var all []answer
-	read := make(chan struct{})
-	go func() {
-		defer close(read)
-		for sc := bufio.NewScanner(out); sc.Scan(); {
-			var a answer
-			if json.Unmarshal(sc.Bytes(), &a) == nil {
-				all = append(all, a)
-			}
+	go l.collect(out)
+	t.Cleanup(func() { l.stop() })
+	l.more(t, 5)
+	return l
+}
+
+func (l *load) collect(r io.Reader) {
+	defer close(l.read)
+	for sc := bufio.NewScanner(r); sc.Scan(); {
+		var a answer
+		if json.Unmarshal(sc.Bytes(), &a) == nil {
+			l.mu.Lock()
+			l.all = append(l.all, a)
+			l.mu.Unlock()
 		}
-	}()
-	done := false
-	stop = func() []answer {
-		if !done {
-			done = true
-			_ = in.Close()
-			<-read
-			_ = cmd.Wait() // its answers say more than its exit code
-		}
-		return all
 	}
-	t.Cleanup(func() { stop() })
-	return stop
+}
+
+// more waits for n further answers.
+func (l *load) more(t *testing.T, n int) {
+	t.Helper()
+	count := func() int {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		return len(l.all)
+	}
+	from := count()
+	eventually(t, time.Minute, func() error {
+		if got := count() - from; got < n {
+			return fmt.Errorf("%d of %d answers", got, n)
+		}
+		return nil
+	})
+}
+
+// stop ends the load and returns all answers.
+func (l *load) stop() []answer {
+	_ = l.in.Close()
+	<-l.read
+	_ = l.cmd.Wait() // its answers say more than its exit code
+	return l.all
 }
 
 // bodies counts the answers by what came back; errors count by their text.

@@ -76,13 +76,13 @@ func TestWalkthrough(t *testing.T) {
 	// intercept: a rolling restart without a dropped request, then the laptop answers
 	stopColors := l.colors(t, "blue", "127.0.0.1:3000")
 	svc := c.clusterIP(t, ns, "dataprocessingservice")
-	stop := c.load(t, "http://"+svc+"/color")
+	load := c.load(t, "http://"+svc+"/color")
 	want(t, l.run(t, "doppel", "intercept", "dataprocessingservice", "-p", "3000"),
 		"Using Deployment dataprocessingservice\n   Intercept name : dataprocessingservice\n   State          : ACTIVE\n   Workload kind  : Deployment\n", "   Intercepting   : all TCP connections\n")
 	if got := c.color(t, svc); got != "blue" {
 		t.Fatalf("after ACTIVE the cluster gets %q", got)
 	}
-	got := bodies(stop())
+	got := bodies(load.stop())
 	if got[`"green"`] == 0 || got[`"blue"`] == 0 || len(got) != 2 {
 		t.Fatalf("answers while the workload was restarted and intercepted: %v", got)
 	}

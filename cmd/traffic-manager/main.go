@@ -41,6 +41,10 @@ func run() error {
 		fmt.Println("traffic-manager", buildinfo.String())
 		return nil
 	}
+	// Streaming lists (KEP-3157) wait about a second for their first bookmark; a plain list lets a restarted manager work at once.
+	if err := os.Setenv("KUBE_FEATURE_WatchListClient", "false"); err != nil {
+		return err
+	}
 	kube, err := rest.InClusterConfig()
 	if err != nil {
 		return err

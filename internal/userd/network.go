@@ -271,10 +271,14 @@ func (n *network) dialUpstream(ctx context.Context, nw string, addr netip.AddrPo
 	n.mu.Lock()
 	root := n.root
 	n.mu.Unlock()
-	if root == nil {
-		return nil, errors.New("no root daemon")
+	if root != nil {
+		c, err := root.DialMarked(ctx, nw, addr)
+		if !errors.Is(err, rootapi.ErrClosed) {
+			return c, err
+		}
 	}
-	return root.DialMarked(ctx, nw, addr)
+	var d net.Dialer // without a root daemon there is no capture (D5), so nothing has to pass it
+	return d.DialContext(ctx, nw, addr.String())
 }
 
 func (n *network) problems() []string {
