@@ -33,7 +33,8 @@ type Config struct {
 	Budget int
 	// MaxStreams bounds the streams open at once, of both ends together; 4,096.
 	MaxStreams int
-	// Backlog bounds the peer's streams that Accept has not yet returned; 256. More are rejected with CodeBusy.
+	// Backlog bounds the peer's streams that Accept has not yet returned; MaxStreams. More are rejected with CodeBusy, as are
+	// those that come while the headers of streams not yet answered take 4 MiB.
 	Backlog int
 	// KeepAlive is the interval between pings; 20 s. Negative: no pings, and a dead peer is not noticed.
 	KeepAlive time.Duration
@@ -55,7 +56,7 @@ func (c Config) withDefaults() (Config, error) {
 	def(&c.InitialWindow, min(256<<10, c.Window))
 	def(&c.Budget, 32<<20)
 	def(&c.MaxStreams, 4096)
-	def(&c.Backlog, 256)
+	def(&c.Backlog, c.MaxStreams)
 	def(&c.KeepAliveMisses, 3)
 	if c.KeepAlive == 0 {
 		c.KeepAlive = 20 * time.Second

@@ -21,24 +21,29 @@ const (
 // anything but the connection.
 func (s *Session) read() {
 	br := bufio.NewReaderSize(s.conn, readBuffer)
-	for {
-		err := s.readFrame(br)
-		switch {
-		case err == nil:
-			continue
-		case errors.Is(err, wire.ErrProtocol):
-			s.violate(err)
-		case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
-			s.terminate(errors.New("connection closed by peer"), nil)
-		default:
-			var away *GoAwayError
-			if !errors.As(err, &away) {
-				err = fmt.Errorf("read: %w", err)
-			}
-			s.terminate(err, nil)
-		}
-		return
+	var err error
+	for err == nil {
+		err = s.readFrame(br)
 	}
+	var away *GoAwayError
+	switch {
+	case errors.Is(err, wire.ErrProtocol):
+		s.violate(err)
+		_, _ = io.Copy(io.Discard, s.conn) // until the peer hangs up, or the time for that is over
+	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
+		s.terminate(errors.New("connection closed by peer"), nil)
+	case errors.As(err, &away):
+		s.terminate(err, nil)
+	default:
+		s.terminate(fmt.Errorf("read: %w", err), nil)
+	}
+	s.mu.Lock()
+	if s.cut != nil {
+		s.cut.Stop()
+	}
+	s.mu.Unlock()
+	s.w.fail(ErrClosed) // if it is still writing
+	_ = s.conn.Close()
 }
 
 func (s *Session) readFrame(br *bufio.Reader) error {

@@ -14,7 +14,8 @@ import (
 	"github.com/doppel-dev/doppel/internal/wire"
 )
 
-// closeTimeout bounds how long an ending session tries to send what is queued and its GOAWAY.
+// closeTimeout bounds how long an ending session tries to send what is queued and its GOAWAY, and waits for the peer to hang
+// up: a connection that is closed with unread data is reset, and what was sent last is lost with it (RFC 2525, section 2.17).
 const closeTimeout = time.Second
 
 // maxOpenBytes bounds the headers of the peer's streams that are not yet answered.
@@ -41,6 +42,7 @@ type Session struct {
 	openBytes int // headers of unanswered requests
 	pings     map[uint64]chan struct{}
 	nextPing  uint64
+	cut       *time.Timer // closes the connection of an ending session
 }
 
 // New starts a session over conn, which it owns from now on.
@@ -252,6 +254,11 @@ func (s *Session) terminate(err error, goAway []byte) {
 		return
 	}
 	s.err = err
+	lost := sessionError(err)
+	if goAway != nil {
+		s.w.finish(goAway) // the reader goroutine closes the connection when the peer has
+		s.cut = time.AfterFunc(closeTimeout, func() { s.w.fail(lost); _ = s.conn.Close() })
+	}
 	streams := make([]*Stream, 0, len(s.streams))
 	for _, st := range s.streams {
 		streams = append(streams, st)
@@ -259,12 +266,9 @@ func (s *Session) terminate(err error, goAway []byte) {
 	s.mu.Unlock()
 	close(s.done)
 
-	lost := sessionError(err)
 	if goAway == nil {
 		s.w.fail(lost)
 		_ = s.conn.Close()
-	} else {
-		s.w.finish(goAway, closeTimeout) // the writer goroutine closes the connection
 	}
 	for _, st := range streams {
 		st.end(lost, false)

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"net"
 	"sync"
-	"time"
 
 	"github.com/doppel-dev/doppel/internal/wire"
 )
@@ -68,7 +67,6 @@ type writer struct {
 	bulkLen int
 	first   *turn // waiting for room in bulk
 	last    *turn
-	grace   *time.Timer // cuts an ending session's connection
 }
 
 func newWriter(conn net.Conn, failed func(error)) *writer {
@@ -80,13 +78,7 @@ func newWriter(conn net.Conn, failed func(error)) *writer {
 // run is the writer goroutine.
 func (w *writer) run() {
 	w.mu.Lock()
-	defer func() {
-		if w.grace != nil {
-			w.grace.Stop()
-		}
-		w.mu.Unlock()
-		_ = w.conn.Close() // the session has ended
-	}()
+	defer w.mu.Unlock()
 	for {
 		switch {
 		case w.err != nil:
@@ -337,18 +329,13 @@ func (w *writer) fail(err error) {
 	w.mu.Unlock()
 }
 
-// finish lets nobody in any more and has the writer goroutine write what is queued, then last, and close the connection. What
-// takes longer than timeout is cut off.
-func (w *writer) finish(last []byte, timeout time.Duration) {
+// finish lets nobody in any more and has the writer goroutine write what is queued, then last.
+func (w *writer) finish(last []byte) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.closing || w.err != nil {
 		return
 	}
-	w.grace = time.AfterFunc(timeout, func() {
-		w.fail(ErrClosed)
-		_ = w.conn.Close()
-	})
 	w.closing = true
 	w.goAway = last
 	for t := w.first; t != nil; t = w.first { // their streams have ended

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"strings"
 	"unicode/utf8"
 )
 
@@ -174,7 +175,7 @@ func ParseError(p []byte) (Code, string, error) {
 	if len(p) < 2 {
 		return 0, "", violation("error of %d bytes", len(p))
 	}
-	return Code(binary.BigEndian.Uint16(p)), string([]rune(string(p[2:]))), nil
+	return Code(binary.BigEndian.Uint16(p)), strings.ToValidUTF8(string(p[2:]), "\uFFFD"), nil
 }
 
 // ParseUint32 reads the payload of WINDOW, WANT, RECLAIM and RETURN.

@@ -1,0 +1,423 @@
+package mux_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"runtime"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/doppel-dev/doppel/internal/mux"
+	"github.com/doppel-dev/doppel/internal/mux/muxtest"
+	"github.com/doppel-dev/doppel/internal/wire"
+)
+
+// TestSlowReader: a stream that nobody reads blocks neither the others nor the session.
+func TestSlowReader(t *testing.T) {
+	p := newPair(t, muxtest.Config{}, mux.Config{}, mux.Config{})
+	stuckA, stuckB := accepted(t, p)
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for {
+			if _, err := stuckA.Write(make([]byte, 64<<10)); err != nil {
+				return
+			}
+		}
+	})
+	waitFor(t, func() bool { return usedOf(p.b) >= 256<<10 })
+	serve(t, p.b, echo)
+	echoOnce(t, p.a, 20<<20, 1)
+	if _, err := p.a.Ping(context.Background()); err != nil {
+		t.Error(err)
+	}
+	if w := stuckB.Window(); w > 256<<10 {
+		t.Errorf("the window of a stream that nobody reads grew to %d", w)
+	}
+	stuckB.Reset()
+	wg.Wait()
+}
+
+// TestBudget fills as many streams as there can be, with nobody reading, and measures.
+func TestBudget(t *testing.T) {
+	if testing.Short() {
+		t.Skip("allocates")
+	}
+	const budget = 8 << 20
+	cfg := mux.Config{Budget: budget, MaxStreams: 1000, Backlog: 1000}
+	p := newPair(t, muxtest.Config{}, mux.Config{MaxStreams: 1000}, cfg)
+	var mu sync.Mutex
+	var held []*mux.Stream
+	serve(t, p.b, func(r *mux.Request) {
+		st, err := r.Accept(nil)
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		mu.Lock()
+		held = append(held, st)
+		mu.Unlock()
+	})
+	var before, after runtime.MemStats
+	runtime.GC()
+	runtime.ReadMemStats(&before)
+	var writers sync.WaitGroup
+	frames, zeros := []int{1, 100, 1400, 5000, 65_528}, make([]byte, 65_528)
+	each := []int{1_000, 20_000, 50_000, 100_000, 200_000} // each more than its stream's share
+	total := int64(0)
+	for i := range 1000 {
+		total += int64(each[i%len(each)])
+		st := open(t, p.a)
+		writers.Go(func() {
+			buf := zeros[:frames[i%len(frames)]]
+			for sent := 0; sent < each[i%len(each)]; {
+				n, err := st.Write(buf[:min(len(buf), each[i%len(each)]-sent)])
+				sent += n
+				if err != nil {
+					t.Error(err)
+					return
+				}
+			}
+			_ = st.CloseWrite()
+		})
+	}
+	// Until nothing moves any more.
+	last := uint64(0)
+	waitFor(t, func() bool {
+		ab, _ := p.link.Bytes()
+		still := uint64(ab) == last
+		last = uint64(ab)
+		time.Sleep(100 * time.Millisecond)
+		return still
+	})
+	windows, used := p.b.Held()
+	runtime.GC()
+	runtime.ReadMemStats(&after)
+	heap := int(after.HeapInuse) - int(before.HeapInuse)
+	t.Logf("windows %d KiB, used %d KiB, heap %d KiB for a budget of %d KiB", windows>>10, used>>10, heap>>10, budget>>10)
+	if windows > budget || used > windows {
+		t.Errorf("windows %d, used %d, budget %d", windows, used, budget)
+	}
+	// Everything can still be read, and everything is given back.
+	var readers sync.WaitGroup
+	var read atomic.Int64
+	mu.Lock()
+	for _, st := range held {
+		readers.Go(func() {
+			n, err := io.Copy(io.Discard, st)
+			read.Add(n)
+			if err != nil {
+				t.Errorf("read %d bytes, %v", n, err)
+			}
+			_ = st.Close()
+		})
+	}
+	mu.Unlock()
+	readers.Wait()
+	writers.Wait()
+	if read.Load() != total {
+		t.Errorf("read %d bytes of %d", read.Load(), total)
+	}
+	waitFor(t, func() bool { free, pool := p.b.Free(); return free == pool && p.b.Live() == 0 })
+}
+
+// TestBudgetReturns: however streams end, their window is given back at both ends.
+func TestBudgetReturns(t *testing.T) {
+	p := newPair(t, muxtest.Config{}, mux.Config{}, mux.Config{})
+	serve(t, p.b, func(r *mux.Request) {
+		switch r.Header()[0] {
+		case 1:
+			echo(r)
+		case 2:
+			_ = r.Reject(wire.CodeDenied, "")
+		case 3:
+			_ = r.Reply(make([]byte, 200_000))
+		case 4:
+			if st, err := r.Accept(nil); err == nil {
+				_, _ = st.Write(make([]byte, 100))
+				st.Reset()
+			}
+		case 5:
+			<-r.Context().Done()
+			_ = r.Reject(wire.CodeCanceled, "")
+		case 6:
+			if st, err := r.Accept(nil); err == nil {
+				_, _ = st.Write(make([]byte, 100_000))
+				_ = st.Close()
+			}
+		}
+	})
+	var wg sync.WaitGroup
+	for i := range 200 {
+		for how := byte(1); how <= 6; how++ {
+			wg.Go(func() {
+				ctx := context.Background()
+				if how == 5 {
+					c, cancel := context.WithTimeout(ctx, time.Duration(i%5)*time.Millisecond)
+					defer cancel()
+					ctx = c
+				}
+				if how == 3 {
+					if b, err := p.a.Call(ctx, []byte{how}); len(b) != 200_000 || err != nil {
+						t.Errorf("call: %d bytes, %v", len(b), err)
+					}
+					return
+				}
+				st, _, err := p.a.Open(ctx, []byte{how})
+				if err != nil {
+					return
+				}
+				_, _ = st.Write(make([]byte, 1000))
+				switch i % 3 {
+				case 0:
+					_ = st.Close()
+				case 1:
+					st.Reset()
+				case 2:
+					_ = st.CloseWrite()
+					_, _ = io.Copy(io.Discard, st)
+					_ = st.Close()
+				}
+			})
+		}
+	}
+	wg.Wait()
+	for _, s := range []*mux.Session{p.a, p.b} {
+		waitFor(t, func() bool { free, pool := s.Free(); return free == pool && s.Live() == 0 && s.NumStreams() == 0 })
+	}
+}
+
+// TestWindowGrows: on a long path the window follows the path, and a reader that stops does not get more.
+func TestWindowGrows(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newPair(t, muxtest.Config{Delay: 15 * time.Millisecond, Buffer: 8 << 20}, mux.Config{}, mux.Config{})
+		a, b := accepted(t, p)
+		const size = 100 << 20
+		start := time.Now()
+		go func() {
+			_, _ = a.Write(make([]byte, size))
+			_ = a.CloseWrite()
+		}()
+		n, err := io.Copy(io.Discard, b)
+		took := time.Since(start)
+		if n != size || err != nil {
+			t.Fatal(n, err)
+		}
+		// 256 KiB a round trip of 30 ms would take 12 s; 4 MiB take 0.8 s.
+		t.Logf("100 MiB with 30 ms: %s, window %d KiB", took, b.Window()>>10)
+		if took > 1500*time.Millisecond || b.Window() != mux.MinWindow && b.Window() < 2<<20 {
+			t.Errorf("took %s with a window of %d", took, b.Window())
+		}
+		_ = a.Close()
+		_ = b.Close()
+		_ = p.a.Close()
+		_ = p.b.Close()
+	})
+}
+
+// TestCreditMoves: idle streams give back what they hold when others need it.
+func TestCreditMoves(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		cfg := mux.Config{Budget: 8 << 20, MaxStreams: 1000}
+		p := newPair(t, muxtest.Config{Delay: 5 * time.Millisecond, Buffer: 8 << 20}, cfg, cfg)
+		var idle []*mux.Stream
+		for range 500 { // more than the pool holds at their first windows
+			a, b := accepted(t, p)
+			idle = append(idle, a, b)
+		}
+		time.Sleep(time.Second)
+		free, pool := p.b.Free()
+		t.Logf("500 idle streams leave %d of %d KiB free", free>>10, pool>>10)
+		if free < pool/4 {
+			t.Errorf("%d of %d free", free, pool)
+		}
+		a, b := accepted(t, p)
+		start := time.Now()
+		go func() {
+			_, _ = a.Write(make([]byte, 20<<20))
+			_ = a.CloseWrite()
+		}()
+		if n, err := io.Copy(io.Discard, b); n != 20<<20 || err != nil {
+			t.Fatal(n, err)
+		}
+		if took := time.Since(start); took > time.Second {
+			t.Errorf("20 MiB beside idle streams took %s", took)
+		}
+		// And they still work.
+		for i := 0; i < len(idle); i += 2 {
+			go func() {
+				_, _ = idle[i].Write(make([]byte, 30_000))
+				_ = idle[i].CloseWrite()
+			}()
+			if n, err := io.Copy(io.Discard, idle[i+1]); n != 30_000 || err != nil {
+				t.Fatal(n, err)
+			}
+			_ = idle[i].Close()
+			_ = idle[i+1].Close()
+		}
+		_ = a.Close()
+		_ = b.Close()
+		_ = p.a.Close()
+		_ = p.b.Close()
+	})
+}
+
+// TestLargeMessageSmallWindow: a message larger than the window gets through once there is room.
+func TestLargeMessageSmallWindow(t *testing.T) {
+	for _, size := range []int{4000, 4088, 4089, 5000, 65_528} {
+		t.Run(fmt.Sprint(size), func(t *testing.T) {
+			p := newPair(t, muxtest.Config{}, mux.Config{}, mux.Config{InitialWindow: mux.MinWindow})
+			a, b := accepted(t, p)
+			go func() {
+				for range 3 {
+					if err := a.WritePacket(make([]byte, size)); err != nil {
+						t.Error(err)
+					}
+				}
+			}()
+			buf := make([]byte, mux.MaxPacket)
+			for range 3 {
+				if n, err := b.ReadPacket(buf); n != size || err != nil {
+					t.Errorf("got %d, %v", n, err)
+				}
+			}
+			_ = a.Close()
+			_ = b.Close()
+		})
+	}
+}
+
+func TestKeepAlive(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newPair(t, muxtest.Config{Delay: time.Millisecond}, mux.Config{}, mux.Config{})
+		time.Sleep(10 * time.Minute)
+		if p.a.Err() != nil || p.b.Err() != nil {
+			t.Fatal("an idle session ended", p.a.Err(), p.b.Err())
+		}
+		ab, _ := p.link.Bytes()
+		if ab < 29*32 || ab > 31*32 { // a ping and a pong of 16 bytes every 20 s
+			t.Errorf("%d bytes in 10 minutes of keep-alive", ab)
+		}
+		a, _ := accepted(t, p)
+		p.link.BlackHole()
+		start := time.Now()
+		_, err := a.Read(make([]byte, 1))
+		if !errors.Is(err, mux.ErrKeepAlive) || !errors.Is(err, mux.ErrSession) {
+			t.Errorf("read: %v", err)
+		}
+		if took := time.Since(start); took < 40*time.Second || took > 80*time.Second {
+			t.Errorf("noticed after %s", took)
+		}
+		<-p.a.Done()
+		<-p.b.Done()
+		_ = p.a.Close()
+		_ = p.b.Close()
+	})
+}
+
+func TestDeadlines(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newPair(t, muxtest.Config{}, mux.Config{}, mux.Config{})
+		a, b := accepted(t, p)
+		other, otherEnd := accepted(t, p)
+		start := time.Now()
+		_ = a.SetReadDeadline(start.Add(time.Second))
+		if _, err := a.Read(make([]byte, 1)); !errors.Is(err, os.ErrDeadlineExceeded) || time.Since(start) != time.Second {
+			t.Error(err, time.Since(start))
+		}
+		_ = a.SetReadDeadline(time.Time{})
+		_, _ = b.Write([]byte("x"))
+		if n, err := a.Read(make([]byte, 1)); n != 1 || err != nil {
+			t.Error(n, err)
+		}
+		// A write that lacks credit.
+		_ = a.SetWriteDeadline(time.Now().Add(time.Second))
+		n, err := a.Write(make([]byte, 10<<20))
+		if !errors.Is(err, os.ErrDeadlineExceeded) || n == 0 {
+			t.Error(n, err)
+		}
+		// The rest of the session does not mind.
+		_ = a.SetDeadline(time.Now())
+		_, _ = other.Write([]byte("y"))
+		if n, err := otherEnd.Read(make([]byte, 1)); n != 1 || err != nil {
+			t.Error(n, err)
+		}
+		// A transport that is stuck: the writer behind gives up, the one that writes does not.
+		p.link.Stall(true)
+		go func() { _, _ = otherEnd.Write(make([]byte, 1<<20)) }()
+		_ = b.SetWriteDeadline(time.Now().Add(time.Second))
+		go func() { _, _ = other.Write(make([]byte, 256<<10)) }()
+		synctest.Wait()
+		_, _ = b.Write(make([]byte, 65_000)) // fills the queue
+		_, err = b.Write(make([]byte, 65_000))
+		if !errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Error(err)
+		}
+		p.link.Stall(false)
+		p.link.Cut()
+		_ = p.a.Close()
+		_ = p.b.Close()
+	})
+}
+
+// TestCloseFlushes: what was written before Close arrives.
+func TestCloseFlushes(t *testing.T) {
+	p := newPair(t, muxtest.Config{}, mux.Config{}, mux.Config{})
+	a, b := accepted(t, p)
+	got := make(chan int64, 1)
+	go func() {
+		n, _ := io.Copy(io.Discard, b)
+		got <- n
+	}()
+	_, _ = a.Write(make([]byte, 200_000))
+	if err := p.a.CloseWith(wire.CodeGone, "bye"); err != nil {
+		t.Error(err)
+	}
+	if n := <-got; n != 200_000 {
+		t.Errorf("%d bytes arrived", n)
+	}
+	<-p.b.Done()
+	var away *mux.GoAwayError
+	if !errors.As(p.b.Err(), &away) || away.Code != wire.CodeGone || away.Msg != "bye" {
+		t.Error(p.b.Err())
+	}
+}
+
+// TestCloseStuck: closing a session whose transport is stuck takes a second, no longer.
+func TestCloseStuck(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newPair(t, muxtest.Config{}, mux.Config{}, mux.Config{})
+		a, _ := accepted(t, p)
+		p.link.Stall(true)
+		failed := make(chan error, 1)
+		go func() { _, err := a.Write(make([]byte, 1<<20)); failed <- err }()
+		synctest.Wait()
+		start := time.Now()
+		_ = a.Close() // does not block behind the Write
+		_ = p.a.Close()
+		if took := time.Since(start); took > time.Second {
+			t.Errorf("close took %s", took)
+		}
+		if err := <-failed; err == nil {
+			t.Error("a write to nowhere succeeded")
+		}
+		p.link.Cut()
+		_ = p.b.Close()
+	})
+}
+
+func TestConfig(t *testing.T) {
+	link := muxtest.NewLink(muxtest.Config{})
+	for _, cfg := range []mux.Config{
+		{Window: 1}, {Budget: 1}, {MaxStreams: 1 << 20}, {MaxStreams: -1}, {InitialWindow: 5 << 20}, {Backlog: -1}, {KeepAliveMisses: -1}, {Linger: -1}, {Window: 1 << 30},
+	} {
+		if _, err := mux.New(link.A, cfg); err == nil {
+			t.Errorf("%+v was accepted", cfg)
+		}
+	}
+}
