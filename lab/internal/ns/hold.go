@@ -75,6 +75,8 @@ func reap(ctx context.Context) {
 	}
 }
 
+const cgroups = "/sys/fs/cgroup"
+
 func setUp(spec Spec) error {
 	if spec.Hostname != "" {
 		if err := unix.Sethostname([]byte(spec.Hostname)); err != nil {
@@ -84,7 +86,9 @@ func setUp(spec Spec) error {
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 		return fmt.Errorf("make mounts private: %w", err)
 	}
-	sources, err := openSources(spec.Binds)
+	// A new /sys, below, shows the links of the new network namespace, but lacks the control groups.
+	binds := append([]Bind{{From: cgroups, To: cgroups}}, spec.Binds...)
+	sources, err := openSources(binds)
 	defer func() {
 		for _, f := range sources {
 			f.Close()
@@ -103,7 +107,10 @@ func setUp(spec Spec) error {
 			return err
 		}
 	}
-	for i, b := range spec.Binds {
+	if err := unix.Mount("sysfs", "/sys", "sysfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, ""); err != nil {
+		return fmt.Errorf("mount /sys: %w", err)
+	}
+	for i, b := range binds {
 		if err := bind(sources[i], b.To); err != nil {
 			return err
 		}

@@ -103,8 +103,12 @@ func Build(ctx context.Context, p Program, building func()) (Built, error) {
 }
 
 func (p Program) compile(ctx context.Context, module, to string) error {
+	goTool, err := findGo()
+	if err != nil {
+		return err
+	}
 	tmp := to + ".tmp"
-	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-buildvcs=false", "-ldflags", p.LDFlags, "-o", tmp, p.Package)
+	cmd := exec.CommandContext(ctx, goTool, "build", "-trimpath", "-buildvcs=false", "-ldflags", p.LDFlags, "-o", tmp, p.Package)
 	cmd.Dir = module
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOWORK=off", "GOFLAGS=-mod=readonly")
 	if out, err := cmd.CombinedOutput(); err != nil {
@@ -114,6 +118,20 @@ func (p Program) compile(ctx context.Context, module, to string) error {
 		return err
 	}
 	return removeOld(filepath.Dir(to), p.Name+"-", to)
+}
+
+// findGo finds the go command, also where sudo has taken its directory out of PATH.
+func findGo() (string, error) {
+	path, err := exec.LookPath("go")
+	if err == nil {
+		return path, nil
+	}
+	for _, path := range []string{"/usr/local/go/bin/go", "/usr/lib/go/bin/go", "/snap/bin/go"} {
+		if _, err := os.Stat(path); err == nil {
+			return path, nil
+		}
+	}
+	return "", fmt.Errorf("a Go toolchain is needed to build the cluster's programs: %w", err)
 }
 
 // removeOld removes other versions that nobody has used for a month.
@@ -141,9 +159,13 @@ func removeOld(dir, prefix, keep string) error {
 // version hashes what decides the program: its module's pins, its sources, its flags and the compiler.
 func (p Program) version(module string) (string, error) {
 	h := sha256.New()
-	goVersion, err := exec.Command("go", "env", "GOVERSION").Output()
+	goTool, err := findGo()
 	if err != nil {
-		return "", fmt.Errorf("a Go toolchain is needed: %w", err)
+		return "", err
+	}
+	goVersion, err := exec.Command(goTool, "env", "GOVERSION").Output()
+	if err != nil {
+		return "", fmt.Errorf("version of Go: %w", err)
 	}
 	fmt.Fprintln(h, runtime.GOARCH, strings.TrimSpace(string(goVersion)), p.LDFlags)
 	var files []string

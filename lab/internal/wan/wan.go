@@ -44,6 +44,8 @@ func SetUp(l plan.Lab, router state.Process) error {
 		configure(h, Bridge, netip.PrefixFrom(l.Gateway(), l.Net().Bits())),
 		configure(h, "lo", netip.PrefixFrom(plan.Outside4, 32), netip.PrefixFrom(plan.Outside6, 128)),
 		sysctl(router, "net/ipv4/ip_forward", "1"),
+		// Every refused packet is answered, so that nobody waits for a timeout.
+		sysctl(router, "net/ipv4/icmp_ratelimit", "0"),
 		nft(router, rules(l)),
 	); err != nil {
 		return err
@@ -52,25 +54,31 @@ func SetUp(l plan.Lab, router state.Process) error {
 }
 
 // rules are the router's nftables rules: a laptop reaches the API server, the resolver and the outside, nothing else.
+//
+// They stand before routing, so that addresses without a route are refused in the same way. TCP is refused by a reset:
+// Linux takes an ICMP error that arrives while connect still sends, as it does over veth, for a passing one, and
+// tries again after a second.
 func rules(l plan.Lab) string {
 	api := l.APIServer()
 	return fmt.Sprintf(`table inet doppel_lab {
+	chain laptops {
+		type filter hook prerouting priority filter; policy accept;
+		iifname != "laptop*" accept
+		ct state established,related accept
+		ip daddr %[2]s tcp dport %[3]d accept
+		meta l4proto { icmp, ipv6-icmp } accept
+		ip daddr 10.78.0.0/16 meta l4proto { tcp, udp } th dport 53 accept
+		ip6 daddr fd78::/32 meta l4proto { tcp, udp } th dport 53 accept
+		ip daddr %[4]s tcp dport 80 accept
+		ip6 daddr %[5]s tcp dport 80 accept
+		meta l4proto tcp reject with tcp reset
+		reject with icmpx host-unreachable
+	}
 	chain forward {
 		type filter hook forward priority filter; policy drop;
 		ct state established,related accept
 		iifname %[1]q oifname %[1]q accept
 		iifname "laptop*" ip daddr %[2]s tcp dport %[3]d accept
-		reject with icmpx host-unreachable
-	}
-	chain input {
-		type filter hook input priority filter; policy accept;
-		iifname != "laptop*" accept
-		ct state established,related accept
-		meta l4proto { icmp, ipv6-icmp } accept
-		meta l4proto { tcp, udp } th dport 53 accept
-		ip daddr %[4]s tcp dport 80 accept
-		ip6 daddr %[5]s tcp dport 80 accept
-		reject with icmpx port-unreachable
 	}
 }
 `, Bridge, api.Addr(), api.Port(), plan.Outside4, plan.Outside6)
