@@ -80,12 +80,16 @@ func (a *Agent) Run(ctx context.Context) error {
 	return g.Wait()
 }
 
+// sidecarDrain is how long the agent goes on in front of a native sidecar: for as long as clients may still be sent to the pod.
+const sidecarDrain = 5 * time.Second
+
 // drain returns when the app no longer listens and the last connection has ended.
 func (a *Agent) drain(ctx context.Context) {
 	a.cfg.Log.Info("draining", "connections", a.active.Load())
+	start := time.Now()
 	tick := time.NewTicker(100 * time.Millisecond)
 	defer tick.Stop()
-	for a.active.Load() > 0 || a.appListens() {
+	for a.active.Load() > 0 || a.appListens(time.Since(start)) {
 		select {
 		case <-ctx.Done():
 			return
@@ -94,8 +98,12 @@ func (a *Agent) drain(ctx context.Context) {
 	}
 }
 
-func (a *Agent) appListens() bool {
+// appListens says whether some app has yet to stop listening. A native sidecar does so only after the agent has ended (KEP-753).
+func (a *Agent) appListens(draining time.Duration) bool {
 	for _, p := range a.ports {
+		if p.cfg.Sidecar && draining > sidecarDrain {
+			continue
+		}
 		if listening(p.cfg.ContainerPort) {
 			return true
 		}
@@ -141,6 +149,16 @@ func (a *Agent) serveHealth(ctx context.Context) error {
 		}
 		fmt.Fprintln(w, "ok")
 	})
+	for _, p := range a.ports { // TCP probes of redirected ports
+		mux.HandleFunc("GET "+agentcfg.AppPath(p.cfg.ContainerPort), func(w http.ResponseWriter, r *http.Request) {
+			c, err := p.dialApp(r.Context())
+			if err != nil {
+				http.Error(w, err.Error(), http.StatusServiceUnavailable)
+				return
+			}
+			_ = c.Close()
+		})
+	}
 	srv := &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second}
 	stop := context.AfterFunc(ctx, func() { _ = srv.Close() })
 	defer stop()

@@ -40,7 +40,9 @@ func newUplink(cfg Config, t *table) (*uplink, error) {
 			cfg.Log.Info("connected to the manager")
 		},
 		OnDown: func(err error) { cfg.Log.Info("connection to the manager lost, the app answers", "err", err) },
-		Log:    cfg.Log,
+		// An agent never gives up and never ends by itself: the app's connections come through it.
+		Permanent: func(error) bool { return false },
+		Log:       cfg.Log,
 	})
 	return u, nil
 }

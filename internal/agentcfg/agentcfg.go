@@ -64,7 +64,12 @@ type Port struct {
 	Way       Way    `json:"way"`
 	// Name is the port's name (name takeover only).
 	Name string `json:"name,omitempty"`
+	// Sidecar: the container is a native sidecar, which the kubelet ends after the agent.
+	Sidecar bool `json:"sidecar,omitempty"`
 }
+
+// AppPath is where the agent's health port answers whether the app accepts connections on a container port: 200 or 503.
+func AppPath(containerPort uint16) string { return fmt.Sprintf("/app/%d", containerPort) }
 
 // Covers says whether the agent takes the given container port.
 func (c *Config) Covers(protocol string, containerPort uint16) bool {
@@ -99,13 +104,24 @@ func (c *Config) Validate() error {
 		errs = append(errs, errors.New("managers and managerKey are required"))
 	}
 	claim(c.HealthPort)
+	taken := map[string]bool{}
 	for _, p := range c.Ports {
+		key := fmt.Sprintf("%s/%d", p.Protocol, p.ContainerPort)
+		if taken[key] {
+			errs = append(errs, fmt.Errorf("container port %s is taken twice", key))
+		}
+		taken[key] = true
 		claim(p.AgentPort)
 		if p.ProbePort != 0 {
 			claim(p.ProbePort)
 		}
 		if p.ContainerPort == 0 || (p.Protocol != "TCP" && p.Protocol != "UDP") || (p.Way != ByName && p.Way != ByRedirect) {
 			errs = append(errs, fmt.Errorf("port %+v is not valid", p))
+		}
+	}
+	for _, p := range c.Ports {
+		if used[p.ContainerPort] {
+			errs = append(errs, fmt.Errorf("port %d is the app's and the agent's", p.ContainerPort))
 		}
 	}
 	return errors.Join(errs...)

@@ -2,9 +2,7 @@ package inject
 
 import (
 	"cmp"
-	"fmt"
 	"slices"
-	"strconv"
 
 	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
@@ -21,177 +19,224 @@ type Facts struct {
 	NetworkPolicies []networkingv1.NetworkPolicy
 }
 
-// Taken is a port that can be taken: where it is, which service port leads to it, and the way.
+// Taken is a port that can be taken: where it is, which service ports lead to it, and the way.
 type Taken struct {
 	Container     string
 	ContainerPort uint16
 	Protocol      corev1.Protocol
 	Name          string // the container port's name, if it has one
 	Way           agentcfg.Way
-	Service       string // one service that leads to it; empty if none does
-	ServicePort   int32
-	ServicePName  string // name of that service port
+	Services      []ServicePort // ordered by service and port
+}
+
+// ServicePort is one port of a service.
+type ServicePort struct {
+	Service string
+	Port    int32
+	Name    string // empty if the service has one port without a name
+}
+
+// Via returns the first service port that leads to the port; the zero value if none does.
+func (t Taken) Via() ServicePort {
+	if len(t.Services) == 0 {
+		return ServicePort{}
+	}
+	return t.Services[0]
 }
 
 // Ports lists every port of the pod that can be taken, ordered by number: those that services lead to and those that containers declare.
+// docs/support-table.md says which way is taken when.
 func Ports(spec *corev1.PodSpec, podLabels map[string]string, f Facts) []Taken {
-	byKey := map[string]*Taken{}
-	add := func(t Taken) *Taken {
-		k := fmt.Sprintf("%s/%d", t.Protocol, t.ContainerPort)
-		if old := byKey[k]; old != nil {
-			return old
+	out := []Taken{}
+	for _, c := range candidates(spec, podLabels, f) {
+		c.Way = agentcfg.ByName
+		if c.whyRedirect(spec, podLabels, f.NetworkPolicies) != "" {
+			c.Way = agentcfg.ByRedirect
 		}
-		byKey[k] = &t
-		return &t
+		out = append(out, c.Taken)
 	}
-	for i := range spec.Containers {
-		c := &spec.Containers[i]
+	return out
+}
+
+// candidate is a port while its way is being decided.
+type candidate struct {
+	Taken
+	byNumber bool // some service leads to it by its number
+	headless bool // some service that leads to it is headless
+}
+
+func candidates(spec *corev1.PodSpec, podLabels map[string]string, f Facts) []*candidate {
+	var out []*candidate
+	find := func(p corev1.Protocol, n int32) *candidate {
+		i := slices.IndexFunc(out, func(c *candidate) bool { return c.Protocol == proto(p) && int32(c.ContainerPort) == n })
+		if i < 0 {
+			return nil
+		}
+		return out[i]
+	}
+	for _, c := range servers(spec) {
 		for _, p := range c.Ports {
-			add(Taken{Container: c.Name, ContainerPort: uint16(p.ContainerPort), Protocol: proto(p.Protocol), Name: p.Name, Way: agentcfg.ByRedirect})
+			if find(p.Protocol, p.ContainerPort) == nil {
+				out = append(out, &candidate{Taken: Taken{Container: c.Name, ContainerPort: uint16(p.ContainerPort), Protocol: proto(p.Protocol), Name: p.Name}})
+			}
 		}
 	}
-	byName := map[*Taken]bool{} // every service so far names the port
-	for _, svc := range f.Services {
-		if !selects(svc.Spec.Selector, podLabels) {
+	for i := range f.Services {
+		svc := &f.Services[i]
+		if !selects(svc, podLabels) {
 			continue
 		}
 		for _, sp := range svc.Spec.Ports {
-			found, ok := target(spec, sp)
+			n, ok := target(spec, sp)
 			if !ok {
 				continue
 			}
-			t := add(found)
-			if t.Service == "" {
-				t.Service, t.ServicePort, t.ServicePName = svc.Name, sp.Port, sp.Name
-				byName[t] = true
+			c := find(sp.Protocol, n)
+			if c == nil { // declared nowhere: any container may listen on it
+				c = &candidate{Taken: Taken{Container: defaultContainer(spec), ContainerPort: uint16(n), Protocol: proto(sp.Protocol)}}
+				out = append(out, c)
 			}
-			if sp.TargetPort.Type != intstr.String || svc.Spec.ClusterIP == corev1.ClusterIPNone {
-				byName[t] = false
-			}
+			c.Services = append(c.Services, ServicePort{Service: svc.Name, Port: sp.Port, Name: sp.Name})
+			c.byNumber = c.byNumber || sp.TargetPort.Type == intstr.Int
+			c.headless = c.headless || svc.Spec.ClusterIP == corev1.ClusterIPNone
 		}
 	}
-	var out []Taken
-	for _, t := range byKey {
-		if byName[t] && t.Name != "" && !policyByNumber(f.NetworkPolicies, podLabels, t) {
-			t.Way = agentcfg.ByName
-		}
-		out = append(out, *t)
+	for _, c := range out {
+		slices.SortFunc(c.Services, func(a, b ServicePort) int {
+			return cmp.Or(cmp.Compare(a.Service, b.Service), cmp.Compare(a.Port, b.Port))
+		})
 	}
-	slices.SortFunc(out, func(a, b Taken) int {
+	slices.SortFunc(out, func(a, b *candidate) int {
 		return cmp.Or(cmp.Compare(a.ContainerPort, b.ContainerPort), cmp.Compare(a.Protocol, b.Protocol))
 	})
 	return out
 }
 
-// target finds the container port that a service port leads to, by the rules of the endpoints controller:
-// a name is looked for in all containers with the same protocol, a number is taken as it is, zero means the service port's own number.
-func target(spec *corev1.PodSpec, sp corev1.ServicePort) (Taken, bool) {
-	pr := proto(sp.Protocol)
-	want := sp.TargetPort
-	if want.Type == intstr.Int && want.IntVal == 0 {
-		want = intstr.FromInt32(sp.Port)
+// whyRedirect says why the port's name alone cannot bring its traffic to the agent, or "".
+func (c *candidate) whyRedirect(spec *corev1.PodSpec, podLabels map[string]string, pols []networkingv1.NetworkPolicy) string {
+	switch {
+	case c.Name == "":
+		return "the port has no name"
+	case len(c.Services) == 0:
+		return "no service leads to the port"
+	case c.byNumber:
+		return "a service leads to the port by its number"
+	case c.headless:
+		return "a headless service leads to the port: its clients choose the number themselves"
 	}
-	for i := range spec.Containers {
-		c := &spec.Containers[i]
-		for _, p := range c.Ports {
-			if proto(p.Protocol) == pr && (want.Type == intstr.String && p.Name == want.StrVal || want.Type == intstr.Int && p.ContainerPort == want.IntVal) {
-				return Taken{Container: c.Name, ContainerPort: uint16(p.ContainerPort), Protocol: pr, Name: p.Name, Way: agentcfg.ByRedirect}, true
+	for _, s := range servers(spec) {
+		for _, p := range s.Ports {
+			same := s.Name == c.Container && p.Name == c.Name
+			sameNumber := proto(p.Protocol) == c.Protocol && p.ContainerPort == int32(c.ContainerPort)
+			switch {
+			case sameNumber && p.HostPort != 0:
+				return "the port is a hostPort, which leads to it by its number"
+			case same:
+			case p.Name == c.Name: // after a takeover the name would lead to this one
+				return "another port of the pod has the same name"
+			case sameNumber: // services may lead to it by either name
+				return "the number is declared twice"
 			}
 		}
 	}
-	if want.Type == intstr.String || len(spec.Containers) == 0 {
-		return Taken{}, false
+	if policyByNumber(pols, podLabels, c.ContainerPort) {
+		return "a NetworkPolicy allows the port by its number"
 	}
-	return Taken{Container: spec.Containers[0].Name, ContainerPort: uint16(want.IntVal), Protocol: pr, Way: agentcfg.ByRedirect}, true
+	return ""
 }
 
-// policyByNumber says whether a NetworkPolicy that selects the pod allows the port by its number:
-// such a policy would not allow the agent's port after a name takeover.
-func policyByNumber(pols []networkingv1.NetworkPolicy, podLabels map[string]string, t *Taken) bool {
-	for i := range pols {
-		sel, err := metav1.LabelSelectorAsSelector(&pols[i].Spec.PodSelector)
-		if err != nil || !sel.Matches(labels.Set(podLabels)) {
-			continue
+// target is the container port's number that a service port leads to, by the rules of the endpoints controller (FindPort in
+// k8s.io/kubernetes/pkg/api/v1/pod): the first container with a port of that name and protocol, native sidecars after the
+// others; a number is taken as it is, zero means the service port's own number.
+func target(spec *corev1.PodSpec, sp corev1.ServicePort) (int32, bool) {
+	if sp.TargetPort.Type == intstr.Int {
+		return cmp.Or(sp.TargetPort.IntVal, sp.Port), true
+	}
+	for _, c := range servers(spec) {
+		for _, p := range c.Ports {
+			if proto(p.Protocol) == proto(sp.Protocol) && p.Name == sp.TargetPort.StrVal {
+				return p.ContainerPort, true
+			}
 		}
-		for _, in := range pols[i].Spec.Ingress {
-			for _, p := range in.Ports {
-				if p.Port != nil && p.Port.Type == intstr.Int && inRange(t.ContainerPort, p.Port.IntVal, p.EndPort) {
+	}
+	return 0, false
+}
+
+// servers are the containers that run as long as the pod does: the ordinary ones, then the native sidecars (KEP-753).
+func servers(spec *corev1.PodSpec) []*corev1.Container {
+	var out []*corev1.Container
+	for i := range spec.Containers {
+		out = append(out, &spec.Containers[i])
+	}
+	for i := range spec.InitContainers {
+		if sidecar(&spec.InitContainers[i]) {
+			out = append(out, &spec.InitContainers[i])
+		}
+	}
+	return out
+}
+
+func sidecar(c *corev1.Container) bool {
+	return c.RestartPolicy != nil && *c.RestartPolicy == corev1.ContainerRestartPolicyAlways
+}
+
+func defaultContainer(spec *corev1.PodSpec) string {
+	if len(spec.Containers) == 0 {
+		return ""
+	}
+	return spec.Containers[0].Name
+}
+
+// policyByNumber says whether a NetworkPolicy allows the port by its number, on the pod's side or on a client's:
+// such a policy would not allow the agent's port after a name takeover. Policies of clients in other namespaces are not seen.
+func policyByNumber(pols []networkingv1.NetworkPolicy, podLabels map[string]string, port uint16) bool {
+	for i := range pols {
+		p := &pols[i].Spec
+		if matchLabels(&p.PodSelector, podLabels) {
+			for _, in := range p.Ingress {
+				if portByNumber(in.Ports, port) {
 					return true
 				}
+			}
+		}
+		for _, e := range p.Egress {
+			if portByNumber(e.Ports, port) && mayReach(e.To, podLabels) {
+				return true
 			}
 		}
 	}
 	return false
 }
 
-func inRange(port uint16, from int32, to *int32) bool {
-	end := from
-	if to != nil {
-		end = *to
-	}
-	return int32(port) >= from && int32(port) <= end
+func portByNumber(ports []networkingv1.NetworkPolicyPort, port uint16) bool {
+	return slices.ContainsFunc(ports, func(p networkingv1.NetworkPolicyPort) bool {
+		if p.Port == nil || p.Port.Type != intstr.Int {
+			return false
+		}
+		end := p.Port.IntVal
+		if p.EndPort != nil {
+			end = *p.EndPort
+		}
+		return int32(port) >= p.Port.IntVal && int32(port) <= end
+	})
 }
 
-// Find picks the port a user named: a service port's or container port's name or number, narrowed by service and container.
-// An empty name means the only port there is. The error lists what could have been meant.
-func Find(ports []Taken, name, service, container string) (Taken, error) {
-	var all, got []Taken
-	for _, p := range ports {
-		if p.Protocol != corev1.ProtocolTCP || container != "" && p.Container != container || service != "" && p.Service != service {
-			continue
-		}
-		all = append(all, p)
-		if name == "" || matches(p, name) {
-			got = append(got, p)
-		}
-	}
-	if name == "" && len(got) > 1 { // one of them behind a service: that is the one people mean
-		if s := slices.DeleteFunc(slices.Clone(got), func(p Taken) bool { return p.Service == "" }); len(s) == 1 {
-			got = s
-		}
-	}
-	switch {
-	case len(got) == 1:
-		return got[0], nil
-	case len(all) == 0:
-		return Taken{}, &PortError{Reason: "NoPort", Msg: "no TCP port: no service selects its pods and no container declares one"}
-	case len(got) == 0:
-		return Taken{}, &PortError{Reason: "NoSuchPort", Msg: fmt.Sprintf("no port %q; it has %s", name, describe(all))}
-	}
-	return Taken{}, &PortError{Reason: "AmbiguousPort", Msg: fmt.Sprintf("port %q could be any of %s", name, describe(got))}
+// mayReach says whether an egress rule can be about the pod; no peers means everybody.
+func mayReach(to []networkingv1.NetworkPolicyPeer, podLabels map[string]string) bool {
+	return len(to) == 0 || slices.ContainsFunc(to, func(p networkingv1.NetworkPolicyPeer) bool {
+		return p.PodSelector == nil || matchLabels(p.PodSelector, podLabels)
+	})
 }
 
-// PortError says why no port was found.
-type PortError struct{ Reason, Msg string }
-
-func (e *PortError) Error() string { return e.Msg }
-
-func matches(p Taken, name string) bool {
-	if n, err := strconv.Atoi(name); err == nil {
-		return p.Service != "" && int(p.ServicePort) == n || int(p.ContainerPort) == n
-	}
-	return p.Service != "" && p.ServicePName == name || p.Name == name
+func matchLabels(s *metav1.LabelSelector, podLabels map[string]string) bool {
+	sel, err := metav1.LabelSelectorAsSelector(s)
+	return err == nil && sel.Matches(labels.Set(podLabels))
 }
 
-func describe(ports []Taken) string {
-	var b []byte
-	for i, p := range ports {
-		if i > 0 {
-			b = append(b, ", "...)
-		}
-		b = strconv.AppendUint(b, uint64(p.ContainerPort), 10)
-		if p.Name != "" {
-			b = append(b, " ("+p.Name+")"...)
-		}
-		if p.Service != "" {
-			b = fmt.Appendf(b, " [service %s:%d]", p.Service, p.ServicePort)
-		}
-	}
-	return string(b)
-}
-
-func selects(selector, podLabels map[string]string) bool {
-	return len(selector) > 0 && labels.SelectorFromSet(selector).Matches(labels.Set(podLabels))
+// selects says whether the service has the pod among its endpoints.
+func selects(svc *corev1.Service, podLabels map[string]string) bool {
+	return svc.Spec.Type != corev1.ServiceTypeExternalName && len(svc.Spec.Selector) > 0 &&
+		labels.SelectorFromSet(svc.Spec.Selector).Matches(labels.Set(podLabels))
 }
 
 func proto(p corev1.Protocol) corev1.Protocol {

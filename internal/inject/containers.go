@@ -1,0 +1,115 @@
+package inject
+
+import (
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
+	"k8s.io/apimachinery/pkg/util/intstr"
+
+	"github.com/doppel-dev/doppel/internal/agentcfg"
+)
+
+const tokenVolumeName = "doppel-token"
+
+func tokenVolume() corev1.Volume {
+	expiry := int64(3600)
+	return corev1.Volume{Name: tokenVolumeName, VolumeSource: corev1.VolumeSource{Projected: &corev1.ProjectedVolumeSource{
+		Sources: []corev1.VolumeProjection{{ServiceAccountToken: &corev1.ServiceAccountTokenProjection{
+			Audience: agentcfg.Audience, ExpirationSeconds: &expiry, Path: "token",
+		}}},
+	}}}
+}
+
+func agentContainer(ac *agentcfg.Config, cfg Config, spec *corev1.PodSpec) corev1.Container {
+	c := corev1.Container{
+		Name:            agentcfg.Container,
+		Image:           cfg.Image,
+		ImagePullPolicy: cfg.PullPolicy,
+		Env: []corev1.EnvVar{
+			{Name: agentcfg.EnvConfig, Value: ac.String()},
+			{Name: "DOPPEL_LOG_LEVEL", Value: cfg.LogLevel},
+			fieldEnv(agentcfg.EnvPodName, "metadata.name"),
+			fieldEnv(agentcfg.EnvPodNamespace, "metadata.namespace"),
+			fieldEnv(agentcfg.EnvPodIP, "status.podIP"),
+		},
+		ReadinessProbe: &corev1.Probe{
+			ProbeHandler:  corev1.ProbeHandler{HTTPGet: &corev1.HTTPGetAction{Path: "/readyz", Port: intstr.FromInt32(int32(ac.HealthPort))}},
+			PeriodSeconds: 1, TimeoutSeconds: 2, FailureThreshold: 3,
+		},
+		Resources: corev1.ResourceRequirements{
+			Requests: corev1.ResourceList{corev1.ResourceCPU: resource.MustParse("5m"), corev1.ResourceMemory: resource.MustParse("24Mi")},
+			Limits:   corev1.ResourceList{corev1.ResourceMemory: resource.MustParse("256Mi")},
+		},
+		SecurityContext: restricted(runsAsRoot(spec)),
+		VolumeMounts:    []corev1.VolumeMount{{Name: tokenVolumeName, MountPath: agentcfg.TokenDir, ReadOnly: true}},
+	}
+	if cfg.Resources != nil {
+		c.Resources = *cfg.Resources
+	}
+	if spec.Resources != nil {
+		c.Resources = corev1.ResourceRequirements{} // the agent shares what the pod has as a whole (KEP-2837)
+	}
+	for _, p := range ac.Ports {
+		cp := corev1.ContainerPort{ContainerPort: int32(p.AgentPort), Protocol: corev1.Protocol(p.Protocol)}
+		if p.Way == agentcfg.ByName {
+			cp.Name = p.Name
+		}
+		c.Ports = append(c.Ports, cp)
+	}
+	return c
+}
+
+// restricted is the security context of the agent: it passes the "restricted" pod security standard.
+// The uid is left to the image (65532) so that OpenShift can choose its own, unless the pod asks for root for all its containers.
+func restricted(podIsRoot bool) *corev1.SecurityContext {
+	no, yes := false, true
+	var uid *int64
+	if podIsRoot {
+		nonroot := int64(65532)
+		uid = &nonroot
+	}
+	return &corev1.SecurityContext{
+		RunAsUser:                uid,
+		AllowPrivilegeEscalation: &no,
+		ReadOnlyRootFilesystem:   &yes,
+		RunAsNonRoot:             &yes,
+		Capabilities:             &corev1.Capabilities{Drop: []corev1.Capability{"ALL"}},
+		SeccompProfile:           &corev1.SeccompProfile{Type: corev1.SeccompProfileTypeRuntimeDefault},
+	}
+}
+
+// redirectContainer sets the nftables redirect and exits; it is the only thing with a privilege, and runs before the app.
+func redirectContainer(ac *agentcfg.Config, cfg Config, spec *corev1.PodSpec) corev1.Container {
+	no, yes, root := false, true, int64(0)
+	c := corev1.Container{
+		Name:            agentcfg.InitContainer,
+		Image:           cfg.Image,
+		ImagePullPolicy: cfg.PullPolicy,
+		Args:            []string{"redirect"},
+		Env:             []corev1.EnvVar{{Name: agentcfg.EnvConfig, Value: ac.String()}},
+		Resources: corev1.ResourceRequirements{
+			Requests: corev1.ResourceList{corev1.ResourceCPU: resource.MustParse("5m"), corev1.ResourceMemory: resource.MustParse("24Mi")},
+			Limits:   corev1.ResourceList{corev1.ResourceMemory: resource.MustParse("64Mi")},
+		},
+		SecurityContext: &corev1.SecurityContext{
+			AllowPrivilegeEscalation: &no,
+			ReadOnlyRootFilesystem:   &yes,
+			RunAsNonRoot:             &no,
+			RunAsUser:                &root,
+			Capabilities:             &corev1.Capabilities{Drop: []corev1.Capability{"ALL"}, Add: []corev1.Capability{"NET_ADMIN"}},
+			SeccompProfile:           &corev1.SeccompProfile{Type: corev1.SeccompProfileTypeRuntimeDefault},
+		},
+	}
+	if spec.Resources != nil {
+		c.Resources = corev1.ResourceRequirements{}
+	}
+	return c
+}
+
+func runsAsRoot(spec *corev1.PodSpec) bool {
+	sc := spec.SecurityContext
+	return sc != nil && sc.RunAsUser != nil && *sc.RunAsUser == 0
+}
+
+func fieldEnv(name, path string) corev1.EnvVar {
+	return corev1.EnvVar{Name: name, ValueFrom: &corev1.EnvVarSource{FieldRef: &corev1.ObjectFieldSelector{FieldPath: path}}}
+}

@@ -1,0 +1,111 @@
+package inject
+
+import (
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+)
+
+// Find picks the port a user named: a service port's or container port's name or number, narrowed by service and container.
+// Where both fit, the service's port is meant. An empty name means the only port there is, or the only one that a service leads to.
+// The port's Services are narrowed to those that were meant. The error lists what could have been meant.
+func Find(ports []Taken, name, service, container string) (Taken, error) {
+	all, err := narrow(ports, service, container)
+	if err != nil {
+		return Taken{}, err
+	}
+	got := all
+	if name == "" && len(all) > 1 {
+		if s := slices.DeleteFunc(slices.Clone(all), func(p Taken) bool { return len(p.Services) == 0 }); len(s) == 1 {
+			got = s
+		}
+	}
+	if name != "" {
+		got = named(all, name)
+	}
+	switch {
+	case len(got) == 1:
+		return got[0], nil
+	case len(all) == 0:
+		return Taken{}, &PortError{"NoPort", "no TCP port: no service leads to its pods and no container declares one"}
+	case len(got) == 0:
+		return Taken{}, &PortError{"NoSuchPort", fmt.Sprintf("no TCP port %q; there is %s", name, describe(all))}
+	case name == "":
+		return Taken{}, &PortError{"AmbiguousPort", "several ports: " + describe(got)}
+	}
+	return Taken{}, &PortError{"AmbiguousPort", fmt.Sprintf("several ports that %q could mean: %s", name, describe(got))}
+}
+
+// narrow keeps the TCP ports of a service and a container; "" is any.
+func narrow(ports []Taken, service, container string) ([]Taken, error) {
+	tcp := slices.DeleteFunc(slices.Clone(ports), func(p Taken) bool { return p.Protocol != corev1.ProtocolTCP })
+	if service != "" {
+		all := tcp
+		tcp = nil
+		for _, p := range all {
+			if p.Services = only(p.Services, func(s ServicePort) bool { return s.Service == service }); len(p.Services) > 0 {
+				tcp = append(tcp, p)
+			}
+		}
+		if len(tcp) == 0 {
+			return nil, &PortError{"NoSuchService", fmt.Sprintf("no service %q that leads to its pods; there is %s", service, describe(all))}
+		}
+	}
+	if container != "" {
+		all := tcp
+		tcp = slices.DeleteFunc(slices.Clone(all), func(p Taken) bool { return p.Container != container })
+		if len(tcp) == 0 {
+			return nil, &PortError{"NoSuchContainer", fmt.Sprintf("no container %q with such a port; there is %s", container, describe(all))}
+		}
+	}
+	return tcp, nil
+}
+
+// named keeps the ports that services know under the name or number or, if there are none, that containers do.
+func named(ports []Taken, name string) []Taken {
+	n, err := strconv.Atoi(name)
+	isNumber := err == nil
+	var out []Taken
+	for _, p := range ports {
+		p.Services = only(p.Services, func(s ServicePort) bool { return isNumber && int(s.Port) == n || !isNumber && s.Name == name })
+		if len(p.Services) > 0 {
+			out = append(out, p)
+		}
+	}
+	if len(out) > 0 {
+		return out
+	}
+	return slices.DeleteFunc(slices.Clone(ports), func(p Taken) bool {
+		return isNumber && int(p.ContainerPort) != n || !isNumber && p.Name != name
+	})
+}
+
+func only(s []ServicePort, keep func(ServicePort) bool) []ServicePort {
+	return slices.DeleteFunc(slices.Clone(s), func(p ServicePort) bool { return !keep(p) })
+}
+
+// PortError says why no port was found. The message follows "Deployment web has".
+type PortError struct{ Reason, Msg string }
+
+func (e *PortError) Error() string { return e.Msg }
+
+func describe(ports []Taken) string {
+	if len(ports) == 0 {
+		return "none"
+	}
+	var out []string
+	for _, p := range ports {
+		s := strconv.Itoa(int(p.ContainerPort))
+		if p.Name != "" {
+			s += " (" + p.Name + ")"
+		}
+		for _, sp := range p.Services {
+			s += fmt.Sprintf(" [service %s:%d]", sp.Service, sp.Port)
+		}
+		out = append(out, s)
+	}
+	return strings.Join(out, ", ")
+}

@@ -1,0 +1,209 @@
+package inject
+
+import (
+	"bytes"
+	"errors"
+	"flag"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"sigs.k8s.io/yaml"
+
+	"github.com/doppel-dev/doppel/internal/agentcfg"
+)
+
+var update = flag.Bool("update", false, "write testdata/*.out.yaml and docs/support-table.md")
+
+// fixture is one testdata/*.in.yaml: a pod, the objects around it, and the ports to take.
+type fixture struct {
+	pod   corev1.Pod
+	facts Facts
+	take  []string
+}
+
+func readFixture(t *testing.T, file string) fixture {
+	t.Helper()
+	raw, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var f fixture
+	for _, line := range strings.Split(string(raw), "\n") {
+		if s, ok := strings.CutPrefix(line, "# take: "); ok {
+			f.take = strings.Split(s, ",")
+		}
+	}
+	for _, doc := range bytes.Split(raw, []byte("\n---\n")) {
+		var kind metav1.TypeMeta
+		if err := yaml.Unmarshal(doc, &kind); err != nil {
+			t.Fatal(err)
+		}
+		var o any
+		switch kind.Kind {
+		case "Pod":
+			o = &f.pod
+		case "Service":
+			f.facts.Services = append(f.facts.Services, corev1.Service{})
+			o = &f.facts.Services[len(f.facts.Services)-1]
+		case "NetworkPolicy":
+			f.facts.NetworkPolicies = append(f.facts.NetworkPolicies, networkingv1.NetworkPolicy{})
+			o = &f.facts.NetworkPolicies[len(f.facts.NetworkPolicies)-1]
+		default:
+			t.Fatalf("%s: unexpected kind %q", file, kind.Kind)
+		}
+		if err := yaml.UnmarshalStrict(doc, o); err != nil {
+			t.Fatalf("%s: %v", file, err)
+		}
+	}
+	return f
+}
+
+// config is what the manager would give for the fixture.
+func (f *fixture) config(t *testing.T) Config {
+	t.Helper()
+	cfg := Config{
+		Image: "ghcr.io/doppel-dev/traffic-agent:0.0.0", PullPolicy: corev1.PullIfNotPresent, LogLevel: "info",
+		Managers: []string{"10.96.0.1:8082"}, ManagerKey: "sha256:key",
+	}
+	cfg.Others = Ports(&f.pod.Spec, f.pod.Labels, f.facts)
+	for _, name := range f.take {
+		p, err := Find(cfg.Others, name, "", "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		cfg.Ports = append(cfg.Ports, p)
+		cfg.Others = slices.DeleteFunc(cfg.Others, func(o Taken) bool { return o.ContainerPort == p.ContainerPort && o.Protocol == p.Protocol })
+	}
+	return cfg
+}
+
+func TestGolden(t *testing.T) {
+	files, err := filepath.Glob("testdata/*.in.yaml")
+	if err != nil || len(files) < 15 {
+		t.Fatalf("%d golden files, %v", len(files), err)
+	}
+	for _, file := range files {
+		t.Run(strings.TrimSuffix(filepath.Base(file), ".in.yaml"), func(t *testing.T) {
+			f := readFixture(t, file)
+			before := f.pod.DeepCopy()
+			cfg := f.config(t)
+			out, err := Pod(&f.pod, cfg)
+			var got []byte
+			if err != nil {
+				got = []byte("error: " + err.Error() + "\n")
+			} else if got, err = yaml.Marshal(out); err != nil {
+				t.Fatal(err)
+			}
+			compareFile(t, strings.Replace(file, ".in.", ".out.", 1), got)
+			if d := cmp.Diff(before, &f.pod); d != "" {
+				t.Errorf("the pod that was given was changed:\n%s", d)
+			}
+			if out == nil {
+				return
+			}
+			again, err := Pod(out, cfg)
+			if err != nil {
+				t.Fatalf("injected twice: %v", err)
+			}
+			if d := cmp.Diff(out, again); d != "" {
+				t.Errorf("injecting twice changes something:\n%s", d)
+			}
+			if !Injected(before) {
+				checkInjected(t, before, out, cfg)
+			}
+		})
+	}
+}
+
+// compareFile compares with a golden file, or writes it.
+func compareFile(t *testing.T, file string, got []byte) {
+	t.Helper()
+	if *update {
+		if err := os.WriteFile(file, got, 0o644); err != nil {
+			t.Fatal(err)
+		}
+		return
+	}
+	want, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatalf("%v (go test ./internal/inject -update writes it)", err)
+	}
+	if d := cmp.Diff(string(want), string(got)); d != "" {
+		t.Errorf("%s (-want +got):\n%s", file, d)
+	}
+}
+
+// checkInjected holds what is true of every injected pod.
+func checkInjected(t *testing.T, before, out *corev1.Pod, cfg Config) {
+	t.Helper()
+	ac, err := agentcfg.Parse(out.Annotations[agentcfg.Annotation])
+	if err != nil {
+		t.Fatalf("the agent would not accept its configuration: %v", err)
+	}
+	for _, p := range cfg.Ports {
+		if !ac.Covers(string(p.Protocol), p.ContainerPort) {
+			t.Errorf("port %d is not taken", p.ContainerPort)
+		}
+	}
+	for _, p := range ac.Ports {
+		if p.Way != agentcfg.ByName {
+			continue
+		}
+		// A service that names the port now leads to the agent.
+		sp := corev1.ServicePort{Protocol: corev1.Protocol(p.Protocol)}
+		sp.TargetPort.Type, sp.TargetPort.StrVal = 1, p.Name
+		if n, ok := target(&out.Spec, sp); !ok || n != int32(p.AgentPort) {
+			t.Errorf("name %s leads to %d, not to the agent's %d", p.Name, n, p.AgentPort)
+		}
+	}
+	names := map[string]bool{}
+	for _, c := range slices.Concat(out.Spec.Containers, out.Spec.InitContainers) {
+		if names[c.Name] {
+			t.Errorf("two containers %s", c.Name)
+		}
+		names[c.Name] = true
+	}
+	if n := len(out.Spec.Containers) - len(before.Spec.Containers); n != 1 {
+		t.Errorf("%d containers more", n)
+	}
+}
+
+func TestPodErrors(t *testing.T) {
+	_, err := Pod(&corev1.Pod{ObjectMeta: metav1.ObjectMeta{Annotations: map[string]string{agentcfg.AnnotationInject: "false"}}}, Config{})
+	if !errors.Is(err, ErrForbidden) {
+		t.Errorf("got %v, want ErrForbidden", err)
+	}
+	if _, err = Pod(&corev1.Pod{}, Config{}); err == nil || err.Error() != "no ports to take" {
+		t.Errorf("got %v", err)
+	}
+}
+
+// An annotation that was copied into a template does not pass for an agent.
+func TestAnnotationAloneIsNoAgent(t *testing.T) {
+	f := readFixture(t, "testdata/name-takeover.in.yaml")
+	f.pod.Annotations = map[string]string{agentcfg.Annotation: "{}"}
+	out, err := Pod(&f.pod, f.config(t))
+	if err != nil || !Injected(out) {
+		t.Errorf("not injected: %v", err)
+	}
+}
+
+func TestAgentResources(t *testing.T) {
+	f := readFixture(t, "testdata/name-takeover.in.yaml")
+	cfg := f.config(t)
+	cfg.Resources = &corev1.ResourceRequirements{}
+	out, err := Pod(&f.pod, cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r := out.Spec.Containers[len(out.Spec.Containers)-1].Resources; len(r.Requests)+len(r.Limits) != 0 {
+		t.Errorf("resources %v, want none", r)
+	}
+}
