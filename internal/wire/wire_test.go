@@ -245,3 +245,28 @@ func TestCodes(t *testing.T) {
 		t.Error("names of unknown values")
 	}
 }
+
+// TestProtocolDoc: docs/protocol.md names every type, kind and code by its number.
+func TestProtocolDoc(t *testing.T) {
+	doc, err := os.ReadFile("../../docs/protocol.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	row := func(n int, name string) {
+		if !strings.Contains(string(doc), fmt.Sprintf("\n| %d | %s |", n, name)) {
+			t.Errorf("docs/protocol.md has no row for %d %s", n, name)
+		}
+	}
+	for i := TypeOpen; i <= TypeGoAway; i++ {
+		row(int(i), i.String())
+	}
+	for k := KindHello; k <= KindIntercept; k++ {
+		row(int(k), k.String())
+	}
+	for c := CodeNone; c <= CodeCanceled; c++ {
+		row(int(c), c.String())
+	}
+	if !strings.Contains(string(doc), strings.TrimSpace(Preface)) {
+		t.Error("docs/protocol.md has another preface")
+	}
+}
