@@ -12,6 +12,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
 )
 
@@ -311,31 +312,33 @@ func (w *policyWorld) attack(t *testing.T, a attack, kind string, guarded bool) 
 // wipe removes all objects, whatever hangs on them; only without the policy.
 func (w *policyWorld) wipe(t *testing.T) {
 	t.Helper()
-	for _, gvr := range []string{"Session", "Intercept"} {
-		eventually(t, 30*time.Second, func() error {
-			var left int
+	ctx := context.Background() // also when the test is over
+	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(100 * time.Millisecond) {
+		left := 0
+		for _, gvr := range []schema.GroupVersionResource{sessionsGVR, interceptsGVR} {
 			for _, ns := range []string{policyNS, workNS, otherNS} {
-				r := w.dyn.Resource(sessionsGVR)
-				if gvr == "Intercept" {
-					r = w.dyn.Resource(interceptsGVR)
-				}
-				l, err := r.Namespace(ns).List(t.Context(), metav1.ListOptions{})
+				r := w.dyn.Resource(gvr).Namespace(ns)
+				l, err := r.List(ctx, metav1.ListOptions{})
 				if err != nil {
-					return err
+					t.Errorf("wipe: %v", err)
+					return
 				}
 				left += len(l.Items)
 				for _, o := range l.Items {
 					if len(o.GetFinalizers()) > 0 {
-						_ = patch(t.Context(), r.Namespace(ns), o.GetName(), `{"metadata":{"finalizers":null}}`)
+						_ = patch(ctx, r, o.GetName(), `{"metadata":{"finalizers":null}}`)
 					}
-					_ = r.Namespace(ns).Delete(t.Context(), o.GetName(), metav1.DeleteOptions{})
+					_ = r.Delete(ctx, o.GetName(), metav1.DeleteOptions{})
 				}
 			}
-			if left > 0 {
-				return fmt.Errorf("%d left", left)
-			}
-			return nil
-		})
+		}
+		if left == 0 {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Errorf("wipe: %d objects stay", left)
+			return
+		}
 	}
 }
 

@@ -115,7 +115,9 @@ func newPolicyWorld(t *testing.T) *policyWorld {
 		w.apply(t, f)
 	}
 	t.Cleanup(func() {
-		for _, f := range []string{"policy.yaml", "rbac-clients.yaml", "rbac.yaml", "crds/doppel.dev_sessions.yaml", "crds/doppel.dev_intercepts.yaml"} {
+		w.remove(t, "policy.yaml")
+		w.wipe(t)
+		for _, f := range []string{"rbac-clients.yaml", "rbac.yaml", "crds/doppel.dev_sessions.yaml", "crds/doppel.dev_intercepts.yaml"} {
 			w.remove(t, f)
 		}
 		_ = w.core.RbacV1().ClusterRoles().Delete(context.Background(), "doppel-policy-test", metav1.DeleteOptions{})

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"regexp"
 	"strings"
 
 	authn "k8s.io/api/authentication/v1"
@@ -35,8 +36,14 @@ func (c *client) explain(ctx context.Context, err error, op string) error {
 	case ctx.Err() != nil:
 		return uerr.New(uerr.Cluster, "try again with a longer --timeout", "%s: not done in time: %s", op, oneLine(err.Error()))
 	}
-	msg := oneLine(err.Error())
+	msg := oneLine(first(err).Error())
+	if m := elsewhereRE.FindStringSubmatch(msg); m != nil {
+		return uerr.New(uerr.Conflict, "a cluster has one; use it with --manager-namespace "+m[1]+", or uninstall it first",
+			"%s: it is already installed in namespace %s", op, m[1])
+	}
 	switch {
+	case strings.Contains(msg, "attempting to grant RBAC permissions not currently held"):
+		return uerr.New(uerr.Denied, c.adminHint(op), "%s: Kubernetes lets you create no roles with rights that you do not have yourself, and the traffic-manager's are such", op)
 	case strings.Contains(msg, "exceeded quota"):
 		return uerr.New(uerr.Cluster, "raise the quota of namespace "+c.namespace+", or choose another with --manager-namespace", "%s: %s", op, msg)
 	case strings.Contains(msg, "denied the request") || strings.Contains(msg, "denied request"):
@@ -44,7 +51,7 @@ func (c *client) explain(ctx context.Context, err error, op string) error {
 	case apierrors.IsForbidden(err) || apierrors.IsUnauthorized(err) || strings.Contains(msg, "is forbidden: "):
 		return uerr.New(uerr.Denied, c.adminHint(op), "%s: %s", op, msg)
 	case strings.Contains(msg, "cannot be imported into the current release"):
-		return uerr.New(uerr.Conflict, "the object belongs to somebody else, or to a traffic-manager in another namespace (--manager-namespace)", "%s: %s", op, msg)
+		return uerr.New(uerr.Conflict, "the object belongs to somebody else; remove or rename it", "%s: %s", op, msg)
 	case strings.Contains(msg, "chart requires kubeVersion"):
 		return uerr.New(uerr.Cluster, "doppel needs Kubernetes 1.30 or later", "%s: %s", op, msg)
 	case strings.Contains(msg, "another operation (install/upgrade/rollback) is in progress"):
@@ -52,6 +59,17 @@ func (c *client) explain(ctx context.Context, err error, op string) error {
 	}
 	return uerr.New(uerr.Cluster, "", "%s: %s", op, msg)
 }
+
+// first is the first of errors that were joined: Helm applies many objects at once and reports on each.
+func first(err error) error {
+	if many, ok := err.(interface{ Unwrap() []error }); ok && len(many.Unwrap()) > 0 {
+		return first(many.Unwrap()[0])
+	}
+	return err
+}
+
+// elsewhereRE finds the namespace in Helm's words for an object of the same release in another namespace.
+var elsewhereRE = regexp.MustCompile(`exists and cannot be imported into the current release: .*"meta\.helm\.sh/release-namespace" must equal "[^"]*": current value is "([^"]+)"`)
 
 // adminHint is the one command, for somebody who may run it, that does op; an install also gives the caller the rights to use doppel.
 func (c *client) adminHint(op string) string {
