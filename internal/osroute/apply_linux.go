@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -18,6 +19,11 @@ const protocol = 208
 
 // addrGenModeNone is IN6_ADDR_GEN_MODE_NONE of linux/if_link.h.
 const addrGenModeNone = 1
+
+const (
+	settleMax  = time.Second
+	settleStep = 2 * time.Millisecond
+)
 
 // Link is an interface at the time of the call.
 type Link struct {
@@ -95,7 +101,7 @@ func (l Link) Apply(mtu int, addrs, routes []netip.Prefix) (warnings []string, e
 	if err := netlink.LinkSetUp(link); err != nil {
 		return nil, fmt.Errorf("set %s up: %w", l.Name, err)
 	}
-	w1, err := l.setAddrs(link, addrs)
+	added, w1, err := l.setAddrs(link, addrs)
 	if err != nil {
 		return nil, err
 	}
@@ -103,13 +109,29 @@ func (l Link) Apply(mtu int, addrs, routes []netip.Prefix) (warnings []string, e
 	if err != nil {
 		return nil, err
 	}
+	settle(added)
 	return slices.Concat(w1, w2), nil
 }
 
-func (l Link) setAddrs(link netlink.Link, want []netip.Prefix) (warnings []string, err error) {
+// settle waits until the kernel takes packets for the IPv6 addresses: even without duplicate address detection it makes their local routes in
+// a worker, and until then an application's first connection would lose the answer.
+func settle(addrs []netip.Prefix) {
+	deadline := time.Now().Add(settleMax)
+	for _, p := range addrs {
+		for p.Addr().Is6() && time.Now().Before(deadline) {
+			rs, err := netlink.RouteGet(p.Addr().AsSlice())
+			if err == nil && len(rs) > 0 && rs[0].Type == unix.RTN_LOCAL {
+				break
+			}
+			time.Sleep(settleStep)
+		}
+	}
+}
+
+func (l Link) setAddrs(link netlink.Link, want []netip.Prefix) (added []netip.Prefix, warnings []string, err error) {
 	have, err := netlink.AddrList(link, netlink.FAMILY_ALL)
 	if err != nil {
-		return nil, fmt.Errorf("list addresses of %s: %w", l.Name, err)
+		return nil, nil, fmt.Errorf("list addresses of %s: %w", l.Name, err)
 	}
 	var had []netip.Prefix
 	for _, a := range have {
@@ -119,7 +141,7 @@ func (l Link) setAddrs(link netlink.Link, want []netip.Prefix) (warnings []strin
 		}
 		if !slices.Contains(want, p) {
 			if err := netlink.AddrDel(link, &a); err != nil && !errors.Is(err, unix.EADDRNOTAVAIL) {
-				return nil, fmt.Errorf("remove %v from %s: %w", p, l.Name, err)
+				return nil, nil, fmt.Errorf("remove %v from %s: %w", p, l.Name, err)
 			}
 			continue
 		}
@@ -133,13 +155,14 @@ func (l Link) setAddrs(link netlink.Link, want []netip.Prefix) (warnings []strin
 		a := &netlink.Addr{IPNet: ipNet(p), Flags: unix.IFA_F_NODAD | unix.IFA_F_NOPREFIXROUTE}
 		switch err := netlink.AddrAdd(link, a); {
 		case err == nil, errors.Is(err, unix.EEXIST):
+			added = append(added, p)
 		case p.Addr().Is6() && off6(err):
 			warnings = append(warnings, fmt.Sprintf("IPv6 is off on this machine: %v is not set", p))
 		default:
-			return nil, fmt.Errorf("add %v to %s: %w", p, l.Name, err)
+			return nil, nil, fmt.Errorf("add %v to %s: %w", p, l.Name, err)
 		}
 	}
-	return warnings, nil
+	return added, warnings, nil
 }
 
 func (l Link) setRoutes(want []netip.Prefix) (warnings []string, err error) {
