@@ -12,6 +12,10 @@ import (
 
 const devNetTun = "/dev/net/tun"
 
+// queueLen is how many packets wait for the reader. The kernel's 500 lost half the SYNs of 1,000 connections opened at once, and each loss
+// costs its connection a second or more. TCP's windows bound the bytes.
+const queueLen = 8192
+
 // Open creates a TUN device that lives as long as its last descriptor does (it is never persistent) and belongs to owner. The name
 // may hold one %d for the kernel to fill in; the name that resulted is returned. mtu 0 means DefaultMTU. The device is down and
 // without addresses. It needs CAP_NET_ADMIN.
@@ -66,13 +70,17 @@ func configure(fd int, name string, mtu int, owner uint32) (string, error) {
 	if err := unix.IoctlSetInt(fd, unix.TUNSETOFFLOAD, unix.TUN_F_CSUM|unix.TUN_F_TSO4|unix.TUN_F_TSO6); err != nil {
 		return "", fmt.Errorf("set offload of %s: %w", got, err)
 	}
-	if err := setMTU(got, mtu); err != nil {
+	if err := setLink(got, unix.SIOCSIFMTU, mtu); err != nil {
 		return "", fmt.Errorf("set mtu of %s to %d: %w", got, mtu, err)
+	}
+	if err := setLink(got, unix.SIOCSIFTXQLEN, queueLen); err != nil {
+		return "", fmt.Errorf("set queue length of %s: %w", got, err)
 	}
 	return got, nil
 }
 
-func setMTU(name string, mtu int) error {
+// setLink sets one number of an interface; see netdevice(7).
+func setLink(name string, request uint, value int) error {
 	s, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return err
@@ -82,6 +90,6 @@ func setMTU(name string, mtu int) error {
 	if err != nil {
 		return err
 	}
-	ifr.SetUint32(uint32(mtu))
-	return unix.IoctlIfreq(s, unix.SIOCSIFMTU, ifr)
+	ifr.SetUint32(uint32(value))
+	return unix.IoctlIfreq(s, request, ifr)
 }
