@@ -23,7 +23,7 @@ type uplink struct {
 	table    *table
 	link     *tunnel.Link
 
-	suspect atomic.Bool // a flow timed out: no flow is offered until a ping comes back
+	suspect atomic.Pointer[mux.Session] // a flow timed out on it: no other is offered until a ping comes back
 }
 
 func newUplink(cfg Config, t *table) (*uplink, error) {
@@ -36,7 +36,6 @@ func newUplink(cfg Config, t *table) (*uplink, error) {
 		Dial:  u.dial,
 		Serve: u.serve,
 		OnUp: func(*mux.Session, wire.HelloReply) {
-			u.suspect.Store(false)
 			cfg.Log.Info("connected to the manager")
 		},
 		OnDown: func(err error) { cfg.Log.Info("connection to the manager lost, the app answers", "err", err) },
@@ -54,11 +53,11 @@ var errNoManager = errors.New("no connection to the manager")
 // open offers a flow to the laptop of an intercept. An error means: nobody took it.
 func (u *uplink) open(ctx context.Context, h wire.InterceptHeader) (*mux.Stream, error) {
 	s := u.link.Session()
-	if s == nil || u.suspect.Load() {
+	if s == nil || u.suspect.Load() == s {
 		return nil, errNoManager
 	}
 	st, _, err := s.Open(ctx, wire.AppendIntercept(nil, h))
-	if errors.Is(err, context.DeadlineExceeded) && u.suspect.CompareAndSwap(false, true) {
+	if errors.Is(err, context.DeadlineExceeded) && u.suspect.Swap(s) != s {
 		go u.probe(s)
 	}
 	return st, err
@@ -71,13 +70,18 @@ func (u *uplink) probe(s *mux.Session) {
 		_, err := s.Ping(ctx)
 		cancel()
 		if err == nil || s.Err() != nil {
-			u.suspect.Store(false)
+			u.suspect.CompareAndSwap(s, nil)
 			return
 		}
 	}
 }
 
+// dialTimeout bounds one attempt to connect, with the handshake: a manager that hangs accepts connections too.
+const dialTimeout = 10 * time.Second
+
 func (u *uplink) dial(ctx context.Context) (*mux.Session, wire.HelloReply, error) {
+	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
+	defer cancel()
 	token, err := u.cfg.Token()
 	if err != nil {
 		return nil, wire.HelloReply{}, fmt.Errorf("read the service account token: %w", err)

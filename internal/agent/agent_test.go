@@ -1,0 +1,854 @@
+package agent
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"github.com/doppel-dev/doppel/internal/agentcfg"
+	"github.com/doppel-dev/doppel/internal/control"
+	"github.com/doppel-dev/doppel/internal/mux"
+	"github.com/doppel-dev/doppel/internal/tunnel"
+	"github.com/doppel-dev/doppel/internal/wire"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// deadline bounds every wait of a test.
+const deadline = 20 * time.Second
+
+// world is a pod in one process: an app, the agent in front of it, and a manager. Its parts end with the test.
+type world struct {
+	t    *testing.T
+	app  *app
+	mgr  *manager
+	cfg  *agentcfg.Config
+	stop context.CancelFunc // SIGTERM
+	done chan error         // Run's result
+}
+
+// start runs an agent in front of the app; redirect gives it a probe port as well.
+func start(t *testing.T, redirect bool) *world {
+	t.Helper()
+	t.Parallel()
+	w := &world{t: t, app: newApp(t), mgr: newManager(t), done: make(chan error, 1)}
+	p := agentcfg.Port{Protocol: "TCP", ContainerPort: w.app.port(), Container: "app", AgentPort: freePort(t), Way: agentcfg.ByName, Name: "http"}
+	if redirect {
+		p.Way, p.ProbePort = agentcfg.ByRedirect, freePort(t)
+	}
+	// The first address answers nobody, as the manager's name in a pod without the cluster's DNS.
+	w.cfg = &agentcfg.Config{Managers: []string{"127.0.0.1:1", w.mgr.addr()}, ManagerKey: w.mgr.id.Fingerprint(), HealthPort: freePort(t), Ports: []agentcfg.Port{p}}
+	w.run()
+	return w
+}
+
+func (w *world) run() {
+	w.t.Helper()
+	if err := w.cfg.Validate(); err != nil {
+		w.t.Fatal(err)
+	}
+	a, err := New(Config{
+		Agent: w.cfg, Pod: "web-1", Namespace: "shop", PodIP: "127.0.0.1",
+		Token: func() (string, error) { return "token", nil }, Log: slog.New(slog.NewTextHandler(w.t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug})),
+	})
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	w.stop = cancel
+	go func() { w.done <- a.Run(ctx) }()
+	w.t.Cleanup(func() {
+		cancel()
+		w.app.close()
+		if err := w.wait(); err != nil {
+			w.t.Errorf("agent ended with %v", err)
+		}
+	})
+}
+
+// wait waits until the agent has ended; it may be called again.
+func (w *world) wait() error {
+	w.t.Helper()
+	select {
+	case err := <-w.done:
+		w.done <- err
+		return err
+	case <-time.After(deadline):
+		w.t.Fatal("the agent does not end")
+		return nil
+	}
+}
+
+// ask opens a connection to the agent and returns who answered.
+func (w *world) ask() string {
+	w.t.Helper()
+	c := w.dial(w.cfg.Ports[0].AgentPort)
+	defer c.Close()
+	return name(w.t, c)
+}
+
+// name reads the first line that the other side says without being asked.
+func name(t *testing.T, c net.Conn) string {
+	t.Helper()
+	_ = c.SetDeadline(time.Now().Add(deadline))
+	line, err := bufio.NewReader(c).ReadString('\n')
+	if err != nil {
+		t.Fatalf("nobody answers: %v", err)
+	}
+	return strings.TrimSpace(line)
+}
+
+func (w *world) dial(port uint16) *net.TCPConn {
+	w.t.Helper()
+	var c net.Conn
+	var err error
+	w.until("the agent listens", func() bool {
+		c, err = net.Dial("tcp", fmt.Sprintf("127.0.0.1:%d", port))
+		return err == nil
+	})
+	return c.(*net.TCPConn)
+}
+
+// until polls a condition.
+func (w *world) until(what string, ok func() bool) {
+	w.t.Helper()
+	for end := time.Now().Add(deadline); !ok(); {
+		if time.Now().After(end) {
+			w.t.Fatalf("never: %s", what)
+		}
+		time.Sleep(2 * time.Millisecond) // polling, not synchronisation
+	}
+}
+
+func (w *world) status(path string) int {
+	w.t.Helper()
+	var code int
+	w.until("the health port answers", func() bool {
+		r, err := http.Get(fmt.Sprintf("http://127.0.0.1:%d%s", w.cfg.HealthPort, path))
+		if err != nil {
+			return false
+		}
+		code = r.StatusCode
+		_ = r.Body.Close()
+		return true
+	})
+	http.DefaultClient.CloseIdleConnections()
+	return code
+}
+
+// app is what stands behind the agent: it says "app" and then echoes.
+type app struct {
+	l     net.Listener
+	conns sync.WaitGroup
+}
+
+func newApp(t *testing.T) *app {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	a := &app{l: l}
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			a.conns.Go(func() { serve(c.(*net.TCPConn), "app") })
+		}
+	}()
+	t.Cleanup(a.close)
+	return a
+}
+
+func (a *app) port() uint16 { return uint16(a.l.Addr().(*net.TCPAddr).Port) }
+func (a *app) close()       { _ = a.l.Close() }
+
+// serve says who it is, echoes until the client's FIN, and says "bye".
+func serve(c halfCloser, who string) {
+	defer c.Close()
+	if _, err := io.WriteString(c, who+"\n"); err != nil {
+		return
+	}
+	if _, err := io.Copy(struct{ io.Writer }{c}, struct{ io.Reader }{c}); err != nil {
+		return
+	}
+	_, _ = io.WriteString(c, "bye from "+who)
+	_ = c.CloseWrite()
+}
+
+type halfCloser interface {
+	io.ReadWriteCloser
+	CloseWrite() error
+}
+
+func freePort(t *testing.T) uint16 {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return uint16(l.Addr().(*net.TCPAddr).Port)
+}
+
+// manager is the other end of the agent's tunnel; take plays the laptop.
+type manager struct {
+	t  *testing.T
+	id *tunnel.Identity
+	l  net.Listener
+
+	mu sync.Mutex
+	// guarded by mu
+	take     func(*mux.Request, wire.InterceptHeader)
+	refuse   error
+	hellos   []wire.Hello
+	session  *mux.Session
+	sessions chan *mux.Session
+}
+
+func newManager(t *testing.T) *manager {
+	t.Helper()
+	id, err := tunnel.NewIdentity("traffic-manager")
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := &manager{t: t, id: id, sessions: make(chan *mux.Session, 100)}
+	m.listen("127.0.0.1:0")
+	t.Cleanup(m.down)
+	return m
+}
+
+func (m *manager) addr() string { return m.l.Addr().String() }
+
+func (m *manager) listen(addr string) {
+	l, err := net.Listen("tcp", addr)
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	m.l = l
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go m.serve(c)
+		}
+	}()
+}
+
+func (m *manager) serve(c net.Conn) {
+	s, _, err := tunnel.Server(context.Background(), c, tunnel.ServerConfig{
+		Identity: m.id,
+		Authorize: func(_ context.Context, h wire.Hello, _ string) (wire.HelloReply, error) {
+			m.mu.Lock()
+			defer m.mu.Unlock()
+			m.hellos = append(m.hellos, h)
+			return wire.HelloReply{}, m.refuse
+		},
+	})
+	if err != nil {
+		return
+	}
+	m.mu.Lock()
+	m.session = s
+	m.mu.Unlock()
+	m.sessions <- s
+	_ = tunnel.Serve(context.Background(), s, tunnel.Handlers{Intercept: func(r *mux.Request, h wire.InterceptHeader) {
+		m.mu.Lock()
+		take := m.take
+		m.mu.Unlock()
+		take(r, h)
+	}})
+}
+
+// up waits for the agent's next tunnel.
+func (m *manager) up() *mux.Session {
+	m.t.Helper()
+	select {
+	case s := <-m.sessions:
+		return s
+	case <-time.After(deadline):
+		m.t.Fatal("the agent does not connect")
+		return nil
+	}
+}
+
+func (m *manager) set(take func(*mux.Request, wire.InterceptHeader)) {
+	m.mu.Lock()
+	m.take = take
+	m.mu.Unlock()
+}
+
+// intercept tells the agent a table with an intercept of the port ("" for none) and returns when it has acknowledged.
+func (w *world) intercept(s *mux.Session, uid string) {
+	w.t.Helper()
+	t := control.Table{Items: []control.TableEntry{}}
+	if uid != "" {
+		t.Items = append(t.Items, control.TableEntry{Intercept: uid, Protocol: "TCP", ContainerPort: w.cfg.Ports[0].ContainerPort})
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), deadline)
+	defer cancel()
+	if err := tunnel.Control(ctx, s, control.ManagerIntercepts, t, nil); err != nil {
+		w.t.Fatal(err)
+	}
+}
+
+// down ends the manager without a word.
+func (m *manager) down() {
+	_ = m.l.Close()
+	m.mu.Lock()
+	s := m.session
+	m.mu.Unlock()
+	if s != nil {
+		_ = s.Close()
+	}
+}
+
+// laptop accepts every flow and says who it is.
+func laptop(r *mux.Request, _ wire.InterceptHeader) {
+	st, err := r.Accept(nil)
+	if err != nil {
+		return
+	}
+	serve(st, "laptop")
+}
+
+func TestAppAnswersWithoutIntercept(t *testing.T) {
+	w := start(t, false)
+	if got := w.ask(); got != "app" {
+		t.Errorf("%s answered before the agent knows any table", got)
+	}
+	w.intercept(w.mgr.up(), "")
+	if got := w.ask(); got != "app" {
+		t.Errorf("%s answered", got)
+	}
+	w.mgr.mu.Lock()
+	defer w.mgr.mu.Unlock()
+	if h := w.mgr.hellos[0]; h.Role != wire.RoleAgent || h.Token != "token" || h.Pod != "web-1" || h.Namespace != "shop" {
+		t.Errorf("the agent said %+v", h)
+	}
+}
+
+func TestLaptopAnswersWithIntercept(t *testing.T) {
+	w := start(t, false)
+	heads := make(chan wire.InterceptHeader, 1)
+	w.mgr.set(func(r *mux.Request, h wire.InterceptHeader) {
+		heads <- h
+		laptop(r, h)
+	})
+	w.intercept(w.mgr.up(), "uid-1")
+	c := w.dial(w.cfg.Ports[0].AgentPort)
+	defer c.Close()
+	if got := name(t, c); got != "laptop" {
+		t.Errorf("%s answered", got)
+	}
+	h := <-heads
+	want := wire.InterceptHeader{
+		Intercept: "uid-1", Proto: syscall.IPPROTO_TCP, Src: addrPort(c.LocalAddr()), Dst: addrPort(c.RemoteAddr()), Port: w.app.port(),
+	}
+	if h != want {
+		t.Errorf("the manager was told %+v, want %+v", h, want)
+	}
+}
+
+func TestRefusedFlowGoesToTheApp(t *testing.T) {
+	w := start(t, false)
+	w.mgr.set(func(r *mux.Request, _ wire.InterceptHeader) { _ = r.Reject(wire.CodeRefused, "connection refused") })
+	w.intercept(w.mgr.up(), "uid-1")
+	for range 3 { // a refusal is an answer: it makes nobody suspect
+		if got := w.ask(); got != "app" {
+			t.Errorf("%s answered", got)
+		}
+	}
+	w.mgr.set(laptop)
+	if got := w.ask(); got != "laptop" {
+		t.Errorf("%s answered after the refusals", got)
+	}
+}
+
+// stall is a connection whose bytes from the manager to the agent can be held up, as on a dead network.
+type stall struct {
+	net.Conn
+	mu     sync.Mutex
+	closed bool
+	gate   chan struct{} // closed while bytes may pass
+}
+
+func (s *stall) Write(p []byte) (int, error) {
+	s.mu.Lock()
+	gate := s.gate
+	s.mu.Unlock()
+	<-gate
+	return s.Conn.Write(p)
+}
+
+func (s *stall) hold() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.closed {
+		s.gate = make(chan struct{})
+	}
+}
+
+func (s *stall) release() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	select {
+	case <-s.gate:
+	default:
+		close(s.gate)
+	}
+}
+
+// Close lets blocked writers go.
+func (s *stall) Close() error {
+	s.mu.Lock()
+	s.closed = true
+	s.mu.Unlock()
+	s.release()
+	return s.Conn.Close()
+}
+
+// A manager that does not answer costs the first connection a second and no other anything, until it answers a ping.
+func TestSilentManager(t *testing.T) {
+	w := start(t, false)
+	w.mgr.set(laptop)
+	w.mgr.up()
+	// From here on the manager is behind a connection that can be held up.
+	w.mgr.down()
+	held := make(chan *stall, 1)
+	l, err := net.Listen("tcp", w.mgr.addr())
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.mgr.l = l
+	go func() {
+		c, err := l.Accept()
+		if err != nil {
+			return
+		}
+		open := make(chan struct{})
+		close(open)
+		s := &stall{Conn: c, gate: open}
+		held <- s
+		w.mgr.serve(s)
+	}()
+	w.intercept(w.mgr.up(), "uid-1")
+	if got := w.ask(); got != "laptop" {
+		t.Fatalf("%s answered", got)
+	}
+
+	line := <-held
+	line.hold()
+	begin := time.Now()
+	if got := w.ask(); got != "app" {
+		t.Errorf("%s answered while the manager is silent", got)
+	}
+	if d := time.Since(begin); d < acceptTimeout || d > acceptTimeout+2*time.Second {
+		t.Errorf("the first connection waited %s, want %s", d, acceptTimeout)
+	}
+	begin = time.Now()
+	for range 5 {
+		if got := w.ask(); got != "app" {
+			t.Errorf("%s answered a suspect's connection", got)
+		}
+	}
+	if d := time.Since(begin); d > acceptTimeout {
+		t.Errorf("five connections waited %s behind a suspect", d)
+	}
+	line.release()
+	w.until("the laptop answers again after the ping", func() bool { return w.ask() == "laptop" })
+}
+
+func TestManagerGone(t *testing.T) {
+	w := start(t, false)
+	w.mgr.set(laptop)
+	w.intercept(w.mgr.up(), "uid-1")
+	if got := w.ask(); got != "laptop" {
+		t.Fatalf("%s answered", got)
+	}
+	open := w.dial(w.cfg.Ports[0].AgentPort)
+	defer open.Close()
+	if got := name(t, open); got != "laptop" {
+		t.Fatalf("%s answered", got)
+	}
+	w.mgr.down()
+	if _, err := io.ReadAll(open); !errors.Is(err, syscall.ECONNRESET) {
+		t.Errorf("a flow that the laptop had accepted ended with %v, want a reset", err)
+	}
+	begin := time.Now()
+	if got := w.ask(); got != "app" {
+		t.Errorf("%s answered without a manager", got)
+	}
+	if d := time.Since(begin); d > acceptTimeout/2 {
+		t.Errorf("it took %s", d)
+	}
+	// The manager comes back: the intercept that it told before is in force at once, until it says otherwise.
+	w.mgr.listen(w.mgr.addr())
+	s := w.mgr.up()
+	w.until("the laptop answers", func() bool { return w.ask() == "laptop" })
+	w.intercept(s, "")
+	if got := w.ask(); got != "app" {
+		t.Errorf("%s answered after the intercept's end", got)
+	}
+}
+
+// A manager that does not want the agent, or is another than expected, harms nothing.
+func TestManagerRefuses(t *testing.T) {
+	for name, change := range map[string]func(*world){
+		"denied": func(w *world) {
+			w.mgr.mu.Lock()
+			defer w.mgr.mu.Unlock()
+			w.mgr.refuse = &mux.RejectError{Code: wire.CodeDenied, Msg: "the agent's token is not valid"}
+		},
+		"another key": func(w *world) {
+			id, err := tunnel.NewIdentity("other")
+			if err != nil {
+				t.Fatal(err)
+			}
+			w.mgr.id = id
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := start(t, false)
+			w.mgr.up()
+			w.mgr.down()
+			change(w)
+			w.mgr.listen(w.mgr.addr())
+			w.until("it was refused twice", func() bool {
+				w.mgr.mu.Lock()
+				defer w.mgr.mu.Unlock()
+				return len(w.mgr.hellos) > 2 || name == "another key"
+			})
+			if got := w.ask(); got != "app" {
+				t.Errorf("%s answered", got)
+			}
+			select {
+			case err := <-w.done:
+				t.Errorf("the agent ended: %v", err)
+				w.done <- err
+			default:
+			}
+		})
+	}
+}
+
+// Connections that run when the table changes go on with whom they began.
+func TestTableChangesWhileConnectionsAreOpen(t *testing.T) {
+	w := start(t, false)
+	w.mgr.set(laptop)
+	s := w.mgr.up()
+	w.intercept(s, "")
+	toApp := w.dial(w.cfg.Ports[0].AgentPort)
+	defer toApp.Close()
+	if got := name(t, toApp); got != "app" {
+		t.Fatalf("%s answered", got)
+	}
+	w.intercept(s, "uid-1")
+	toLaptop := w.dial(w.cfg.Ports[0].AgentPort)
+	defer toLaptop.Close()
+	if got := name(t, toLaptop); got != "laptop" {
+		t.Fatalf("%s answered", got)
+	}
+	w.intercept(s, "uid-1") // the same again
+	w.intercept(s, "")
+	for who, c := range map[string]*net.TCPConn{"app": toApp, "laptop": toLaptop} {
+		if got := sayAndEnd(t, c, "hello"); got != "hellobye from "+who {
+			t.Errorf("connection to the %s: %q", who, got)
+		}
+	}
+}
+
+// sayAndEnd sends text and FIN and returns everything that comes back.
+func sayAndEnd(t *testing.T, c *net.TCPConn, text string) string {
+	t.Helper()
+	_ = c.SetDeadline(time.Now().Add(deadline))
+	if _, err := io.WriteString(c, text); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.CloseWrite(); err != nil {
+		t.Fatal(err)
+	}
+	b, err := io.ReadAll(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(b)
+}
+
+// An intercept's connections have a while to end after it, an intercept's that stays are left alone.
+func TestLeaveGrace(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var tab table
+		tab.init()
+		entry := func(uid string, port uint16) control.TableEntry {
+			return control.TableEntry{Intercept: uid, Protocol: "TCP", ContainerPort: port}
+		}
+		tab.set(control.Table{Items: []control.TableEntry{entry("a", 1), entry("b", 2), entry("c", 3)}})
+		a, _ := tab.lookup("TCP", 1)
+		b, _ := tab.lookup("TCP", 2)
+		tab.set(control.Table{Items: []control.TableEntry{entry("a", 1), entry("c", 2)}}) // b ended, c moved to its port
+		if now, _ := tab.lookup("TCP", 1); now.ctx != a.ctx {
+			t.Error("an intercept that stays was begun anew")
+		}
+		if now, ok := tab.lookup("TCP", 2); !ok || now.intercept != "c" {
+			t.Errorf("port 2 belongs to %+v", now)
+		}
+		if _, ok := tab.lookup("UDP", 1); ok {
+			t.Error("UDP is not TCP")
+		}
+		time.Sleep(leaveGrace - time.Millisecond)
+		synctest.Wait()
+		if b.ctx.Err() != nil {
+			t.Error("connections of the ended intercept were cut early")
+		}
+		time.Sleep(2 * time.Millisecond)
+		synctest.Wait()
+		if b.ctx.Err() == nil {
+			t.Error("connections of the ended intercept go on for ever")
+		}
+		if a.ctx.Err() != nil {
+			t.Error("connections of an intercept that stays were cut")
+		}
+	})
+}
+
+func TestHalfCloseAndManyBytes(t *testing.T) {
+	w := start(t, false)
+	w.mgr.set(laptop)
+	s := w.mgr.up()
+	body := strings.Repeat("0123456789abcdef", 1<<16) // 1 MiB
+	for _, who := range []string{"app", "laptop"} {
+		w.intercept(s, map[string]string{"app": "", "laptop": "uid-1"}[who])
+		c := w.dial(w.cfg.Ports[0].AgentPort)
+		if got := name1(t, c); got != who {
+			t.Errorf("%s answered, want %s", got, who)
+		}
+		sent := make(chan error, 1)
+		go func() {
+			_, err := io.WriteString(c, body)
+			sent <- errors.Join(err, c.CloseWrite())
+		}()
+		got, err := io.ReadAll(c)
+		if err != nil || <-sent != nil {
+			t.Fatalf("%s: %v", who, err)
+		}
+		if string(got) != body+"bye from "+who {
+			t.Errorf("%s: %d bytes came back, want %d", who, len(got), len(body))
+		}
+		_ = c.Close()
+	}
+}
+
+// name1 is name without reading ahead.
+func name1(t *testing.T, c net.Conn) string {
+	t.Helper()
+	_ = c.SetDeadline(time.Now().Add(deadline))
+	var b bytes.Buffer
+	for p := make([]byte, 1); ; {
+		if _, err := c.Read(p); err != nil {
+			t.Fatal(err)
+		}
+		if p[0] == '\n' {
+			return b.String()
+		}
+		b.WriteByte(p[0])
+	}
+}
+
+// What the laptop refuses after it got bytes is not replayed; what it never accepted loses not a byte.
+func TestClientSpeaksFirst(t *testing.T) {
+	w := start(t, false)
+	w.mgr.set(func(r *mux.Request, _ wire.InterceptHeader) { _ = r.Reject(wire.CodeRefused, "") })
+	w.intercept(w.mgr.up(), "uid-1")
+	c := w.dial(w.cfg.Ports[0].AgentPort)
+	defer c.Close()
+	if got := sayAndEnd(t, c, "first words"); got != "app\nfirst wordsbye from app" {
+		t.Errorf("got %q", got)
+	}
+}
+
+// A port without an app behind it looks closed as far as that is possible after the handshake.
+func TestAppDown(t *testing.T) {
+	w := start(t, true)
+	w.mgr.set(laptop)
+	s := w.mgr.up()
+	w.intercept(s, "")
+	probe := agentcfg.AppPath(w.app.port())
+	if got := w.status(probe); got != http.StatusOK {
+		t.Errorf("TCP probe: %d while the app listens", got)
+	}
+	w.app.close()
+	for _, port := range []uint16{w.cfg.Ports[0].AgentPort, w.cfg.Ports[0].ProbePort} {
+		c := w.dial(port)
+		_ = c.SetDeadline(time.Now().Add(deadline))
+		if _, err := c.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
+			t.Errorf("port %d: %v, want a reset", port, err)
+		}
+		_ = c.Close()
+	}
+	if got := w.status(probe); got != http.StatusServiceUnavailable {
+		t.Errorf("TCP probe: %d while the app is down", got)
+	}
+	if got := w.status(agentcfg.AppPath(1)); got != http.StatusNotFound {
+		t.Errorf("TCP probe of a port that is not the agent's: %d", got)
+	}
+	w.intercept(s, "uid-1") // nothing listens on the app's port, and the laptop answers all the same
+	if got := w.ask(); got != "laptop" {
+		t.Errorf("%s answered", got)
+	}
+}
+
+func TestProbesAlwaysAskTheApp(t *testing.T) {
+	w := start(t, true)
+	w.mgr.set(laptop)
+	w.intercept(w.mgr.up(), "uid-1")
+	if got := w.ask(); got != "laptop" {
+		t.Fatalf("%s answered", got)
+	}
+	c := w.dial(w.cfg.Ports[0].ProbePort)
+	defer c.Close()
+	if got := name(t, c); got != "app" {
+		t.Errorf("%s answered a probe", got)
+	}
+}
+
+// After SIGTERM the agent goes on until the app has stopped listening and the last connection is done.
+func TestDrain(t *testing.T) {
+	w := start(t, false)
+	w.mgr.set(laptop)
+	s := w.mgr.up()
+	w.intercept(s, "uid-1")
+	c := w.dial(w.cfg.Ports[0].AgentPort)
+	defer c.Close()
+	if got := name1(t, c); got != "laptop" {
+		t.Fatalf("%s answered", got)
+	}
+	w.stop()
+	if got := w.ask(); got != "laptop" {
+		t.Errorf("%s answered a new connection while the app still listens", got)
+	}
+	w.intercept(s, "")
+	if got := w.ask(); got != "app" {
+		t.Errorf("%s answered while draining", got)
+	}
+	w.app.close()
+	select {
+	case err := <-w.done:
+		t.Fatalf("the agent ended with a connection open: %v", err)
+	case <-time.After(300 * time.Millisecond): // three looks of drain
+	}
+	if got := sayAndEnd(t, c, "last words"); got != "last wordsbye from laptop" {
+		t.Errorf("got %q", got)
+	}
+	if err := w.wait(); err != nil {
+		t.Errorf("drained with %v", err)
+	}
+}
+
+// A native sidecar stops listening only after the agent has ended: it must not be waited for.
+func TestDrainOfSidecar(t *testing.T) {
+	a := &Agent{ports: []*port{{cfg: agentcfg.Port{ContainerPort: newApp(t).port(), Sidecar: true}}}}
+	if !a.appListens(0) {
+		t.Error("ended before clients know of the pod's end")
+	}
+	if a.appListens(sidecarDrain + time.Second) {
+		t.Error("waits for a sidecar that waits for the agent")
+	}
+	a.ports[0].cfg.Sidecar = false
+	if !a.appListens(time.Hour) {
+		t.Error("an ordinary app is not waited for")
+	}
+}
+
+func TestReadiness(t *testing.T) {
+	t.Run("with a table", func(t *testing.T) {
+		w := start(t, false)
+		s := w.mgr.up()
+		if got := w.status("/readyz"); got != http.StatusServiceUnavailable {
+			t.Errorf("%d before the table", got)
+		}
+		w.intercept(s, "")
+		if got := w.status("/readyz"); got != http.StatusOK {
+			t.Errorf("%d with the table", got)
+		}
+	})
+	t.Run("without a manager", func(t *testing.T) {
+		begin := time.Now()
+		w := start(t, false)
+		w.mgr.down()
+		w.until("the pod is ready", func() bool { return w.status("/readyz") == http.StatusOK })
+		if d := time.Since(begin); d < readyGrace || d > readyGrace+2*time.Second {
+			t.Errorf("ready after %s, want %s", d, readyGrace)
+		}
+	})
+}
+
+func TestUnknownRequestsOfTheManager(t *testing.T) {
+	w := start(t, false)
+	s := w.mgr.up()
+	ctx, cancel := context.WithTimeout(context.Background(), deadline)
+	defer cancel()
+	if err := tunnel.Control(ctx, s, "manager/reboot", struct{}{}, nil); err == nil {
+		t.Error("an unknown method was answered")
+	}
+	if err := tunnel.Control(ctx, s, control.ManagerIntercepts, "not a table", nil); err == nil {
+		t.Error("a malformed table was taken")
+	}
+	if got := w.status("/readyz"); got != http.StatusServiceUnavailable {
+		t.Errorf("%d after a malformed table", got)
+	}
+}
+
+func TestPortInUse(t *testing.T) {
+	a := newApp(t)
+	l, err := net.Listen("tcp", ":0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	busy := uint16(l.Addr().(*net.TCPAddr).Port)
+	for name, change := range map[string]func(*agentcfg.Config){
+		"agent port":  func(c *agentcfg.Config) { c.Ports[0].AgentPort = busy },
+		"probe port":  func(c *agentcfg.Config) { c.Ports[0].ProbePort = busy },
+		"health port": func(c *agentcfg.Config) { c.HealthPort = busy },
+	} {
+		t.Run(name, func(t *testing.T) {
+			cfg := &agentcfg.Config{Managers: []string{"127.0.0.1:1"}, ManagerKey: "k", HealthPort: freePort(t), Ports: []agentcfg.Port{
+				{Protocol: "TCP", ContainerPort: a.port(), AgentPort: freePort(t), ProbePort: freePort(t), Way: agentcfg.ByRedirect},
+				{Protocol: "UDP", ContainerPort: 53, AgentPort: freePort(t), Way: agentcfg.ByRedirect},
+			}}
+			change(cfg)
+			ag, err := New(Config{Agent: cfg, Pod: "p", Namespace: "n", Token: func() (string, error) { return "", errors.New("no token yet") }, Log: slog.New(slog.DiscardHandler)})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := ag.Run(t.Context()); !errors.Is(err, syscall.EADDRINUSE) {
+				t.Errorf("Run: %v", err)
+			}
+		})
+	}
+}
+
+func TestNewRefusesIncompleteConfiguration(t *testing.T) {
+	if _, err := New(Config{}); err == nil {
+		t.Error("an empty configuration was accepted")
+	}
+}
