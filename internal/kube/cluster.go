@@ -46,6 +46,7 @@ type Cluster struct {
 	core      kubernetes.Interface
 	resources rest.Interface // doppel.dev/v1alpha1
 	raw       clientcmd.ClientConfig
+	user      string // known after WhoAmI
 }
 
 // requestTimeout bounds every single request, so that a slow API server is told from a dead one.
@@ -135,7 +136,8 @@ func (c *Cluster) WhoAmI(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", c.explain(err, "ask who you are")
 	}
-	return r.Status.UserInfo.Username, nil
+	c.user = r.Status.UserInfo.Username
+	return c.user, nil
 }
 
 // ServerAddrs resolves the API server's name; these addresses must never be routed into the tunnel.

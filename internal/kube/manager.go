@@ -39,6 +39,11 @@ func (c *Cluster) Manager(ctx context.Context, ns string) (ManagerInfo, error) {
 	if apierrors.IsNotFound(err) {
 		return ManagerInfo{}, uerr.Wrap(ErrNoManager, uerr.NotFound, "install it with: doppel helm install", "no traffic-manager in namespace %s", ns)
 	}
+	if apierrors.IsForbidden(err) {
+		return ManagerInfo{}, uerr.Wrap(err, uerr.Denied,
+			fmt.Sprintf("an administrator installs doppel and lets you in with: doppel helm install --manager-namespace %s --set clientRbac.create=true,clientRbac.subjects[0].kind=User,clientRbac.subjects[0].name=%s (helm upgrade if it is installed)", ns, c.user),
+			"you may not use doppel in namespace %s", ns)
+	}
 	if err != nil {
 		return ManagerInfo{}, c.explain(err, "look for the traffic-manager in namespace "+ns)
 	}

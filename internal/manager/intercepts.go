@@ -47,6 +47,7 @@ func fail(reason, format string, args ...any) error {
 }
 
 func (r *interceptReconciler) Reconcile(ctx context.Context, req reconcile.Request) (reconcile.Result, error) {
+	defer r.m.notifyIntercepts() // what we were woken for is in the cache by now, and laptops want to know
 	var in v1alpha1.Intercept
 	err := r.m.ctrl.GetClient().Get(ctx, req.NamespacedName, &in)
 	if apierrors.IsNotFound(err) {
@@ -216,7 +217,6 @@ func (r *interceptReconciler) gone(ctx context.Context, name types.NamespacedNam
 	w, restarted := r.restarted[uid]
 	delete(r.restarted, uid)
 	r.m.engaged.remove(uid)
-	r.m.notifyIntercepts()
 	if !restarted {
 		return nil
 	}
@@ -241,7 +241,6 @@ func (r *interceptReconciler) heal(ctx context.Context, key workloadKey) error {
 }
 
 func (r *interceptReconciler) writeStatus(ctx context.Context, in *v1alpha1.Intercept, st v1alpha1.InterceptStatus) error {
-	defer r.m.notifyIntercepts()
 	if statusEqual(in.Status, st) {
 		return nil
 	}
