@@ -284,7 +284,9 @@ func (c *Client) handle(m Message, f *os.File) error {
 // end makes err the result of all calls from now on.
 func (c *Client) end(err error) {
 	var ue *uerr.Error
-	if !errors.As(err, &ue) {
+	if errors.As(err, &ue) {
+		err = refused{ue} // it says all there is to say
+	} else {
 		err = fmt.Errorf("%w: %w", ErrClosed, err)
 	}
 	c.mu.Lock()
@@ -293,6 +295,15 @@ func (c *Client) end(err error) {
 	c.mu.Unlock()
 	c.conn.Close()
 }
+
+// refused is why rootd ended a connection; it is an ErrClosed too.
+type refused struct{ err *uerr.Error }
+
+// Error returns rootd's words.
+func (r refused) Error() string { return r.err.Error() }
+
+// Unwrap returns both.
+func (r refused) Unwrap() []error { return []error{r.err, ErrClosed} }
 
 // connect connects the non-blocking socket f within ctx.
 func connect(ctx context.Context, f *os.File, addr netip.AddrPort) error {
