@@ -5,7 +5,6 @@ import (
 	"context"
 	"flag"
 	"fmt"
-	"io"
 	"os"
 	"os/signal"
 	"syscall"
@@ -43,16 +42,15 @@ func run(cfg rootd.Config, logFile string, args []string) error {
 	if len(args) > 0 {
 		return uerr.New(uerr.Usage, "see doppel-rootd -h", "unexpected argument %q", args[0])
 	}
-	var w io.Writer = os.Stderr
+	log := os.Stderr
 	if logFile != "" {
-		f, err := rootd.OpenLog(logFile)
+		f, err := rootd.OpenLog(logFile, cfg.UID)
 		if err != nil {
 			return err
 		}
-		defer f.Close()
-		w = f
+		log = f
 	}
-	cfg.Log, _ = xlog.New(w, "doppel-rootd")
+	cfg.Log, _ = xlog.New(log, "doppel-rootd")
 	srv, err := rootd.New(cfg)
 	if err != nil {
 		return err

@@ -39,11 +39,20 @@ func TestCommandLine(t *testing.T) {
 		}
 	}
 	dir := t.TempDir()
-	cmd := exec.Command(bin, "--log", filepath.Join(dir, "link"), "--socket", "relative")
-	if err := os.Symlink("/dev/null", filepath.Join(dir, "link")); err != nil {
-		t.Fatal(err)
+	for _, link := range []func(string, string) error{os.Symlink, os.Link} {
+		target, log := filepath.Join(dir, "target"), filepath.Join(dir, "log")
+		if err := os.WriteFile(target, nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := link(target, log); err != nil {
+			t.Fatal(err)
+		}
+		if out, _ := exec.Command(bin, "--log", log, "--socket", "relative").CombinedOutput(); !strings.Contains(string(out), "open log") {
+			t.Errorf("a log that is a link: %s", out)
+		}
+		os.Remove(log)
 	}
-	if out, _ := cmd.CombinedOutput(); !strings.Contains(string(out), "open log") {
-		t.Errorf("a log behind a symbolic link: %s", out)
+	if out, _ := exec.Command(bin, "--log", filepath.Join(dir, "good"), "--socket", "relative").CombinedOutput(); strings.Contains(string(out), "open log") {
+		t.Errorf("%s", out)
 	}
 }

@@ -26,9 +26,19 @@ const lockWait = 5 * time.Second
 // umaskMu guards the process's umask.
 var umaskMu sync.Mutex
 
-// listen binds the socket. Exactly one rootd can have it: while its directory is locked (flock on the directory itself, which leaves no
-// file behind), a socket that answers belongs to another rootd, and one that does not is left over and removed.
+// listen binds the socket. A predecessor that ends at this moment may take the directory away: then it starts again.
 func listen(ctx context.Context, cfg Config) (l *net.UnixListener, cleanup func(), err error) {
+	for range 3 {
+		if l, cleanup, err = listenOnce(ctx, cfg); !errors.Is(err, fs.ErrNotExist) {
+			break
+		}
+	}
+	return l, cleanup, err
+}
+
+// listenOnce binds the socket. Exactly one rootd can have it: while its directory is locked (flock on the directory itself, which leaves no
+// file behind), a socket that answers belongs to another rootd, and one that does not is left over and removed.
+func listenOnce(ctx context.Context, cfg Config) (l *net.UnixListener, cleanup func(), err error) {
 	dir := filepath.Dir(cfg.Socket)
 	made, err := makeDir(dir)
 	if err != nil {
@@ -59,8 +69,8 @@ func listen(ctx context.Context, cfg Config) (l *net.UnixListener, cleanup func(
 		return nil, nil, fmt.Errorf("give %s to its users: %w", cfg.Socket, err)
 	}
 	return l, func() {
-		l.Close()                                        // removes the socket file
-		if made || cfg.Socket == rootapi.DefaultSocket { // of a predecessor that was killed
+		l.Close()                                               // removes the socket file
+		if made || dir == filepath.Dir(rootapi.DefaultSocket) { // made by a predecessor that was killed
 			os.Remove(dir) // only when empty
 		}
 	}, nil

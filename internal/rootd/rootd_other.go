@@ -24,6 +24,6 @@ func New(cfg Config) (*Server, error) {
 func (s *Server) Run(ctx context.Context) error { return nil }
 
 // OpenLog opens a log file to append to.
-func OpenLog(path string) (*os.File, error) {
+func OpenLog(path string, uid int) (*os.File, error) {
 	return os.OpenFile(path, os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o640)
 }
