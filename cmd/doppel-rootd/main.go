@@ -42,13 +42,9 @@ func run(cfg rootd.Config, logFile string, args []string) error {
 	if len(args) > 0 {
 		return uerr.New(uerr.Usage, "see doppel-rootd -h", "unexpected argument %q", args[0])
 	}
-	log := os.Stderr
-	if logFile != "" {
-		f, err := rootd.OpenLog(logFile, cfg.UID)
-		if err != nil {
-			return err
-		}
-		log = f
+	log, err := rootd.OpenLog(logFile, cfg.UID)
+	if err != nil {
+		return err
 	}
 	cfg.Log, _ = xlog.New(log, "doppel-rootd")
 	srv, err := rootd.New(cfg)

@@ -8,9 +8,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// OpenLog opens a log file to append to, and gives it to the user uid, if that is one, to read. The directory may be that user's, and the
+// OpenLog opens a log file to append to, standard error for "", and gives it to the user uid, if that is one, to read. The directory may be that user's, and the
 // writer is root: so it follows no symbolic link and takes no file that has another name.
 func OpenLog(path string, uid int) (*os.File, error) {
+	if path == "" {
+		return os.Stderr, nil
+	}
 	f, err := os.OpenFile(path, os.O_WRONLY|os.O_APPEND|os.O_CREATE|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0o640)
 	if err != nil {
 		return nil, fmt.Errorf("open log: %w", err)

@@ -23,7 +23,10 @@ func New(cfg Config) (*Server, error) {
 // Run is not supported here yet.
 func (s *Server) Run(ctx context.Context) error { return nil }
 
-// OpenLog opens a log file to append to.
+// OpenLog opens a log file to append to, standard error for "".
 func OpenLog(path string, uid int) (*os.File, error) {
+	if path == "" {
+		return os.Stderr, nil
+	}
 	return os.OpenFile(path, os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o640)
 }
