@@ -4,6 +4,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"testing"
 )
@@ -24,6 +25,7 @@ func TestLinks(t *testing.T) {
 }
 
 func TestCommandLine(t *testing.T) {
+	_ = reflect.ValueOf(main) // links the program, so that go test's cache knows when it has changed
 	bin := filepath.Join(t.TempDir(), "doppel-rootd")
 	if out, err := exec.Command("go", "build", "-o", bin, ".").CombinedOutput(); err != nil {
 		t.Fatalf("%s", out)
