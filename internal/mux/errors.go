@@ -25,7 +25,10 @@ var (
 	ErrAnswered = errors.New("request already answered")
 )
 
-var errTimeout = os.ErrDeadlineExceeded
+var (
+	errTimeout  = os.ErrDeadlineExceeded
+	errInternal = errors.New("internal failure")
+)
 
 // RejectError is the acceptor's refusal of a stream. It is (errors.Is) the errno of its code: ECONNREFUSED, EHOSTUNREACH, ETIMEDOUT or ECONNRESET.
 type RejectError struct {

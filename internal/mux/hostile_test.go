@@ -115,6 +115,8 @@ func TestViolations(t *testing.T) {
 		{"ERR after OK", true, [][]byte{wire.AppendError(nil, wire.TypeErr, 2, wire.CodeRefused, "")}},
 		{"ERR of one byte", true, [][]byte{frame(wire.TypeErr, 0, 2, 1)}},
 		{"DATA before OK", false, [][]byte{open1, frame(wire.TypeData, 0, 1, 'x')}},
+		{"DATA before our OPEN is answered", true, [][]byte{frame(wire.TypeData, 0, 4, 'x')}},
+		{"FIN before our OPEN is answered", true, [][]byte{frame(wire.TypeFin, 0, 4)}},
 		{"DATA beyond credit", true, [][]byte{
 			frame(wire.TypeData, 0, 2, big...), frame(wire.TypeData, 0, 2, big...), frame(wire.TypeData, 0, 2, big...),
 			frame(wire.TypeData, 0, 2, big...), frame(wire.TypeData, 0, 2, big...),
@@ -139,6 +141,8 @@ func TestViolations(t *testing.T) {
 				go func() { _, _, _ = p.s.Open(context.Background(), []byte{'y'}) }()
 				p.expect(wire.TypeOpen, 2)
 				p.send(frame(wire.TypeOK, 12, 2))
+				go func() { _, _, _ = p.s.Open(context.Background(), []byte{'z'}) }()
+				p.expect(wire.TypeOpen, 4)
 			}
 			p.send(tt.frames...)
 			h, body := p.recv()

@@ -304,6 +304,8 @@ func (st *Stream) arriving(cost int) (keep bool, err error) {
 	switch {
 	case st.closed:
 		return false, nil
+	case st.pending && st.mine:
+		return false, fmt.Errorf("%w: DATA before the answer on stream %d", wire.ErrProtocol, st.id)
 	case st.finRecvd:
 		return false, fmt.Errorf("%w: DATA after FIN on stream %d", wire.ErrProtocol, st.id)
 	case cost > st.credit:
@@ -345,9 +347,9 @@ func (st *Stream) deliverChunk(c *chunk, overhead int) {
 
 func (st *Stream) onFin() error {
 	st.mu.Lock()
-	if st.finRecvd {
+	if st.finRecvd || st.pending {
 		st.mu.Unlock()
-		return fmt.Errorf("%w: second FIN on stream %d", wire.ErrProtocol, st.id)
+		return fmt.Errorf("%w: FIN out of order on stream %d", wire.ErrProtocol, st.id)
 	}
 	st.finRecvd = true
 	both := st.finSent && !st.pending

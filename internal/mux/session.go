@@ -62,10 +62,19 @@ func New(conn net.Conn, cfg Config) (*Session, error) {
 	}
 	s.w = newWriter(conn, func(err error) { s.terminate(fmt.Errorf("write: %w", err), nil) })
 	s.budget = newBudget(cfg.Budget, cfg.MaxStreams, s.poke)
-	s.group.Go("mux writer", func(context.Context) error { s.w.run(); return nil })
-	s.group.Go("mux reader", func(context.Context) error { s.read(); return nil })
-	s.group.Go("mux housekeeper", func(context.Context) error { s.keepHouse(); return nil })
+	s.run("mux writer", s.w.run)
+	s.run("mux reader", s.read)
+	s.run("mux housekeeper", s.keepHouse)
 	return s, nil
+}
+
+// run starts one of the session's goroutines; a panic of one ends the session.
+func (s *Session) run(name string, fn func()) {
+	s.group.Go(name, func(context.Context) error {
+		defer s.terminate(errInternal, nil) // without effect if the session has ended
+		fn()
+		return nil
+	})
 }
 
 // Open opens a stream with hdr as its header and waits for the peer's answer, whose payload it returns. A refusal is a
@@ -109,9 +118,8 @@ func (s *Session) open(ctx context.Context, hdr []byte, flags uint8) (*Stream, [
 	if err != nil {
 		return nil, nil, err
 	}
-	flags |= windowLog(st.credit)
 	st.writeMu.Lock()
-	err = s.w.put(&st.turn, wire.Header{Type: wire.TypeOpen, Flags: flags, Stream: st.id}, hdr, ctx.Done())
+	err = s.w.put(&st.turn, wire.Header{Type: wire.TypeOpen, Flags: flags | st.first, Stream: st.id}, hdr, ctx.Done())
 	st.writeMu.Unlock()
 	switch {
 	case errors.Is(err, errTimeout): // not sent
@@ -152,6 +160,7 @@ func (s *Session) newOutgoing(flags uint8) (*Stream, error) {
 		s.nextID += 2
 	}
 	st := newStream(s, s.nextID, true, window)
+	st.first = windowLog(window)
 	st.answer = make(chan answer, 1)
 	st.finSent = flags&wire.FlagFin != 0
 	s.nextID += 2

@@ -31,6 +31,7 @@ type Stream struct {
 	s    *Session
 	mine bool // this end opened it
 
+	first  uint8       // opener: the window in OPEN
 	answer chan answer // opener: OK or ERR; capacity 1
 
 	writeMu sync.Mutex // held by one sender at a time, so that frames keep their order; taken before mu
@@ -105,7 +106,8 @@ func (st *Stream) sendErrLocked() error {
 // takeCredit waits until something may be sent and takes credit for up to n bytes of payload (for all n if whole). It
 // returns how many payload bytes may be sent.
 func (st *Stream) takeCredit(n int, whole bool) (int, error) {
-	least := wire.HeaderLen + 1
+	// Not for a few bytes: small credit would be spent on headers (RFC 1122, section 4.2.3.4: silly window syndrome).
+	least := wire.HeaderLen + min(n, 512)
 	if whole {
 		least = wire.HeaderLen + n
 	}
@@ -115,13 +117,13 @@ func (st *Stream) takeCredit(n int, whole bool) (int, error) {
 		if err := st.sendErrLocked(); err != nil {
 			return 0, err
 		}
+		if st.writeDeadline.expired {
+			return 0, errTimeout
+		}
 		if st.sendCred >= least {
 			n = min(n, st.sendCred-wire.HeaderLen, wire.MaxPayload)
 			st.sendCred -= wire.HeaderLen + n
 			return n, nil
-		}
-		if st.writeDeadline.expired {
-			return 0, errTimeout
 		}
 		if !st.wantSent {
 			st.wantSent = true
@@ -229,9 +231,13 @@ func (st *Stream) ReadFrom(r io.Reader) (int64, error) {
 func (st *Stream) next() error {
 	st.mu.Lock()
 	for {
-		if st.closed {
+		if st.closed || st.readDeadline.expired {
+			err := net.ErrClosed
+			if !st.closed {
+				err = errTimeout
+			}
 			st.mu.Unlock()
-			return net.ErrClosed
+			return err
 		}
 		if c := st.in.pop(); c != nil {
 			st.cur = c
@@ -249,10 +255,6 @@ func (st *Stream) next() error {
 			err := st.err
 			st.mu.Unlock()
 			return err
-		}
-		if st.readDeadline.expired {
-			st.mu.Unlock()
-			return errTimeout
 		}
 		st.readable.Wait()
 	}
