@@ -26,6 +26,7 @@ import (
 	"github.com/doppel-dev/doppel/internal/nettest"
 	"github.com/doppel-dev/doppel/internal/osroute"
 	"github.com/doppel-dev/doppel/internal/rootapi"
+	"github.com/doppel-dev/doppel/internal/tundev"
 	"github.com/doppel-dev/doppel/internal/uerr"
 )
 
@@ -78,7 +79,7 @@ func userDaemon() {
 	alive := true
 	var told rootapi.State
 	var client *rootapi.Client
-	var tun *os.File
+	var tun *tundev.Device
 	in, out := json.NewDecoder(bufio.NewReader(os.Stdin)), json.NewEncoder(os.Stdout)
 	for {
 		var c command
@@ -100,11 +101,14 @@ func userDaemon() {
 			case "set":
 				var f *os.File
 				r.State, f, err = client.SetNetwork(ctx, c.Network)
-				if f != nil {
-					tun, r.File = f, true
+				if f != nil && err == nil {
+					r.File = true
+					tun, err = tundev.New(f) // without privilege
 				}
 			case "adopt":
 				r.State, err = client.AdoptNetwork(ctx, c.Network)
+			case "read":
+				r.Answer, err = readDatagram(tun, c.Arg)
 			case "close tun":
 				err = tun.Close()
 			case "marked":
@@ -133,6 +137,25 @@ func userDaemon() {
 			r.Kind, r.Err = uerr.From(err).Kind, err.Error()
 		}
 		out.Encode(r)
+	}
+}
+
+// readDatagram has a datagram sent into the device and reads it there.
+func readDatagram(tun *tundev.Device, to string) (string, error) {
+	c, err := net.Dial("udp", to)
+	if err != nil {
+		return "", err
+	}
+	defer c.Close()
+	if _, err := c.Write([]byte("datagram")); err != nil {
+		return "", err
+	}
+	buf := make([]byte, tundev.MaxPacket)
+	for {
+		n, _, err := tun.ReadPacket(buf)
+		if err != nil || strings.HasSuffix(string(buf[:n]), "datagram") {
+			return "datagram", err
+		}
 	}
 }
 
@@ -385,6 +408,15 @@ func TestSetNetwork(t *testing.T) {
 		t.Errorf("machine %+v", m)
 	}
 	captured(t, "set", "doppel")
+	works := func(when string) {
+		t.Helper()
+		for _, to := range []string{"10.77.0.9:7", "[fd77::9]:7"} {
+			if got := u.do(command{Do: "read", Arg: to}).Answer; got != "datagram" {
+				t.Errorf("%s: datagram to %s: %q", when, to, got)
+			}
+		}
+	}
+	works("set")
 	for _, network := range []string{"udp", "tcp"} {
 		if got := u.do(command{Do: "marked", Arg: network}).Answer; got != "resolver" {
 			t.Errorf("marked %s query answered by %q", network, got)
@@ -519,6 +551,7 @@ func TestRootdDies(t *testing.T) {
 		t.Errorf("machine %+v after the end of rootd, %+v before", m, before)
 	}
 	captured(t, "rootd killed", "resolver")
+	u.do(command{Do: "read", Arg: "10.77.0.9:7"}) // the device works on
 
 	rd = startRootd(t) // removes the socket that was left over
 	if r := u.try(command{Do: "set", Network: n}); r.Err == "" {
@@ -531,6 +564,7 @@ func TestRootdDies(t *testing.T) {
 		t.Errorf("machine %+v after adopting, %+v before", m, before)
 	}
 	captured(t, "adopted", "doppel")
+	u.do(command{Do: "read", Arg: "10.66.0.9:7"})
 
 	// Ended in order, it leaves the device to its owner too, but no file.
 	rd.kill(syscall.SIGTERM)
