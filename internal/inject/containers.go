@@ -40,7 +40,9 @@ func agentContainer(ac *agentcfg.Config, cfg Config, spec *corev1.PodSpec) corev
 			Limits:   corev1.ResourceList{corev1.ResourceMemory: resource.MustParse("256Mi")},
 		},
 		SecurityContext: restricted(runsAsRoot(spec)),
-		VolumeMounts:    []corev1.VolumeMount{{Name: tokenVolumeName, MountPath: agentcfg.TokenDir, ReadOnly: true}},
+		// What it said last is in the pod's status when it does not start.
+		TerminationMessagePolicy: corev1.TerminationMessageFallbackToLogsOnError,
+		VolumeMounts:             []corev1.VolumeMount{{Name: tokenVolumeName, MountPath: agentcfg.TokenDir, ReadOnly: true}},
 	}
 	if cfg.Resources != nil {
 		c.Resources = *cfg.Resources
@@ -86,6 +88,8 @@ func redirectContainer(ac *agentcfg.Config, cfg Config, spec *corev1.PodSpec) co
 		ImagePullPolicy: cfg.PullPolicy,
 		Args:            []string{"redirect"},
 		Env:             []corev1.EnvVar{{Name: agentcfg.EnvConfig, Value: ac.String()}},
+
+		TerminationMessagePolicy: corev1.TerminationMessageFallbackToLogsOnError,
 		Resources: corev1.ResourceRequirements{
 			Requests: corev1.ResourceList{corev1.ResourceCPU: resource.MustParse("5m"), corev1.ResourceMemory: resource.MustParse("24Mi")},
 			Limits:   corev1.ResourceList{corev1.ResourceMemory: resource.MustParse("64Mi")},

@@ -32,7 +32,7 @@ func Find(ports []Taken, name, service, container string) (Taken, error) {
 	case len(all) == 0:
 		return Taken{}, &PortError{"NoPort", "no TCP port: no service leads to its pods and no container declares one"}
 	case len(got) == 0:
-		return Taken{}, &PortError{"NoSuchPort", fmt.Sprintf("no TCP port %q; there is %s", name, describe(all))}
+		return Taken{}, &PortError{"NoSuchPort", fmt.Sprintf("no port %q; there is %s", name, describe(all))}
 	case name == "":
 		return Taken{}, &PortError{"AmbiguousPort", "several ports: " + describe(got)}
 	}

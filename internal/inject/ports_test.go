@@ -327,9 +327,9 @@ func TestFind(t *testing.T) {
 
 		{"no ports", nil, "", "", "", 0, "", "NoPort", "no TCP port: no service leads to its pods and no container declares one"},
 		{"only UDP", many[3:], "53", "", "", 0, "", "NoPort", "no TCP port: no service leads to its pods and no container declares one"},
-		{"no such name", many, "grpc", "", "", 0, "", "NoSuchPort", `no TCP port "grpc"; there is 8080 (http) [service web:80] [service pods:8080], 9090 (metrics), 80 (admin)`},
-		{"no such number", one, "443", "", "", 0, "", "NoSuchPort", `no TCP port "443"; there is 8080 (http) [service web:80] [service web2:8000]`},
-		{"a UDP port", many, "dns", "", "", 0, "", "NoSuchPort", `no TCP port "dns"; there is 8080 (http) [service web:80] [service pods:8080], 9090 (metrics), 80 (admin)`},
+		{"no such name", many, "grpc", "", "", 0, "", "NoSuchPort", `no port "grpc"; there is 8080 (http) [service web:80] [service pods:8080], 9090 (metrics), 80 (admin)`},
+		{"no such number", one, "443", "", "", 0, "", "NoSuchPort", `no port "443"; there is 8080 (http) [service web:80] [service web2:8000]`},
+		{"a UDP port", many, "dns", "", "", 0, "", "NoSuchPort", `no port "dns"; there is 8080 (http) [service web:80] [service pods:8080], 9090 (metrics), 80 (admin)`},
 		{"several", twins, "", "", "", 0, "", "AmbiguousPort", "several ports: 1 (http), 2 (http)"},
 		{"several behind services", crossed, "", "", "", 0, "", "AmbiguousPort", "several ports: 8080 (x) [service web:80], 9090 (y) [service web:8080]"},
 		{"several of the name", twins, "http", "", "", 0, "", "AmbiguousPort", `several ports that "http" could mean: 1 (http), 2 (http)`},

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -133,7 +134,8 @@ func (a *agents) review(ctx context.Context, token string) (ns, pod, uid string,
 		return ""
 	}
 	pod, uid = extra("pod-name"), extra("pod-uid")
-	if !tr.Status.Authenticated || len(parts) != 4 || parts[1] != "serviceaccount" || pod == "" || uid == "" {
+	ours := slices.Contains(tr.Status.Audiences, agentcfg.Audience) // an authenticator that ignores audiences names none
+	if !tr.Status.Authenticated || !ours || len(parts) != 4 || parts[1] != "serviceaccount" || pod == "" || uid == "" {
 		return "", "", "", errors.New("the agent's token is not valid")
 	}
 	return parts[2], pod, uid, nil
@@ -148,7 +150,15 @@ func (a *agents) add(c *agentConn) {
 		_ = old.mux.Close()
 	}
 	a.log.Info("agent connected", "pod", c.podName, "workload", c.workload.Name)
-	c.kick <- struct{}{}
+	c.wake()
+}
+
+// wake has the newest table sent.
+func (c *agentConn) wake() {
+	select {
+	case c.kick <- struct{}{}:
+	default: // one is due already and will be the newest
+	}
 }
 
 func (a *agents) remove(c *agentConn) {
@@ -168,10 +178,7 @@ func (a *agents) push(w workloadKey) {
 	defer a.mu.Unlock()
 	for _, c := range a.byPod {
 		if c.workload == w {
-			select {
-			case c.kick <- struct{}{}:
-			default: // one is due already and will read the newest state
-			}
+			c.wake()
 		}
 	}
 }
@@ -230,13 +237,8 @@ func (a *agents) forward(c *agentConn, r *mux.Request, h wire.InterceptHeader) {
 		_ = r.Reject(wire.CodeNotFound, "no such intercept")
 		return
 	}
-	laptop := a.m.laptops.tunnel(g.Session)
-	if laptop == nil {
-		_ = r.Reject(wire.CodeGone, "the laptop is not connected")
-		return
-	}
 	ctx, cancel := context.WithTimeout(r.Context(), forwardTimeout)
-	down, reply, err := laptop.Open(ctx, wire.AppendIntercept(nil, h))
+	down, reply, err := a.m.laptops.open(ctx, g.Session, h)
 	cancel()
 	if err != nil {
 		_ = r.Reject(wire.CodeOf(err), "the laptop did not take it: "+err.Error())

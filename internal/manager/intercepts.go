@@ -30,11 +30,16 @@ const activePoll = 10 * time.Second
 //	   └──cannot be taken, or the cluster refuses the agent──▶ Failed (final: the laptop deletes it)
 type interceptReconciler struct {
 	m *Manager
-	// restarted remembers for which intercepts a restart of which workload was asked for,
-	// so that a missed injection is noticed and not repeated for ever.
-	restarted map[types.UID]workloadKey
+	// restarted remembers for which intercepts a restart was asked for, so that a missed injection is noticed and not repeated for ever.
+	restarted map[types.UID]restart
 	// names finds the UID of an intercept that is gone.
 	names map[types.NamespacedName]types.UID
+}
+
+// restart is a restart of a workload that an intercept asked for.
+type restart struct {
+	workload workloadKey
+	done     bool // the intercept has been active since: pods that come up without an agent later are worth another
 }
 
 // problem is a reason for which an intercept can never become active.
@@ -62,9 +67,6 @@ func (r *interceptReconciler) Reconcile(ctx context.Context, req reconcile.Reque
 		}
 	}
 	r.names[req.NamespacedName] = in.UID
-	if in.Status.State == v1alpha1.InterceptFailed {
-		return reconcile.Result{}, nil
-	}
 	sess, err := r.m.sessionByUID(ctx, types.UID(in.Spec.Session))
 	if err != nil {
 		return reconcile.Result{}, err
@@ -72,6 +74,9 @@ func (r *interceptReconciler) Reconcile(ctx context.Context, req reconcile.Reque
 	if sess == nil {
 		r.m.cfg.Log.Info("intercept ended with its session", "intercept", req.NamespacedName.String())
 		return reconcile.Result{}, client.IgnoreNotFound(r.m.ctrl.GetClient().Delete(ctx, &in, client.Preconditions{UID: &in.UID}))
+	}
+	if in.Status.State == v1alpha1.InterceptFailed {
+		return reconcile.Result{}, nil
 	}
 	st, err := r.engage(ctx, &in, sess)
 	var p *problem
@@ -133,7 +138,8 @@ func (r *interceptReconciler) engage(ctx context.Context, in *v1alpha1.Intercept
 func (r *interceptReconciler) progress(ctx context.Context, in *v1alpha1.Intercept, w *workload, port inject.Taken, st v1alpha1.InterceptStatus) (v1alpha1.InterceptStatus, error) {
 	view := w.view(string(port.Protocol), port.ContainerPort, func(pod types.UID) bool { return r.m.agents.serves(pod, in.UID) })
 	st.Agents = int32(view.serving)
-	_, restarted := r.restarted[in.UID]
+	re, restarted := r.restarted[in.UID]
+	restarted = restarted && !re.done
 	if view.trouble != "" {
 		return st, fail("AgentNotStarted", "%s", view.trouble)
 	}
@@ -144,22 +150,25 @@ func (r *interceptReconciler) progress(ctx context.Context, in *v1alpha1.Interce
 		if in.Status.State == v1alpha1.InterceptActive {
 			r.m.cfg.Log.Warn("pods without an agent behind an active intercept", "intercept", in.Namespace+"/"+in.Name, "pods", view.missing)
 		}
-		if why := w.cannotRoll(); why != "" {
+		if why := w.cannotRoll(port); why != "" {
 			return st, fail("CannotRoll", "%s", why)
 		}
 		if err := w.restart(ctx, r.m.ctrl.GetClient()); err != nil {
 			return st, fail("RestartRefused", "the workload could not be restarted: %v", err)
 		}
-		r.restarted[in.UID] = w.key
+		r.restarted[in.UID] = restart{workload: w.key}
 		st.Message = "restarting the workload to install the traffic-agent"
 	case view.missing > 0:
 		return st, fail("NotInjected", "pod %s came up without a traffic-agent: the API server did not reach the agent-injector webhook", view.missingPod)
 	case view.waiting > 0 || view.serving == 0 && w.wanted > 0:
-		st.Message = fmt.Sprintf("waiting for the traffic-agents of %d pods (%d ready)", max(view.waiting+view.serving, int(w.wanted)), view.serving)
+		st.Message = fmt.Sprintf("waiting for the traffic-agents of %d pods (%d ready)%s", max(view.waiting+view.serving, int(w.wanted)), view.serving, view.because())
 	case view.draining > 0:
 		st.Message = fmt.Sprintf("waiting for %d old pods to leave the service", view.draining)
 	default:
 		st.State = v1alpha1.InterceptActive
+		if restarted {
+			r.restarted[in.UID] = restart{workload: w.key, done: true}
+		}
 	}
 	return st, nil
 }
@@ -213,14 +222,15 @@ func (r *interceptReconciler) gone(ctx context.Context, name types.NamespacedNam
 	if !ok {
 		return nil
 	}
-	delete(r.names, name)
-	w, restarted := r.restarted[uid]
-	delete(r.restarted, uid)
 	r.m.engaged.remove(uid)
-	if !restarted {
-		return nil
+	if re, ok := r.restarted[uid]; ok {
+		if err := r.heal(ctx, re.workload); err != nil {
+			return err // and look again
+		}
 	}
-	return r.heal(ctx, w)
+	delete(r.restarted, uid)
+	delete(r.names, name)
+	return nil
 }
 
 // heal restarts a workload whose agents could not start, once nobody intercepts it any more: its pods then come up without them.

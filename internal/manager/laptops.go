@@ -6,7 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
+	"slices"
 	"sync"
 	"time"
 
@@ -32,12 +34,13 @@ type laptops struct {
 
 	mu sync.Mutex
 	// guarded by mu
-	tunnels map[types.UID]*mux.Session
-	lost    map[types.UID]time.Time
+	tunnels  map[types.UID]*mux.Session
+	lost     map[types.UID]time.Time
+	suspects map[*mux.Session]bool // a flow timed out: no other is offered until a ping comes back (D3)
 }
 
 func newLaptops(m *Manager) *laptops {
-	return &laptops{m: m, log: m.cfg.Log, tunnels: map[types.UID]*mux.Session{}, lost: map[types.UID]time.Time{}}
+	return &laptops{m: m, log: m.cfg.Log, tunnels: map[types.UID]*mux.Session{}, lost: map[types.UID]time.Time{}, suspects: map[*mux.Session]bool{}}
 }
 
 // serve runs one attached connection until it ends.
@@ -67,12 +70,14 @@ func (l *laptops) authorize(ctx context.Context, h wire.Hello, fingerprint strin
 	if h.Role != wire.RoleLaptop {
 		return nil, fmt.Errorf("role %q does not attach here", h.Role)
 	}
-	if err := l.m.policy.ok(ctx); err != nil {
+	if err := l.m.policy.ok(ctx); errors.Is(err, errNoPolicy) {
 		return nil, err
+	} else if err != nil {
+		return nil, tryAgain(err)
 	}
 	s, err := l.m.sessionByUID(ctx, types.UID(h.Session))
 	if err != nil {
-		return nil, err
+		return nil, tryAgain(err)
 	}
 	if s == nil || s.Spec.Key != fingerprint || fingerprint == "" {
 		return nil, errNoSession // the same words for both: nothing is told to whoever guesses
@@ -81,6 +86,11 @@ func (l *laptops) authorize(ctx context.Context, h wire.Hello, fingerprint strin
 		return nil, errNoSession
 	}
 	return s, nil
+}
+
+// tryAgain tells the other end that the cluster is in trouble and not its right to be here.
+func tryAgain(err error) error {
+	return &mux.RejectError{Code: wire.CodeBusy, Msg: err.Error()}
 }
 
 // errNoSession tells a laptop to create a new session.
@@ -154,6 +164,46 @@ func (l *laptops) tunnel(uid types.UID) *mux.Session {
 	return l.tunnels[uid]
 }
 
+// open offers an intercepted flow to the session's laptop. An error means: it did not take it.
+func (l *laptops) open(ctx context.Context, uid types.UID, h wire.InterceptHeader) (*mux.Stream, []byte, error) {
+	l.mu.Lock()
+	t := l.tunnels[uid]
+	suspect := l.suspects[t]
+	l.mu.Unlock()
+	if t == nil || suspect {
+		return nil, nil, &mux.RejectError{Code: wire.CodeGone, Msg: "the laptop is not connected"}
+	}
+	st, reply, err := t.Open(ctx, wire.AppendIntercept(nil, h))
+	if errors.Is(err, context.DeadlineExceeded) {
+		l.suspect(t)
+	}
+	return st, reply, err
+}
+
+// suspect spares other connections the wait for a laptop that hangs, until it answers a ping or its tunnel ends.
+func (l *laptops) suspect(t *mux.Session) {
+	l.mu.Lock()
+	already := l.suspects[t]
+	l.suspects[t] = true
+	l.mu.Unlock()
+	if already {
+		return
+	}
+	go func() {
+		for t.Err() == nil {
+			ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+			_, err := t.Ping(ctx)
+			cancel()
+			if err == nil {
+				break
+			}
+		}
+		l.mu.Lock()
+		delete(l.suspects, t)
+		l.mu.Unlock()
+	}()
+}
+
 func (l *laptops) expired(s *v1alpha1.Session) bool {
 	return time.Since(s.Spec.RenewTime.Time) > 2*l.m.cfg.RenewInterval
 }
@@ -168,17 +218,44 @@ func (l *laptops) runLeases(ctx context.Context) error {
 			return nil
 		case <-tick.C:
 		}
-		var list v1alpha1.SessionList
-		if err := l.m.ctrl.GetClient().List(ctx, &list, client.InNamespace(l.m.cfg.Namespace)); err != nil {
+		if err := l.checkLeases(ctx); err != nil {
 			l.log.Warn("list sessions", "err", err)
-			continue
-		}
-		for i := range list.Items {
-			if why := l.over(&list.Items[i]); why != "" {
-				l.end(ctx, &list.Items[i], why)
-			}
 		}
 	}
+}
+
+func (l *laptops) checkLeases(ctx context.Context) error {
+	var list v1alpha1.SessionList
+	if err := l.m.ctrl.GetClient().List(ctx, &list, client.InNamespace(l.m.cfg.Namespace)); err != nil {
+		return err
+	}
+	there := map[types.UID]bool{}
+	for i := range list.Items {
+		s := &list.Items[i]
+		there[s.UID] = true
+		if why := l.over(s); why != "" {
+			l.end(ctx, s, why)
+		}
+	}
+	for _, uid := range l.known() {
+		if there[uid] {
+			continue
+		}
+		if s, err := l.m.sessionByUID(ctx, uid); err != nil {
+			return err
+		} else if s == nil { // its user or an administrator deleted it: nobody may go on using its tunnel
+			l.log.Info("session deleted", "uid", uid)
+			l.drop(uid)
+		}
+	}
+	return nil
+}
+
+// known lists the sessions whose tunnel is or was here.
+func (l *laptops) known() []types.UID {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return append(slices.Collect(maps.Keys(l.tunnels)), slices.Collect(maps.Keys(l.lost))...)
 }
 
 // over says why a session has to end, or "".
@@ -231,8 +308,8 @@ func (l *laptops) drop(uid types.UID) {
 func (l *laptops) handlers(sess *v1alpha1.Session) tunnel.Handlers {
 	d := &net.Dialer{Timeout: dialTimeout}
 	return tunnel.Handlers{
-		TCP: func(r *mux.Request, h wire.FlowHeader) { serveDial(r, h, "tcp", d) },
-		UDP: func(r *mux.Request, h wire.FlowHeader) { serveDial(r, h, "udp", d) },
+		TCP: func(r *mux.Request, h wire.FlowHeader) { serveDial(r, h, d) },
+		UDP: func(r *mux.Request, h wire.FlowHeader) { serveDial(r, h, d) },
 		DNS: l.m.dns.query,
 		Watch: func(ctx context.Context, method string, _ []byte, send func(any) error) error {
 			switch method {
@@ -249,12 +326,12 @@ func (l *laptops) handlers(sess *v1alpha1.Session) tunnel.Handlers {
 // dialTimeout is how long a laptop's SYN may wait for the cluster; the laptop's own TCP gives up later than that.
 const dialTimeout = 10 * time.Second
 
-func serveDial(r *mux.Request, h wire.FlowHeader, _ string, d *net.Dialer) {
+func serveDial(r *mux.Request, h wire.FlowHeader, d *net.Dialer) {
 	if !mayDial(h.Dst) {
 		_ = r.Reject(wire.CodeUnreachable, "not an address of the cluster")
 		return
 	}
-	tunnel.ServeDial(r, h, d)
+	_ = tunnel.ServeDial(r, h, d) // how a flow ended is between its two ends
 }
 
 // sessionByUID looks in the cache, and asks the API server when the cache does not know the session yet.

@@ -2,8 +2,10 @@ package manager
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
+	"strings"
 	"sync"
 	"time"
 
@@ -18,8 +20,14 @@ import (
 // policyInterval is how often the manager tries a forged session.
 const policyInterval = time.Minute
 
+// policyPrefix begins the names of our admission policies; the API server's refusal says which one it was.
+const policyPrefix = "ValidatingAdmissionPolicy 'doppel-identity-"
+
 // forgedUser is nobody: a session that claims this user must be refused by the admission policy.
 const forgedUser = "doppel:policy-probe"
+
+// errNoPolicy means that the policy is not in force.
+var errNoPolicy = errors.New("the admission policy is not in force")
 
 // policyProbe knows whether the admission policy that ties objects to their creator is in force (D2).
 // It tries what the policy forbids, as a dry run; without the policy no new session is accepted.
@@ -83,9 +91,9 @@ func (p *policyProbe) refused(ctx context.Context, o client.Object) error {
 	err := p.client.Create(ctx, o, client.DryRunAll)
 	switch {
 	case err == nil:
-		return fmt.Errorf("the admission policy for %T is not in force: a forged user was accepted", o)
-	case apierrors.IsForbidden(err) || apierrors.IsInvalid(err):
-		return nil
+		return fmt.Errorf("%w: a forged %T was accepted", errNoPolicy, o)
+	case (apierrors.IsForbidden(err) || apierrors.IsInvalid(err)) && strings.Contains(err.Error(), policyPrefix):
+		return nil // by the policy itself; a missing right, a quota or another policy says nothing about ours
 	}
 	return fmt.Errorf("check the admission policy: %w", err)
 }

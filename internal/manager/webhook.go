@@ -3,6 +3,7 @@ package manager
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net"
 	"net/http"
@@ -34,12 +35,14 @@ func (m *Manager) injectWebhook() http.Handler {
 		if out == nil {
 			return admission.Allowed("not intercepted")
 		}
-		raw, err := json.Marshal(out)
-		if err != nil {
+		// The patch is from what we understood of the pod, not from what came: fields that are newer than our API types stay.
+		before, err1 := json.Marshal(&pod)
+		after, err2 := json.Marshal(out)
+		if err := errors.Join(err1, err2); err != nil {
 			return admission.Allowed("not injected: " + err.Error())
 		}
 		m.cfg.Log.Info("injected", "pod", req.Namespace+"/"+pod.GenerateName)
-		return admission.PatchResponseFromRaw(req.Object.Raw, raw)
+		return admission.PatchResponseFromRaw(before, after)
 	})}
 }
 

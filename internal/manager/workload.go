@@ -1,6 +1,7 @@
 package manager
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"slices"
@@ -91,17 +92,17 @@ func (m *Manager) loadWorkload(ctx context.Context, ns string, ref v1alpha1.Work
 // revision ties a Deployment to its current ReplicaSet.
 const revision = "deployment.kubernetes.io/revision"
 
-// cannotRoll says why the workload's pods cannot be replaced without a gap (D8), or "".
-func (w *workload) cannotRoll() string {
+// cannotRoll says why the workload's pods cannot be replaced, without a gap (D8), by pods with an agent for the port, or "".
+func (w *workload) cannotRoll(port inject.Taken) string {
 	switch {
 	case w.object.Spec.Paused:
 		return fmt.Sprintf("Deployment %s is paused: its pods cannot be replaced", w.key.Name)
 	case w.object.Spec.Strategy.Type == appsv1.RecreateDeploymentStrategyType:
 		return fmt.Sprintf("Deployment %s has strategy Recreate: its pods cannot be replaced without a gap", w.key.Name)
-	case w.template.Annotations[agentcfg.AnnotationInject] == "false":
-		return fmt.Sprintf("Deployment %s forbids it: its pods carry %s=false", w.key.Name, agentcfg.AnnotationInject)
-	case w.template.Spec.HostNetwork:
-		return fmt.Sprintf("Deployment %s uses the node's network (hostNetwork)", w.key.Name)
+	}
+	pod := &corev1.Pod{ObjectMeta: w.template.ObjectMeta, Spec: w.template.Spec}
+	if _, err := inject.Pod(pod, inject.Config{Ports: []inject.Taken{port}}); err != nil {
+		return fmt.Sprintf("the pods of Deployment %s cannot have a traffic-agent: %v", w.key.Name, err)
 	}
 	return ""
 }
@@ -124,6 +125,15 @@ type podsView struct {
 	missingPod string // one of them
 	draining   int    // old pods that clients may still reach
 	trouble    string // why an agent will not come up
+	unready    string // why one of the waiting pods does not get ready, if it says so
+}
+
+// because is the reason of a wait, behind a colon, or "".
+func (v podsView) because() string {
+	if v.unready == "" {
+		return ""
+	}
+	return ": " + v.unready
 }
 
 func (w *workload) view(protocol string, port uint16, serves func(types.UID) bool) podsView {
@@ -139,9 +149,8 @@ func (w *workload) view(protocol string, port uint16, serves func(types.UID) boo
 			v.serving++
 		case covers(p, protocol, port):
 			v.waiting++
-			if t := agentTrouble(p); t != "" {
-				v.trouble = t
-			}
+			v.trouble = cmp.Or(agentTrouble(p), v.trouble)
+			v.unready = cmp.Or(notReady(p), v.unready)
 		case metav1.GetControllerOf(p).UID == w.newest:
 			v.missing++
 			v.missingPod = p.Name
@@ -200,6 +209,21 @@ func agentTrouble(p *corev1.Pod) string {
 				msg = strings.TrimSpace(t.Message)
 			}
 			return fmt.Sprintf("the %s of pod %s does not start: %s: %s", cs.Name, p.Name, w.Reason, msg)
+		}
+	}
+	return ""
+}
+
+// notReady says why a pod is not ready where waiting may still help: the scheduler's words, or those about the app's containers.
+func notReady(p *corev1.Pod) string {
+	for _, c := range p.Status.Conditions {
+		if c.Type == corev1.PodScheduled && c.Status == corev1.ConditionFalse && c.Message != "" {
+			return fmt.Sprintf("pod %s is not scheduled: %s", p.Name, c.Message)
+		}
+	}
+	for _, cs := range slices.Concat(p.Status.InitContainerStatuses, p.Status.ContainerStatuses) {
+		if w := cs.State.Waiting; w != nil && slices.Contains(hopeless, w.Reason) {
+			return fmt.Sprintf("container %s of pod %s does not start: %s: %s", cs.Name, p.Name, w.Reason, w.Message)
 		}
 	}
 	return ""

@@ -153,7 +153,7 @@ func (x *intercepts) wait(ctx context.Context, uid string, progress localapi.Pro
 
 func kindOf(reason string) uerr.Kind {
 	switch reason {
-	case "NoWorkload", "NoPort", "NoSuchPort":
+	case "NoWorkload", "NoPort", "NoSuchPort", "NoSuchService", "NoSuchContainer":
 		return uerr.NotFound
 	case "AmbiguousPort":
 		return uerr.Usage
