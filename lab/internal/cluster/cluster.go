@@ -21,7 +21,7 @@ import (
 
 // serverEnv is the environment of every server; PATH has all that kubelet, containerd and runc call.
 func serverEnv() []string {
-	return []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root"}
+	return []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/"}
 }
 
 // Open returns the record of a lab that is up.
