@@ -6,11 +6,16 @@ import (
 )
 
 // FromTCP makes a flow's end of a TCP connection. Reset is a RST on the wire (SO_LINGER 0, socket(7)).
-func FromTCP(c *net.TCPConn) Stream { return &tcpStream{c} }
+func FromTCP(c *net.TCPConn) Stream {
+	t := &tcpStream{c: c}
+	t.init()
+	return t
+}
 
 // tcpStream does not embed the connection: net.TCPConn's own ReadFrom and WriteTo would take the place of the faster ways here.
 type tcpStream struct {
 	c *net.TCPConn
+	nonblocking
 }
 
 func (t *tcpStream) Read(p []byte) (int, error)  { return t.c.Read(p) }

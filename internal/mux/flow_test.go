@@ -48,9 +48,9 @@ func TestBudget(t *testing.T) {
 	if testing.Short() {
 		t.Skip("allocates")
 	}
-	const budget = 8 << 20
-	cfg := mux.Config{Budget: budget, MaxStreams: 1000, Backlog: 1000}
-	p := newPair(t, muxtest.Config{}, mux.Config{MaxStreams: 1000}, cfg)
+	const budget = 4 << 20
+	cfg := mux.Config{Budget: budget, MaxStreams: 500}
+	p := newPair(t, muxtest.Config{}, mux.Config{MaxStreams: 500}, cfg)
 	var mu sync.Mutex
 	var held []*mux.Stream
 	serve(t, p.b, func(r *mux.Request) {
@@ -70,7 +70,7 @@ func TestBudget(t *testing.T) {
 	frames, zeros := []int{1, 100, 1400, 5000, 65_528}, make([]byte, 65_528)
 	each := []int{1_000, 20_000, 50_000, 100_000, 200_000} // each more than its stream's share
 	total := int64(0)
-	for i := range 1000 {
+	for i := range 500 {
 		total += int64(each[i%len(each)])
 		st := open(t, p.a)
 		writers.Go(func() {
@@ -420,4 +420,74 @@ func TestConfig(t *testing.T) {
 			t.Errorf("%+v was accepted", cfg)
 		}
 	}
+}
+
+// trickle takes n bytes at a time, then nothing until the blocking Write.
+type trickle struct {
+	mu   sync.Mutex
+	room int
+	got  []byte
+	fail error
+	slow int // bytes that came by Write
+}
+
+func (d *trickle) TryWrite(p []byte) (int, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.fail != nil {
+		return 0, d.fail
+	}
+	n := min(len(p), d.room)
+	d.room -= n
+	d.got = append(d.got, p[:n]...)
+	return n, nil
+}
+
+func (d *trickle) Write(p []byte) (int, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.got = append(d.got, p...)
+	d.slow += len(p)
+	d.room += 100
+	return len(p), d.fail
+}
+
+// TestDirect: what goes past the buffer keeps its order with what goes through it.
+func TestDirect(t *testing.T) {
+	p := newPair(t, muxtest.Config{}, mux.Config{}, mux.Config{})
+	a, b := accepted(t, p)
+	d := &trickle{}
+	done := make(chan error, 1)
+	go func() { _, err := b.WriteTo(d); done <- err }()
+	var want []byte
+	for i := range 20_000 {
+		msg := fmt.Appendf(nil, "message %d;", i)
+		if i%1000 == 999 {
+			msg = append(msg, make([]byte, 20_000)...)
+		}
+		want = append(want, msg...)
+		if _, err := a.Write(msg); err != nil {
+			t.Fatal(err)
+		}
+	}
+	_ = a.CloseWrite()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	if string(d.got) != string(want) {
+		t.Error("the order changed")
+	}
+	if d.slow == 0 || d.slow == len(want) {
+		t.Errorf("%d of %d bytes by Write: only one way was used", d.slow, len(want))
+	}
+	_ = b.Close()
+
+	a, b = accepted(t, p)
+	d = &trickle{fail: errors.New("broken")}
+	go func() { _, err := b.WriteTo(d); done <- err }()
+	_, _ = a.Write([]byte("x"))
+	if err := <-done; !errors.Is(err, d.fail) {
+		t.Error(err)
+	}
+	b.Reset()
 }

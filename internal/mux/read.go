@@ -245,8 +245,8 @@ func (s *Session) readData(br *bufio.Reader, h wire.Header) error {
 		if err != nil {
 			return err
 		}
-		st.deliver(p, message)
-		_, err = br.Discard(h.Len)
+		err = st.deliver(p, message)
+		_, _ = br.Discard(h.Len)
 		return err
 	}
 	if message {
@@ -316,19 +316,47 @@ func (st *Stream) arriving(cost int) (keep bool, err error) {
 	return true, nil
 }
 
-// deliver adds a small frame's payload to the buffer.
-func (st *Stream) deliver(p []byte, message bool) {
+// deliver adds a small frame's payload to the buffer, or gives it straight to the destination.
+func (st *Stream) deliver(p []byte, message bool) error {
 	st.mu.Lock()
-	if !st.freed {
+	g := 0
+	if !message && !st.freed {
+		st.owed += wire.HeaderLen // headers are not stored
+		p, g = st.deliverDirectLocked(p)
+	}
+	if !st.freed && (message || len(p) > 0) {
 		if message {
 			st.in.addMessage(p)
 		} else {
 			st.in.add(p)
-			st.owed += wire.HeaderLen // headers are not stored
 		}
 		st.readable.Signal()
 	}
 	st.mu.Unlock()
+	if g == 0 {
+		return nil
+	}
+	return st.s.reply(func(b []byte) []byte { return wire.AppendUint32(b, wire.TypeWindow, st.id, uint32(g)) })
+}
+
+// deliverDirectLocked gives the destination what it takes of p at once, if the receiver is WriteTo and has nothing in its
+// hands, and returns the rest, and what credit to grant. It saves a small request the wake-up of one more goroutine. It
+// unlocks meanwhile: only the reader goroutine adds to the buffer, and the receiver leaves an empty one alone.
+func (st *Stream) deliverDirectLocked(p []byte) (rest []byte, grant int) {
+	if st.direct == nil || !st.waiting || st.in.head != nil {
+		return p, 0
+	}
+	d := st.direct
+	st.mu.Unlock()
+	n, err := d.TryWrite(p)
+	st.mu.Lock()
+	if err != nil {
+		st.directErr = err
+		st.readable.Signal()
+		return nil, 0
+	}
+	st.owed += n
+	return p[n:], st.grantLocked()
 }
 
 // deliverChunk adds a chunk to the buffer; overhead is what is not stored of the frame.

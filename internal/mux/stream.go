@@ -54,6 +54,10 @@ type Stream struct {
 	finRecvd bool
 	request  *Request // acceptor, while somebody may want its context
 
+	direct    TryWriter // WriteTo's destination
+	directErr error     // why it ended
+	waiting   bool      // the receiver waits in next with nothing in its hands
+
 	in       chunks
 	window   int  // share of the budget: credit + buffered + unread overhead + owed
 	credit   int  // what the peer may still send
@@ -241,8 +245,14 @@ func (st *Stream) next() error {
 		}
 		if c := st.in.pop(); c != nil {
 			st.cur = c
+			st.waiting = false
 			st.mu.Unlock()
 			return nil
+		}
+		if st.directErr != nil {
+			err := st.directErr
+			st.mu.Unlock()
+			return err
 		}
 		if st.finRecvd { // also if a RST came later: the data is complete
 			if st.gone {
@@ -256,6 +266,7 @@ func (st *Stream) next() error {
 			st.mu.Unlock()
 			return err
 		}
+		st.waiting = true
 		st.readable.Wait()
 	}
 }
@@ -372,11 +383,28 @@ func (st *Stream) readMessage(p []byte) (int, error) {
 	return n, nil
 }
 
-// WriteTo writes what arrives to w until the peer's FIN; it saves io.Copy a copy.
+// TryWriter is a destination that can take bytes without ever blocking: it takes what it can and reports how many, 0 if it is
+// full. Only an end of the destination is an error.
+type TryWriter interface {
+	TryWrite(p []byte) (int, error)
+}
+
+// WriteTo writes what arrives to w until the peer's FIN; it saves io.Copy a copy. If w is a TryWriter, small frames that
+// find the stream empty go to it straight from the session's reader, without waking this goroutine.
 func (st *Stream) WriteTo(w io.Writer) (int64, error) {
 	st.readMu.Lock()
 	defer st.readMu.Unlock()
 	var total int64
+	if tw, ok := w.(TryWriter); ok {
+		st.mu.Lock()
+		st.direct, st.directErr = tw, nil
+		st.mu.Unlock()
+		defer func() {
+			st.mu.Lock()
+			st.direct = nil
+			st.mu.Unlock()
+		}()
+	}
 	for {
 		if st.cur == nil {
 			if err := st.next(); err == io.EOF { //nolint:errorlint // next returns io.EOF itself

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/netip"
 	"runtime"
 	"slices"
 	"sync"
@@ -16,8 +17,10 @@ import (
 	"testing"
 	"time"
 
+	"github.com/doppel-dev/doppel/internal/flow"
 	"github.com/doppel-dev/doppel/internal/mux"
 	"github.com/doppel-dev/doppel/internal/tunnel"
+	"github.com/doppel-dev/doppel/internal/wire"
 )
 
 // tcpPair returns both ends of a loopback TCP connection.
@@ -333,4 +336,157 @@ func BenchmarkPingUnderBulk(b *testing.B) {
 	slices.Sort(times)
 	b.ReportMetric(float64(times[len(times)/2].Microseconds()), "p50-µs")
 	b.ReportMetric(float64(times[len(times)*99/100].Microseconds()), "p99-µs")
+}
+
+// relayed returns a connection to a server through two relays and a tunnel: TCP, laptop's relay, tunnel, manager's relay, TCP.
+func relayed(b testing.TB, server func(*net.TCPConn)) func() net.Conn {
+	b.Helper()
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		b.Fatal(err)
+	}
+	front, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		b.Fatal(err)
+	}
+	e := benchTunnel(b)
+	var wg sync.WaitGroup
+	accept := func(ln net.Listener, fn func(*net.TCPConn)) {
+		wg.Go(func() {
+			for {
+				c, err := ln.Accept()
+				if err != nil {
+					return
+				}
+				wg.Go(func() { fn(c.(*net.TCPConn)) })
+			}
+		})
+	}
+	accept(ln, server)
+	dst := netip.MustParseAddrPort(ln.Addr().String())
+	accept(front, func(c *net.TCPConn) {
+		st, err := tunnel.DialTCP(context.Background(), e.a, netip.AddrPort{}, dst)
+		if err != nil {
+			_ = c.Close()
+			return
+		}
+		_, _, _ = flow.Relay(flow.FromTCP(c), st)
+	})
+	wg.Go(func() {
+		_ = tunnel.Serve(context.Background(), e.b, tunnel.Handlers{TCP: func(r *mux.Request, h wire.FlowHeader) {
+			_ = tunnel.ServeDial(r, h, &net.Dialer{})
+		}})
+	})
+	b.Cleanup(func() {
+		_ = e.a.Close()
+		_ = e.b.Close()
+		_ = ln.Close()
+		_ = front.Close()
+		wg.Wait()
+	})
+	return func() net.Conn {
+		c, err := net.Dial("tcp", front.Addr().String())
+		if err != nil {
+			b.Fatal(err)
+		}
+		return c
+	}
+}
+
+// BenchmarkRelayBulk sends through the whole way: two relays and the tunnel.
+func BenchmarkRelayBulk(b *testing.B) {
+	const block = 64 << 10
+	b.SetBytes(block)
+	got := make(chan int64, 1)
+	dial := relayed(b, func(c *net.TCPConn) {
+		n, _ := io.CopyBuffer(struct{ io.Writer }{io.Discard}, struct{ io.Reader }{c}, make([]byte, 256<<10))
+		got <- n
+		_ = c.Close()
+	})
+	c := dial()
+	buf := make([]byte, block)
+	start := cpu()
+	b.ResetTimer()
+	for range b.N {
+		if _, err := c.Write(buf); err != nil {
+			b.Fatal(err)
+		}
+	}
+	_ = c.(*net.TCPConn).CloseWrite()
+	if n := <-got; n != int64(b.N)*block {
+		b.Fatal(n)
+	}
+	b.ReportMetric((cpu()-start).Seconds()/(float64(b.N)*block/1e9), "cpu-s/GB")
+	_ = c.Close()
+}
+
+// BenchmarkRelayEcho is a request and an answer of 100 bytes through the whole way.
+func BenchmarkRelayEcho(b *testing.B) {
+	for _, n := range []int{1, 8} {
+		b.Run(fmt.Sprint(n), func(b *testing.B) {
+			dial := relayed(b, func(c *net.TCPConn) { _, _ = io.Copy(c, c); _ = c.Close() })
+			b.ReportAllocs()
+			var left atomic.Int64
+			left.Store(int64(b.N))
+			start := cpu()
+			b.ResetTimer()
+			var wg sync.WaitGroup
+			for range n {
+				wg.Go(func() {
+					c := dial()
+					defer c.Close()
+					buf := make([]byte, 100)
+					for left.Add(-1) >= 0 {
+						_, _ = c.Write(buf)
+						if _, err := io.ReadFull(c, buf); err != nil {
+							b.Error(err)
+							return
+						}
+					}
+				})
+			}
+			wg.Wait()
+			b.ReportMetric(float64((cpu()-start).Microseconds())/float64(b.N), "cpu-µs/op")
+		})
+	}
+}
+
+// BenchmarkRelayConnect is connect, request, answer, close through the whole way.
+func BenchmarkRelayConnect(b *testing.B) {
+	dial := relayed(b, func(c *net.TCPConn) { _, _ = io.Copy(c, c); _ = c.Close() })
+	buf := make([]byte, 100)
+	b.ReportAllocs()
+	for b.Loop() {
+		c := dial()
+		_, _ = c.Write(buf)
+		if _, err := io.ReadFull(c, buf); err != nil {
+			b.Fatal(err)
+		}
+		_ = c.Close()
+	}
+}
+
+// BenchmarkIdleFlows reports the memory of a flow that does nothing, both ends of the tunnel and both relays together.
+func BenchmarkIdleFlows(b *testing.B) {
+	const flows = 1000
+	dial := relayed(b, func(c *net.TCPConn) { _, _ = io.Copy(c, c); _ = c.Close() })
+	for b.Loop() {
+		var before, after runtime.MemStats
+		runtime.GC()
+		runtime.ReadMemStats(&before)
+		conns := make([]net.Conn, flows)
+		buf := make([]byte, 100)
+		for i := range conns {
+			conns[i] = dial()
+			_, _ = conns[i].Write(buf)
+			_, _ = io.ReadFull(conns[i], buf)
+		}
+		runtime.GC()
+		runtime.ReadMemStats(&after)
+		b.ReportMetric(float64(after.HeapInuse-before.HeapInuse)/flows, "heap-B/flow")
+		b.ReportMetric(float64(after.StackInuse-before.StackInuse)/flows, "stack-B/flow")
+		for _, c := range conns {
+			_ = c.Close()
+		}
+	}
 }

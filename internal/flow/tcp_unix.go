@@ -58,3 +58,39 @@ func (r *readiness) read() (*[bufferSize]byte, int, error) {
 	}
 	return r.buf, r.n, nil
 }
+
+// nonblocking is what a TCP stream needs for writes that never block. It is for one goroutine, the tunnel's reader.
+type nonblocking struct {
+	rc  syscall.RawConn
+	try func(fd uintptr) bool
+	p   []byte
+	n   int
+	err error
+}
+
+func (t *tcpStream) init() {
+	t.rc, _ = t.c.SyscallConn() // fails only for a nil connection
+	t.try = t.writeOnce
+}
+
+// TryWrite writes what fits into the socket's buffer. It must not run beside Write: that one may hold the socket until it has room.
+func (t *tcpStream) TryWrite(p []byte) (int, error) {
+	t.p = p
+	err := t.rc.Write(t.try)
+	t.p = nil
+	if err != nil {
+		return 0, err
+	}
+	if t.err != nil {
+		return 0, os.NewSyscallError("write", t.err)
+	}
+	return t.n, nil
+}
+
+func (t *tcpStream) writeOnce(fd uintptr) bool {
+	t.n, t.err = syscall.Write(int(fd), t.p)
+	if t.err == syscall.EAGAIN || t.err == syscall.EINTR { //nolint:errorlint // a system call's own error
+		t.n, t.err = 0, nil
+	}
+	return true
+}

@@ -16,3 +16,10 @@ func (r *readiness) read() (*[bufferSize]byte, int, error) {
 	n, err := r.c.Read(buf[:])
 	return buf, n, err
 }
+
+type nonblocking struct{}
+
+func (*tcpStream) init() {}
+
+// TryWrite takes nothing: everything goes through Write.
+func (*tcpStream) TryWrite([]byte) (int, error) { return 0, nil }
