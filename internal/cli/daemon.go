@@ -63,11 +63,11 @@ func openLog(path string) (*os.File, error) {
 }
 
 // connectRoot connects to the root daemon; one that is gone is started again if that takes no password.
-func connectRoot(ctx context.Context) (*rootapi.Client, error) {
+func connectRoot(ctx context.Context, o rootapi.Options) (*rootapi.Client, error) {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
 	if _, err := spawn.RootDaemon(ctx, spawn.Root{}); err != nil {
 		return nil, err
 	}
-	return rootapi.Dial(ctx, spawn.RootSocket(), rootapi.Options{})
+	return rootapi.Dial(ctx, spawn.RootSocket(), o)
 }

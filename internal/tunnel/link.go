@@ -14,9 +14,12 @@ import (
 )
 
 // Pauses between attempts to reconnect: doubled from the first to the last, each with up to half of itself as jitter.
+// While a session outlives its tunnel (eagerFor) the pauses stay short, so that a manager that is back is found at once.
 const (
 	firstPause = 50 * time.Millisecond
-	lastPause  = time.Second
+	eagerPause = 250 * time.Millisecond
+	eagerFor   = 30 * time.Second
+	lastPause  = 2 * time.Second
 )
 
 // LinkConfig says how to make and use a tunnel. Dial is required.
@@ -117,6 +120,7 @@ func (l *Link) Run(ctx context.Context) error {
 
 func (l *Link) run(ctx context.Context) error {
 	pause := firstPause
+	lost := time.Now()
 	for {
 		start := time.Now()
 		s, reply, err := l.cfg.Dial(ctx)
@@ -125,6 +129,7 @@ func (l *Link) run(ctx context.Context) error {
 			if time.Since(start) > 2*lastPause { // it held: the next loss is a new one
 				pause = firstPause
 			}
+			lost = time.Now()
 		}
 		if ctx.Err() != nil {
 			return nil
@@ -144,7 +149,11 @@ func (l *Link) run(ctx context.Context) error {
 			t.Stop()
 			return nil
 		}
-		pause = min(2*pause, lastPause)
+		last := lastPause
+		if time.Since(lost) < eagerFor {
+			last = eagerPause
+		}
+		pause = min(2*pause, last)
 	}
 }
 

@@ -71,7 +71,7 @@ func openNetwork(ctx context.Context, s *session, info control.Cluster) (_ *netw
 	}
 	n.resolver.SetNames(names(info, s.cluster.Namespace))
 	n.group.Go("resolver", n.resolver.Run)
-	if n.root, err = s.cfg.root(ctx); err != nil {
+	if n.root, err = s.cfg.root(ctx, n.rootOptions()); err != nil {
 		return nil, err
 	}
 	n.wanted = n.desired(info)
@@ -97,6 +97,11 @@ func (n *network) startStack(tun *os.File) error {
 	}
 	n.group.Go("stack", n.stack.Run)
 	return nil
+}
+
+// rootOptions has the root daemon tell us of new resolvers: DHCP, a VPN, another network.
+func (n *network) rootOptions() rootapi.Options {
+	return rootapi.Options{Changed: n.setState, Log: n.s.log}
 }
 
 // desired is the state asked of the root daemon for what the cluster says of itself.
@@ -190,7 +195,7 @@ func (n *network) recoverRoot(ctx context.Context) error {
 	var err error
 	for ctx.Err() == nil {
 		var root *rootapi.Client
-		if root, err = n.s.cfg.root(ctx); err == nil {
+		if root, err = n.s.cfg.root(ctx, n.rootOptions()); err == nil {
 			n.mu.Lock()
 			n.root = root
 			w := n.wanted

@@ -31,7 +31,7 @@ const connectTimeout = 10 * time.Second
 type sessionConfig struct {
 	cluster   *kube.Cluster
 	managerNS string
-	root      func(context.Context) (*rootapi.Client, error)
+	root      func(context.Context, rootapi.Options) (*rootapi.Client, error)
 	log       *slog.Logger
 	progress  localapi.Progress
 	ended     func(*session, error)

@@ -26,7 +26,7 @@ type Config struct {
 	LogFile string
 	// RootSocket is where the root daemon listens; Root connects to it and starts it first where that needs no password.
 	RootSocket string
-	Root       func(ctx context.Context) (*rootapi.Client, error)
+	Root       func(ctx context.Context, o rootapi.Options) (*rootapi.Client, error)
 	Log        *slog.Logger
 }
 
