@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -114,4 +115,16 @@ func podLogs(ctx context.Context, c *cluster, ns, selector, container string) st
 		fmt.Fprintf(&out, "%s:\n%s", p.Name, drain(r))
 	}
 	return out.String()
+}
+
+// get reads a path of the API server into out.
+func (c *cluster) get(t *testing.T, path string, out any) {
+	t.Helper()
+	b, err := c.core.Discovery().RESTClient().Get().AbsPath(path).DoRaw(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := json.Unmarshal(b, out); err != nil {
+		t.Fatal(err)
+	}
 }

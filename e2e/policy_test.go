@@ -223,14 +223,15 @@ func setRenew(v string) func(*unstructured.Unstructured) {
 
 func renewBody(v string) string { return `{"spec":{"renewTime":"` + v + `"}}` }
 
-// forged are n entries that say they own renewTime since a time in the future.
+// forged are n entries that say they own renewTime since a time in the future, and another field, with which they outlive the loss
+// of renewTime to whoever changes it: beyond ten entries the API server merges the oldest, which is then the honest one.
 func forged(n int) []metav1.ManagedFieldsEntry {
 	var f []metav1.ManagedFieldsEntry
 	for i := range n {
 		at := metav1.NewTime(time.Now().Add(2 * future).Add(time.Duration(i) * time.Second))
 		f = append(f, metav1.ManagedFieldsEntry{
 			Manager: fmt.Sprintf("forged-%d", i), Operation: metav1.ManagedFieldsOperationUpdate, APIVersion: "doppel.dev/v1alpha1",
-			FieldsType: "FieldsV1", FieldsV1: &metav1.FieldsV1{Raw: []byte(`{"f:spec":{"f:renewTime":{}}}`)}, Time: &at,
+			FieldsType: "FieldsV1", FieldsV1: &metav1.FieldsV1{Raw: []byte(`{"f:spec":{"f:user":{},"f:renewTime":{}}}`)}, Time: &at,
 		})
 	}
 	return f

@@ -173,7 +173,6 @@ func (c *cluster) objectsVisible(t *testing.T, ns string) {
 // empty checks that nothing of doppel is left in the cluster, agents included.
 func (c *cluster) empty(t *testing.T, ns string) {
 	t.Helper()
-	rc := c.core.Discovery().RESTClient()
 	for _, path := range []string{
 		"/api/v1/namespaces",
 		"/apis/apiextensions.k8s.io/v1/customresourcedefinitions",
@@ -185,16 +184,8 @@ func (c *cluster) empty(t *testing.T, ns string) {
 		"/apis/rbac.authorization.k8s.io/v1/roles",
 		"/apis/rbac.authorization.k8s.io/v1/rolebindings",
 	} {
-		b, err := rc.Get().AbsPath(path).DoRaw(t.Context())
-		if err != nil {
-			t.Fatal(err)
-		}
-		var list struct {
-			Items []metav1.PartialObjectMetadata
-		}
-		if err := json.Unmarshal(b, &list); err != nil {
-			t.Fatal(err)
-		}
+		var list metav1.PartialObjectMetadataList
+		c.get(t, path, &list)
 		for _, o := range list.Items {
 			if strings.Contains(o.Name, "doppel") || strings.Contains(o.Name, "traffic-manager") {
 				t.Errorf("%s is left: %s", path, o.Name)
