@@ -16,8 +16,8 @@ func (s *Session) Held() (windows, used int) {
 	defer s.mu.Unlock()
 	for _, st := range s.streams {
 		st.mu.Lock()
-		windows += st.window
-		used += st.credit + st.in.bytes
+		windows += st.rx.window
+		used += st.rx.credit + st.rx.buf.bytes
 		st.mu.Unlock()
 	}
 	return windows, used
@@ -30,7 +30,7 @@ func (s *Session) Live() int { return int(s.live.Load()) }
 func (st *Stream) Window() int {
 	st.mu.Lock()
 	defer st.mu.Unlock()
-	return st.window
+	return st.rx.window
 }
 
 // SetNextID sets the number of the next stream.

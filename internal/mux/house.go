@@ -59,13 +59,13 @@ func (s *Session) moveCredit() (waiting bool) {
 	low := s.budget.low()
 	for _, st := range streams {
 		st.mu.Lock()
-		ask := low && !st.touched && !st.asked && !st.pending && st.credit > minWindow && !st.finRecvd
-		st.touched = false
-		st.asked = st.asked || ask
+		ask := low && !st.rx.touched && !st.rx.asked && !st.pending && st.rx.credit > minWindow && !st.rx.fin
+		st.rx.touched = false
+		st.rx.asked = st.rx.asked || ask
 		g := 0
-		if st.wanted > 0 {
+		if st.rx.wanted > 0 {
 			g = st.grantLocked()
-			waiting = waiting || st.wanted > 0
+			waiting = waiting || st.rx.wanted > 0
 		}
 		st.mu.Unlock()
 		if ask {

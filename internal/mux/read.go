@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"time"
 
 	"github.com/doppel-dev/doppel/internal/wire"
@@ -162,8 +161,8 @@ func (s *Session) onOpen(h wire.Header, p []byte) error {
 		return fmt.Errorf("%w: OPEN of stream %d, a number of the other end", wire.ErrProtocol, h.Stream)
 	}
 	st := newStream(s, h.Stream, false, 0)
-	st.sendCred = h.Window()
-	st.finRecvd = h.Flags&wire.FlagFin != 0
+	st.tx.credit = h.Window()
+	st.rx.fin = h.Flags&wire.FlagFin != 0
 	req := &Request{st: st, header: p}
 	st.request = req
 
@@ -212,9 +211,9 @@ func (s *Session) onAnswer(h wire.Header, a answer) error {
 		st.end(a.err, true)
 		return nil
 	}
-	st.sendCred = h.Window()
-	st.finRecvd = h.Flags&wire.FlagFin != 0
-	both := st.finRecvd && st.finSent
+	st.tx.credit = h.Window()
+	st.rx.fin = h.Flags&wire.FlagFin != 0
+	both := st.rx.fin && st.tx.fin
 	st.mu.Unlock()
 	if both {
 		s.remove(st)
@@ -253,199 +252,4 @@ func (s *Session) readData(br *bufio.Reader, h wire.Header) error {
 		return st.readMessageFrom(br, h.Len)
 	}
 	return st.readBytesFrom(br, h.Len)
-}
-
-// refuse answers a peer that sends to a closed stream.
-func (st *Stream) refuse() {
-	_ = st.sendRst(false, wire.CodeReset) // behind what was written before Close
-	st.end(net.ErrClosed, true)
-}
-
-// readBytesFrom reads n bytes straight into a buffer of the stream. On a slow connection it hands on what has come.
-func (st *Stream) readBytesFrom(br *bufio.Reader, n int) error {
-	c := getChunk(n)
-	for start := time.Now(); ; {
-		m, err := br.Read(c.b[c.w : c.w+n])
-		c.w += m
-		n -= m
-		if n == 0 {
-			st.deliverChunk(c, wire.HeaderLen)
-			return nil
-		}
-		if err != nil {
-			c.recycle()
-			return err
-		}
-		now := time.Now()
-		if now.Sub(start) > slowRead {
-			st.deliverChunk(c, 0)
-			c = getChunk(n)
-		}
-		start = now
-	}
-}
-
-func (st *Stream) readMessageFrom(br *bufio.Reader, n int) error {
-	c := getChunk(n + 2)
-	c.b[0], c.b[1] = byte(n>>8), byte(n)
-	if _, err := io.ReadFull(br, c.b[2:2+n]); err != nil {
-		c.recycle()
-		return err
-	}
-	c.w, c.messages = 2+n, true
-	st.deliverChunk(c, 0)
-	return nil
-}
-
-// arriving takes the credit for a DATA frame. keep is false if nobody wants the data any more.
-func (st *Stream) arriving(cost int) (keep bool, err error) {
-	st.mu.Lock()
-	defer st.mu.Unlock()
-	switch {
-	case st.closed:
-		return false, nil
-	case st.pending && st.mine:
-		return false, fmt.Errorf("%w: DATA before the answer on stream %d", wire.ErrProtocol, st.id)
-	case st.finRecvd:
-		return false, fmt.Errorf("%w: DATA after FIN on stream %d", wire.ErrProtocol, st.id)
-	case cost > st.credit:
-		return false, fmt.Errorf("%w: %d bytes on stream %d with %d bytes of credit", wire.ErrProtocol, cost, st.id, st.credit)
-	}
-	st.credit -= cost
-	st.touched = true
-	return true, nil
-}
-
-// deliver adds a small frame's payload to the buffer, or gives it straight to the destination.
-func (st *Stream) deliver(p []byte, message bool) error {
-	st.mu.Lock()
-	g := 0
-	if !message && !st.freed {
-		st.owed += wire.HeaderLen // headers are not stored
-		p, g = st.deliverDirectLocked(p)
-	}
-	if !st.freed && (message || len(p) > 0) {
-		if message {
-			st.in.addMessage(p)
-		} else {
-			st.in.add(p)
-		}
-		st.readable.Signal()
-	}
-	st.mu.Unlock()
-	if g == 0 {
-		return nil
-	}
-	return st.s.reply(func(b []byte) []byte { return wire.AppendUint32(b, wire.TypeWindow, st.id, uint32(g)) })
-}
-
-// deliverDirectLocked gives the destination what it takes of p at once, if the receiver is WriteTo and has nothing in its
-// hands, and returns the rest, and what credit to grant. It saves a small request the wake-up of one more goroutine. It
-// unlocks meanwhile: only the reader goroutine adds to the buffer, and the receiver leaves an empty one alone.
-func (st *Stream) deliverDirectLocked(p []byte) (rest []byte, grant int) {
-	if st.direct == nil || !st.waiting || st.in.head != nil {
-		return p, 0
-	}
-	d := st.direct
-	st.mu.Unlock()
-	n, err := d.TryWrite(p)
-	st.mu.Lock()
-	if err != nil {
-		st.directErr = err
-		st.readable.Signal()
-		return nil, 0
-	}
-	st.owed += n
-	return p[n:], st.grantLocked()
-}
-
-// deliverChunk adds a chunk to the buffer; overhead is what is not stored of the frame.
-func (st *Stream) deliverChunk(c *chunk, overhead int) {
-	st.mu.Lock()
-	if st.freed {
-		st.mu.Unlock()
-		c.recycle()
-		return
-	}
-	st.owed += overhead
-	st.in.push(c)
-	st.readable.Signal()
-	st.mu.Unlock()
-}
-
-func (st *Stream) onFin() error {
-	st.mu.Lock()
-	if st.finRecvd || st.pending {
-		st.mu.Unlock()
-		return fmt.Errorf("%w: FIN out of order on stream %d", wire.ErrProtocol, st.id)
-	}
-	st.finRecvd = true
-	both := st.finSent && !st.pending
-	st.readable.Broadcast()
-	st.mu.Unlock()
-	if both {
-		st.s.remove(st)
-	}
-	return nil
-}
-
-func (st *Stream) onWindow(n uint32) error {
-	st.mu.Lock()
-	defer st.mu.Unlock()
-	if int64(st.sendCred)+int64(n) > wire.MaxCredit {
-		return fmt.Errorf("%w: credit of stream %d overflows", wire.ErrProtocol, st.id)
-	}
-	st.sendCred += int(n)
-	st.wantSent = false
-	st.writable.Signal()
-	return nil
-}
-
-func (st *Stream) onWant(n uint32) error {
-	if n > wire.MaxFrame {
-		return fmt.Errorf("%w: WANT of %d bytes on stream %d", wire.ErrProtocol, n, st.id)
-	}
-	st.mu.Lock()
-	if st.closed { // nobody will ever grant more
-		st.mu.Unlock()
-		st.refuse()
-		return nil
-	}
-	st.wanted = int(n)
-	g := st.grantLocked()
-	st.mu.Unlock()
-	if g == 0 {
-		return nil
-	}
-	return st.s.reply(func(b []byte) []byte { return wire.AppendUint32(b, wire.TypeWindow, st.id, uint32(g)) })
-}
-
-func (st *Stream) onReclaim(keep uint32) error {
-	st.mu.Lock()
-	n := st.sendCred - int(min(keep, wire.MaxCredit))
-	if n > 0 {
-		st.sendCred -= n
-	}
-	st.mu.Unlock()
-	if n <= 0 {
-		n = 0
-	}
-	return st.s.reply(func(b []byte) []byte { return wire.AppendUint32(b, wire.TypeReturn, st.id, uint32(n)) })
-}
-
-func (st *Stream) onReturn(n uint32) error {
-	st.mu.Lock()
-	defer st.mu.Unlock()
-	if !st.asked || int64(n) > int64(st.credit) {
-		return fmt.Errorf("%w: RETURN of %d bytes on stream %d", wire.ErrProtocol, n, st.id)
-	}
-	st.asked = false
-	st.credit -= int(n)
-	if !st.freed {
-		back := min(int(n), st.window-minWindow)
-		st.window -= back
-		st.owed += int(n) - back
-		st.s.budget.release(back)
-	}
-	return nil
 }

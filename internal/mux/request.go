@@ -128,16 +128,16 @@ func (st *Stream) accept(reply []byte, fin bool) error {
 	}
 	st.pending = false
 	hdr := wire.Header{Type: wire.TypeOK, Stream: st.id}
-	if !st.finRecvd && !fin {
+	if !st.rx.fin && !fin {
 		window := st.s.budget.initial(st.s.cfg.InitialWindow)
-		st.window, st.credit = window, window
+		st.rx.window, st.rx.credit = window, window
 		hdr.Flags = windowLog(window)
 	}
 	if fin {
-		st.finSent = true
+		st.tx.fin = true
 		hdr.Flags |= wire.FlagFin
 	}
-	both := fin && st.finRecvd
+	both := fin && st.rx.fin
 	st.mu.Unlock()
 
 	st.writeMu.Lock()

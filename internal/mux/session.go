@@ -90,7 +90,7 @@ func (s *Session) Call(ctx context.Context, hdr []byte) ([]byte, error) {
 		return nil, err
 	}
 	st.mu.Lock()
-	whole := st.finRecvd && st.in.head == nil
+	whole := st.rx.fin && st.rx.buf.head == nil
 	st.mu.Unlock()
 	if whole {
 		return reply, st.Close()
@@ -162,7 +162,7 @@ func (s *Session) newOutgoing(flags uint8) (*Stream, error) {
 	st := newStream(s, s.nextID, true, window)
 	st.first = windowLog(window)
 	st.answer = make(chan answer, 1)
-	st.finSent = flags&wire.FlagFin != 0
+	st.tx.fin = flags&wire.FlagFin != 0
 	s.nextID += 2
 	s.streams[st.id] = st
 	s.live.Add(1)
@@ -305,7 +305,7 @@ func (s *Session) remove(st *Stream) {
 	s.mu.Unlock()
 	st.mu.Lock()
 	st.leaveLocked()
-	if st.finRecvd && st.in.head == nil {
+	if st.rx.fin && st.rx.buf.head == nil {
 		st.freeLocked()
 	}
 	req := st.request

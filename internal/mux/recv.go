@@ -1,0 +1,209 @@
+package mux
+
+import (
+	"encoding/binary"
+	"errors"
+	"io"
+	"net"
+
+	"github.com/doppel-dev/doppel/internal/wire"
+)
+
+// next waits for received data and makes it st.cur. readMu is held. io.EOF is the end of the peer's direction.
+func (st *Stream) next() error {
+	st.mu.Lock()
+	for {
+		if st.closed || st.readDeadline.expired {
+			err := net.ErrClosed
+			if !st.closed {
+				err = errTimeout
+			}
+			st.mu.Unlock()
+			return err
+		}
+		if c := st.rx.buf.pop(); c != nil {
+			st.cur = c
+			st.rx.waiting = false
+			st.mu.Unlock()
+			return nil
+		}
+		if st.rx.directErr != nil {
+			err := st.rx.directErr
+			st.mu.Unlock()
+			return err
+		}
+		if st.rx.fin { // also if a RST came later: the data is complete
+			if st.gone {
+				st.freeLocked()
+			}
+			st.mu.Unlock()
+			return io.EOF
+		}
+		if st.err != nil {
+			err := st.err
+			st.mu.Unlock()
+			return err
+		}
+		st.rx.waiting = true
+		st.readable.Wait()
+	}
+}
+
+// consumed gives the peer credit for n bytes that were taken from the buffer, in portions of a quarter of the window.
+func (st *Stream) consumed(n int) {
+	st.mu.Lock()
+	st.rx.owed += n
+	g := st.grantLocked()
+	st.mu.Unlock()
+	st.sendGrant(g)
+}
+
+// grantLocked returns how much credit to send now, which the caller does.
+func (st *Stream) grantLocked() int {
+	if st.rx.fin || st.freed || st.err != nil {
+		return 0
+	}
+	// The peer waits although nearly all was read: it is the window that is too small, not the reader that is slow. A
+	// message that is larger than the window needs a larger one in any case.
+	short := st.rx.wanted > 0 && (st.rx.buf.bytes <= st.rx.window/4 || st.rx.wanted > st.rx.window)
+	if st.rx.owed < st.rx.window/4 && !short {
+		return 0
+	}
+	// More than the share by now: give up what was read.
+	if over := min(st.rx.owed, st.s.budget.excess(st.rx.window)); over > 0 && st.rx.wanted <= st.rx.window-over {
+		st.rx.owed -= over
+		st.rx.window -= over
+		st.s.budget.release(over)
+	}
+	if short {
+		st.growLocked(min(max(2*st.rx.window, st.rx.wanted), st.s.cfg.Window), st.rx.wanted > st.rx.window)
+	}
+	g := st.rx.owed
+	st.rx.owed = 0
+	st.rx.credit += g
+	if st.rx.credit >= st.rx.wanted {
+		st.rx.wanted = 0
+	}
+	return g
+}
+
+// growLocked raises the window towards want as far as the budget allows.
+func (st *Stream) growLocked(want int, need bool) {
+	n := st.s.budget.grow(st.rx.window, want, need)
+	st.rx.window += n
+	st.rx.owed += n
+}
+
+func (st *Stream) sendGrant(g int) {
+	if g > 0 {
+		_ = st.s.w.control(true, func(b []byte) []byte { return wire.AppendUint32(b, wire.TypeWindow, st.id, uint32(g)) })
+	}
+}
+
+// Read reads from the stream. After the peer's FIN it returns io.EOF; after its RST, once the buffer is empty, a *ResetError.
+func (st *Stream) Read(p []byte) (int, error) {
+	st.readMu.Lock()
+	defer st.readMu.Unlock()
+	if len(p) == 0 {
+		return 0, nil
+	}
+	for {
+		if st.cur == nil {
+			if err := st.next(); err != nil {
+				return 0, err
+			}
+		}
+		c := st.cur
+		if c.messages { // a message read as bytes: without its length
+			return st.readMessage(p)
+		}
+		n := copy(p, c.b[c.r:c.w])
+		c.r += n
+		if c.r == c.w {
+			st.cur = nil
+			c.recycle()
+		}
+		st.consumed(n)
+		return n, nil
+	}
+}
+
+// ReadPacket reads one message. What does not fit into p is lost, as with a UDP socket.
+func (st *Stream) ReadPacket(p []byte) (int, error) {
+	st.readMu.Lock()
+	defer st.readMu.Unlock()
+	if st.cur == nil {
+		if err := st.next(); err != nil {
+			return 0, err
+		}
+	}
+	if c := st.cur; !c.messages { // bytes read as a message
+		n := copy(p, c.b[c.r:c.w])
+		size := c.w - c.r
+		st.cur = nil
+		c.recycle()
+		st.consumed(size)
+		return n, nil
+	}
+	return st.readMessage(p)
+}
+
+func (st *Stream) readMessage(p []byte) (int, error) {
+	c := st.cur
+	size := int(binary.BigEndian.Uint16(c.b[c.r:]))
+	n := copy(p, c.b[c.r+2:c.r+2+size])
+	c.r += 2 + size
+	if c.r == c.w {
+		st.cur = nil
+		c.recycle()
+	}
+	st.consumed(wire.HeaderLen + size)
+	return n, nil
+}
+
+// TryWriter is a destination that can take bytes without ever blocking: it takes what it can and reports how many, 0 if it is
+// full. Only an end of the destination is an error.
+type TryWriter interface {
+	TryWrite(p []byte) (int, error)
+}
+
+// WriteTo writes what arrives to w until the peer's FIN; it saves io.Copy a copy. If w is a TryWriter, small frames that
+// find the stream empty go to it straight from the session's reader, without waking this goroutine.
+func (st *Stream) WriteTo(w io.Writer) (int64, error) {
+	st.readMu.Lock()
+	defer st.readMu.Unlock()
+	var total int64
+	if tw, ok := w.(TryWriter); ok {
+		st.mu.Lock()
+		st.rx.direct, st.rx.directErr = tw, nil
+		st.mu.Unlock()
+		defer func() {
+			st.mu.Lock()
+			st.rx.direct = nil
+			st.mu.Unlock()
+		}()
+	}
+	for {
+		if st.cur == nil {
+			if err := st.next(); err == io.EOF { //nolint:errorlint // next returns io.EOF itself
+				return total, nil
+			} else if err != nil {
+				return total, err
+			}
+		}
+		c := st.cur
+		st.cur = nil
+		if c.messages {
+			c.recycle()
+			return total, errors.New("messages cannot be copied as bytes")
+		}
+		size := c.w - c.r
+		n, err := w.Write(c.b[c.r:c.w])
+		c.recycle()
+		st.consumed(size)
+		total += int64(n)
+		if err != nil {
+			return total, err
+		}
+	}
+}
