@@ -44,28 +44,8 @@ func tcp(t testing.TB) (*net.TCPConn, *net.TCPConn) {
 // streams returns both ends of a mux stream.
 func streams(t testing.TB) (*mux.Stream, *mux.Stream) {
 	t.Helper()
-	link := muxtest.NewLink(muxtest.Config{})
-	sa, err := mux.New(link.A, mux.Config{Initiator: true})
-	if err != nil {
-		t.Fatal(err)
-	}
-	sb, err := mux.New(link.B, mux.Config{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = sa.Close(); _ = sb.Close() })
-	ch := make(chan *mux.Stream, 1)
-	go func() {
-		if r, err := sb.Accept(t.Context()); err == nil {
-			st, _ := r.Accept(nil)
-			ch <- st
-		}
-	}()
-	a, _, err := sa.Open(t.Context(), []byte{1})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return a, <-ch
+	a, b, _ := muxtest.Pair(t, muxtest.Config{}, mux.Config{}, mux.Config{})
+	return muxtest.Stream(t, a, b)
 }
 
 type end interface {

@@ -36,6 +36,8 @@ type Config struct {
 	// Backlog bounds the peer's streams that Accept has not yet returned; MaxStreams. More are rejected with CodeBusy, as are
 	// those that come while the headers of streams not yet answered take 4 MiB.
 	Backlog int
+	// Hold lets the peer open no more than one stream at a time until Release is called; more are rejected with CodeBusy.
+	Hold bool
 	// KeepAlive is the interval between pings; 20 s. Negative: no pings, and a dead peer is not noticed.
 	KeepAlive time.Duration
 	// KeepAliveMisses is after how many silent intervals the session is dead; 3.

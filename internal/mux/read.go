@@ -171,7 +171,7 @@ func (s *Session) onOpen(h wire.Header, p []byte) error {
 		s.mu.Unlock()
 		return fmt.Errorf("%w: OPEN of stream %d, which is open", wire.ErrProtocol, h.Stream)
 	}
-	busy := s.err != nil || int(s.live.Load()) >= s.cfg.MaxStreams || s.openBytes+len(p) > maxOpenBytes
+	busy := s.err != nil || s.held && len(s.streams) > 0 || int(s.live.Load()) >= s.cfg.MaxStreams || s.openBytes+len(p) > maxOpenBytes
 	if !busy {
 		select {
 		case s.accept <- req:

@@ -37,6 +37,7 @@ type Session struct {
 	mu sync.Mutex
 	// guarded by mu:
 	err       error
+	held      bool // see Config.Hold
 	streams   map[uint32]*Stream
 	nextID    uint32
 	openBytes int // headers of unanswered requests
@@ -53,6 +54,7 @@ func New(conn net.Conn, cfg Config) (*Session, error) {
 	}
 	s := &Session{
 		cfg: cfg, conn: conn,
+		held:   cfg.Hold,
 		group:  lifecycle.New(context.Background(), cfg.Log),
 		accept: make(chan *Request, cfg.Backlog), kick: make(chan struct{}, 1), done: make(chan struct{}),
 		streams: make(map[uint32]*Stream), nextID: 2, pings: make(map[uint64]chan struct{}),
@@ -236,6 +238,13 @@ func (s *Session) Close() error {
 func (s *Session) CloseWith(code wire.Code, msg string) error {
 	s.terminate(ErrClosed, wire.AppendError(nil, wire.TypeGoAway, 0, code, msg))
 	return s.group.Wait()
+}
+
+// Release ends Config.Hold.
+func (s *Session) Release() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.held = false
 }
 
 // Done is closed when the session has ended; Err says why.

@@ -29,17 +29,7 @@ type pair struct {
 
 func newPair(t testing.TB, lc muxtest.Config, a, b mux.Config) pair {
 	t.Helper()
-	link := muxtest.NewLink(lc)
-	a.Initiator = true
-	sa, err := mux.New(link.A, a)
-	if err != nil {
-		t.Fatal(err)
-	}
-	sb, err := mux.New(link.B, b)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = sa.Close(); _ = sb.Close() })
+	sa, sb, link := muxtest.Pair(t, lc, a, b)
 	return pair{sa, sb, link}
 }
 
@@ -80,21 +70,7 @@ func open(t testing.TB, s *mux.Session) *mux.Stream {
 // accepted opens a stream from p.a to p.b and returns both ends.
 func accepted(t testing.TB, p pair) (a, b *mux.Stream) {
 	t.Helper()
-	ch := make(chan *mux.Stream, 1)
-	go func() {
-		r, err := p.b.Accept(context.Background())
-		if err != nil {
-			ch <- nil
-			return
-		}
-		st, _ := r.Accept(nil)
-		ch <- st
-	}()
-	a = open(t, p.a)
-	if b = <-ch; b == nil {
-		t.Fatal("not accepted")
-	}
-	return a, b
+	return muxtest.Stream(t, p.a, p.b)
 }
 
 func TestEchoBothWays(t *testing.T) {

@@ -19,6 +19,7 @@ import (
 
 	"github.com/doppel-dev/doppel/internal/flow"
 	"github.com/doppel-dev/doppel/internal/mux"
+	"github.com/doppel-dev/doppel/internal/mux/muxtest"
 	"github.com/doppel-dev/doppel/internal/tunnel"
 	"github.com/doppel-dev/doppel/internal/wire"
 )
@@ -118,26 +119,6 @@ func open(t testing.TB, s *mux.Session) *mux.Stream {
 	return st
 }
 
-// accepted opens a stream from e.a to e.b and returns both ends.
-func accepted(t testing.TB, e ends) (a, b *mux.Stream) {
-	t.Helper()
-	ch := make(chan *mux.Stream, 1)
-	go func() {
-		r, err := e.b.Accept(context.Background())
-		if err != nil {
-			ch <- nil
-			return
-		}
-		st, _ := r.Accept(nil)
-		ch <- st
-	}()
-	a = open(t, e.a)
-	if b = <-ch; b == nil {
-		t.Fatal("not accepted")
-	}
-	return a, b
-}
-
 // cpu returns what this process has used.
 func cpu() time.Duration {
 	var ru syscall.Rusage
@@ -183,7 +164,7 @@ func BenchmarkBulk(b *testing.B) {
 			type pair struct{ a, b *mux.Stream }
 			var streams []pair
 			for range n {
-				a, z := accepted(b, p)
+				a, z := muxtest.Stream(b, p.a, p.b)
 				streams = append(streams, pair{a, z})
 			}
 			b.ResetTimer()

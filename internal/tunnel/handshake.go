@@ -152,7 +152,7 @@ type ServerConfig struct {
 	Authorize func(ctx context.Context, h wire.Hello, peerFingerprint string) (wire.HelloReply, error)
 	// HandshakeTimeout bounds everything up to the answer to Hello; 0: DefaultHandshakeTimeout.
 	HandshakeTimeout time.Duration
-	Mux              mux.Config // Initiator is cleared by Server
+	Mux              mux.Config // Initiator and Hold are set by Server
 }
 
 // Server answers a tunnel that was dialled over raw, which it owns from now on. Nothing but Hello is looked at before
@@ -191,7 +191,7 @@ func server(ctx context.Context, raw net.Conn, cfg ServerConfig) (*mux.Session, 
 	if err := tc.HandshakeContext(ctx); err != nil {
 		return nil, h, fmt.Errorf("TLS: %w", err)
 	}
-	cfg.Mux.Initiator = false
+	cfg.Mux.Initiator, cfg.Mux.Hold = false, true // until we know who it is, one stream is enough
 	s, err := mux.New(&conn{tc, under}, cfg.Mux)
 	if err != nil {
 		return nil, h, err
@@ -205,6 +205,7 @@ func server(ctx context.Context, raw net.Conn, cfg ServerConfig) (*mux.Session, 
 	return s, h, nil
 }
 
+// authorize judges the session's first stream, Hello, and releases the session if it may go on.
 func authorize(ctx context.Context, s *mux.Session, cfg ServerConfig, fingerprint string) (wire.Hello, error) {
 	req, err := s.Accept(ctx)
 	if err != nil {
@@ -233,6 +234,7 @@ func authorize(ctx context.Context, s *mux.Session, cfg ServerConfig, fingerprin
 	if err != nil {
 		return h, errors.Join(err, req.Reject(wire.CodeInternal, "no answer"))
 	}
+	s.Release() // before the client can know
 	return h, req.Reply(p)
 }
 
