@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	rbacv1 "k8s.io/api/rbac/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
@@ -436,6 +437,20 @@ func (w *policyWorld) revoke(t *testing.T) {
 			t.Errorf("revoke let carol put a finalizer on another's: %v", err)
 		}
 	}
+	// The right can be given for a single object.
+	one := ok(w.alice.intercepts().Create(ctx, object("Intercept", w.alice), metav1.CreateOptions{}))(t)
+	two := ok(w.alice.intercepts().Create(ctx, object("Intercept", w.alice), metav1.CreateOptions{}))(t)
+	ok(w.core.RbacV1().Roles(workNS).Create(ctx, &rbacv1.Role{
+		ObjectMeta: metav1.ObjectMeta{Name: "revoke-one"},
+		Rules:      []rbacv1.PolicyRule{{APIGroups: []string{"doppel.dev"}, Resources: []string{"intercepts"}, ResourceNames: []string{one.GetName()}, Verbs: []string{"revoke"}}},
+	}, metav1.CreateOptions{}))(t)
+	w.bind(t, workNS, "Role", "revoke-one", w.bob)
+	eventually(t, 10*time.Second, func() error {
+		return w.bob.intercepts().Delete(ctx, one.GetName(), metav1.DeleteOptions{})
+	})
+	if err := w.bob.intercepts().Delete(ctx, two.GetName(), metav1.DeleteOptions{}); !apierrors.IsForbidden(err) {
+		t.Errorf("with the right to revoke another object: %v", err)
+	}
 	// carol's right ends at the namespace's border.
 	o := ok(w.alice.dyn.Resource(interceptsGVR).Namespace(otherNS).Create(ctx, object("Intercept", w.alice), metav1.CreateOptions{}))(t)
 	err := w.carol.dyn.Resource(interceptsGVR).Namespace(otherNS).Delete(ctx, o.GetName(), metav1.DeleteOptions{})
@@ -484,7 +499,8 @@ func (w *policyWorld) collector(t *testing.T) {
 			if err := w.alice.of(kind).Delete(ctx, v.GetName(), metav1.DeleteOptions{PropagationPolicy: &policy}); err != nil {
 				t.Fatalf("%s: %v", policy, err)
 			}
-			eventually(t, 30*time.Second, func() error {
+			// The collector looks for new kinds of objects every 30 s only.
+			eventually(t, 90*time.Second, func() error {
 				o, err := w.alice.of(kind).Get(ctx, v.GetName(), metav1.GetOptions{})
 				if apierrors.IsNotFound(err) {
 					return nil
