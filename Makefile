@@ -4,6 +4,7 @@ REGISTRY ?= ghcr.io/doppel-dev
 LDFLAGS  := -s -w -X github.com/doppel-dev/doppel/internal/buildinfo.Version=$(VERSION)
 PROGRAMS := doppel doppel-rootd traffic-manager traffic-agent
 GO       := CGO_ENABLED=0 go
+SHELL    := /bin/bash
 
 .PHONY: build images images-push demo demo-down test clean $(PROGRAMS) lab colors
 
@@ -26,6 +27,67 @@ images: traffic-manager traffic-agent colors lab ## image archives in dist/, bui
 
 images-push: images ## push them: make images-push REGISTRY=registry.example.com/team
 	for i in traffic-manager traffic-agent colors; do bin/lab image push dist/$$i.tar $(REGISTRY)/$$i:$(VERSION) || exit 1; done
+
+demo: build images ## the main job on a lab of its own, each step with its real output; leaves it running
+	hack/demo.sh
+
+demo-down: lab
+	hack/demo.sh down
+
+## ---- tests: `make test` runs every one of them ----
+
+LINT      := bin/tools/golangci-lint-v2.15.0
+TESTSUM   := bin/tools/gotestsum-v1.13.0
+FUZZTIME  ?= 3s
+# What the tests use beside Go; the lab installs its own packages.
+TEST_PKGS := curl dnsutils iproute2 nftables procps sudo netcat-openbsd openssl
+
+.PHONY: deps lint unit fuzz bench cross lab-test e2e
+
+test: deps build images lint unit lab-test fuzz bench cross e2e ## everything: lint, unit with the race detector, fuzz smoke, end to end on a real Kubernetes
+	@echo "make test: all green"
+
+deps: ## the system packages that the tests use
+	@missing=$$(for p in $(TEST_PKGS); do dpkg-query -W -f='$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || echo $$p; done); \
+	if [ -n "$$missing" ]; then apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq $$missing; fi
+
+$(LINT):
+	GOBIN=$(CURDIR)/bin/tools $(GO) install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
+	mv bin/tools/golangci-lint $@
+
+$(TESTSUM):
+	GOBIN=$(CURDIR)/bin/tools $(GO) install gotest.tools/gotestsum@v1.13.0
+	mv bin/tools/gotestsum $@
+
+lint: $(LINT)
+	go mod tidy -diff
+	$(LINT) run --timeout 15m ./...
+
+unit: $(TESTSUM) ## unit and one-process tests, race detector on
+	$(TESTSUM) --format pkgname --format-hide-empty-pkg -- -race -shuffle=on -timeout 15m $$(go list ./... | grep -v /e2e$$)
+
+lab-test: $(TESTSUM)
+	cd lab && ../$(TESTSUM) --format pkgname --format-hide-empty-pkg -- -shuffle=on ./...
+
+fuzz: ## every fuzz target for $(FUZZTIME)
+	@for f in $$(grep -rlE '^func Fuzz' --include=*_test.go internal); do \
+	  for t in $$(sed -n 's/^func \(Fuzz[A-Za-z0-9_]*\).*/\1/p' $$f); do \
+	    go test -run='^$$' -fuzz="^$$t$$" -fuzztime=$(FUZZTIME) ./$$(dirname $$f) || exit 1; \
+	  done; \
+	done
+
+bench: ## every benchmark runs once
+	@go test -run='^$$' -bench=. -benchtime=1x $$(go list ./internal/...) | grep -v 'no test files' | grep -E '^(Benchmark|ok|FAIL|---)' ; test $${PIPESTATUS[0]} -eq 0
+
+cross: ## the laptop's programs compile for the other systems
+	GOOS=darwin $(GO) build -o /dev/null ./cmd/doppel
+	GOOS=darwin $(GO) build -o /dev/null ./cmd/doppel-rootd
+	GOOS=windows $(GO) build -o /dev/null ./cmd/doppel
+	GOOS=windows $(GO) build -o /dev/null ./cmd/doppel-rootd
+
+e2e: $(TESTSUM) build images ## end to end: the lab's own test, then doppel on a lab
+	cd lab && DOPPEL_LAB_E2E=1 ../$(TESTSUM) --format testname -- -count=1 -timeout 15m ./e2e
+	DOPPEL_E2E=1 $(TESTSUM) --format testname -- -count=1 -timeout 25m ./e2e
 
 clean:
 	rm -rf bin dist

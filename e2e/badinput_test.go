@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 	"testing"
@@ -31,22 +32,22 @@ func (b badEnd) check(t *testing.T, l *laptop) {
 	if r.code != b.code {
 		t.Fatalf("%s: want exit code %d, got %v", strings.Join(b.args, " "), b.code, r)
 	}
-	var errors, hints []string
+	var errs, hints []string
 	for _, line := range strings.Split(r.stderr, "\n") {
 		if s, ok := strings.CutPrefix(line, "doppel: error: "); ok {
-			errors = append(errors, s)
+			errs = append(errs, s)
 		}
 		if s, ok := strings.CutPrefix(line, "doppel: hint: "); ok {
 			hints = append(hints, s)
 		}
 	}
-	if len(errors) != 1 || !strings.Contains(errors[0], b.error) {
+	if len(errs) != 1 || !strings.Contains(errs[0], b.error) {
 		t.Errorf("%s: want one error line with %q, got %v", strings.Join(b.args, " "), b.error, r)
 	}
 	if b.hint != "" && (len(hints) != 1 || !strings.Contains(hints[0], b.hint)) {
 		t.Errorf("%s: want one hint line with %q, got %v", strings.Join(b.args, " "), b.hint, r)
 	}
-	t.Logf("%.1f s: %s", took.Seconds(), strings.TrimSpace(strings.Join(errors, " ")+" | "+strings.Join(hints, " ")))
+	t.Logf("%.1f s: %s", took.Seconds(), strings.TrimSpace(strings.Join(errs, " ")+" | "+strings.Join(hints, " ")))
 	if took > 30*time.Second {
 		t.Errorf("took %v", took)
 	}
@@ -77,7 +78,7 @@ func TestBadInputWithoutManager(t *testing.T) {
 	silent := l.kubeconfigFor(t, "https://127.0.0.1:6444")
 	eventually(t, 5*time.Second, func() error {
 		if r := l.try(t, "nc", "-z", "127.0.0.1", "6444"); r.code != 0 {
-			return fmt.Errorf("%v", r)
+			return errors.New(r.String())
 		}
 		return nil
 	})
@@ -103,7 +104,7 @@ func TestBadInputWithoutManager(t *testing.T) {
 	eventually(t, 30*time.Second, func() error { // a namespace takes a moment to go
 		_, err := c.core.CoreV1().Namespaces().Get(t.Context(), managerNS, metav1.GetOptions{})
 		if !apierrors.IsNotFound(err) {
-			return fmt.Errorf("namespace %s is left: %v", managerNS, err)
+			return fmt.Errorf("namespace %s is left: %w", managerNS, err)
 		}
 		return nil
 	})

@@ -53,7 +53,10 @@ func (c *cluster) sample(t *testing.T, ns string) {
 func (c *cluster) apply(t *testing.T, ns string, doc []byte) {
 	t.Helper()
 	var kind metav1.TypeMeta
-	err := yaml.Unmarshal(doc, &kind)
+	if err := yaml.Unmarshal(doc, &kind); err != nil {
+		t.Fatal(err)
+	}
+	var err error
 	switch kind.Kind {
 	case "Deployment":
 		var d appsv1.Deployment

@@ -35,16 +35,20 @@ func TestGates(t *testing.T) {
 		{"an example", layerViolations, []pkg{made("examples/a", "internal/wire")}, "stands outside"},
 		{"a leaf with a library", layerViolations, []pkg{made("internal/uerr", "example.com/lib")}, "imports only"},
 		{"a leaf with x", layerViolations, []pkg{made("internal/uerr", "golang.org/x/sys/unix")}, ""},
-		{"Kubernetes through a library", layerViolations, append([]pkg{made("internal/flow", "example.com/lib")}, foreign...),
-			"internal/flow → example.com/lib → k8s.io/api/core/v1"},
+		{
+			"Kubernetes through a library", layerViolations, append([]pkg{made("internal/flow", "example.com/lib")}, foreign...),
+			"internal/flow → example.com/lib → k8s.io/api/core/v1",
+		},
 		{"an engine with flags", layerViolations, []pkg{made("internal/flow", "flag")}, "must not link flag"},
 
 		{"the importer", importerViolations, []pkg{made("internal/netstack", "gvisor.dev/gvisor/pkg/tcpip")}, ""},
 		{"another importer", importerViolations, []pkg{made("internal/userd", "gvisor.dev/gvisor/pkg/tcpip")}, "only [internal/netstack] do"},
 		{"a longer name", importerViolations, []pkg{made("internal/userd", "gvisor.dev/gvisor2")}, ""},
 
-		{"a forbidden link", linkViolations, append([]pkg{made("cmd/doppel-rootd", "internal/rootd"), made("internal/rootd", "example.com/lib")}, foreign...),
-			"cmd/doppel-rootd → internal/rootd → example.com/lib → k8s.io/api/core/v1"},
+		{
+			"a forbidden link", linkViolations, append([]pkg{made("cmd/doppel-rootd", "internal/rootd"), made("internal/rootd", "example.com/lib")}, foreign...),
+			"cmd/doppel-rootd → internal/rootd → example.com/lib → k8s.io/api/core/v1",
+		},
 		{"no forbidden link", linkViolations, []pkg{made("cmd/doppel-rootd", "internal/rootd"), made("internal/rootd", "net")}, ""},
 		{"a new binary", linkViolations, []pkg{made("cmd/new")}, "no entry in links"},
 	}

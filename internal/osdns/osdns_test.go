@@ -71,16 +71,31 @@ func TestChoose(t *testing.T) {
 	}{
 		{"not wanted", Facts{NFT: true, Resolvers: addrs("10.0.0.2")}, Plan{Mode: None}},
 		{"one", Facts{NFT: true, Resolvers: addrs("10.0.0.2"), Listen: l4}, Plan{Mode: NFTables, Redirects: []Redirect{redir("10.0.0.2", l4)}}},
-		{"loopback and others", Facts{NFT: true, Resolvers: addrs("127.0.0.53 10.0.0.2 fd00::53"), Listen: l4, Listen6: l6},
-			Plan{Mode: NFTables, Redirects: []Redirect{redir("127.0.0.53", l4), redir("10.0.0.2", l4), redir("fd00::53", l6)}}},
-		{"no listener for IPv6", Facts{NFT: true, Resolvers: addrs("10.0.0.2 fd00::53"), Listen: l4},
-			Plan{Mode: NFTables, Redirects: []Redirect{redir("10.0.0.2", l4)}, Warnings: []string{"queries to resolver fd00::53 are not captured: no listener of its address family"}}},
-		{"only link-local", Facts{NFT: true, Resolvers: addrs("fe80::1%eth0"), Listen: l4, Listen6: l6},
-			Plan{Mode: None, Warnings: []string{"queries to resolver fe80::1%eth0 are not captured: it has a link-local address"}}},
-		{"no nftables", Facts{NFTError: errors.New("no such protocol"), Resolvers: addrs("10.0.0.2"), Listen: l4},
-			Plan{Mode: None, Warnings: []string{"cluster names do not resolve: nftables is not usable here (no such protocol)"}}},
-		{"rp_filter and resolved are recorded only", Facts{NFT: true, ResolvedActive: true, RPFilter: 1, Resolvers: addrs("10.0.0.2"), Listen: l4},
-			Plan{Mode: NFTables, Redirects: []Redirect{redir("10.0.0.2", l4)}}},
+		{
+			"loopback and others",
+			Facts{NFT: true, Resolvers: addrs("127.0.0.53 10.0.0.2 fd00::53"), Listen: l4, Listen6: l6},
+			Plan{Mode: NFTables, Redirects: []Redirect{redir("127.0.0.53", l4), redir("10.0.0.2", l4), redir("fd00::53", l6)}},
+		},
+		{
+			"no listener for IPv6",
+			Facts{NFT: true, Resolvers: addrs("10.0.0.2 fd00::53"), Listen: l4},
+			Plan{Mode: NFTables, Redirects: []Redirect{redir("10.0.0.2", l4)}, Warnings: []string{"queries to resolver fd00::53 are not captured: no listener of its address family"}},
+		},
+		{
+			"only link-local",
+			Facts{NFT: true, Resolvers: addrs("fe80::1%eth0"), Listen: l4, Listen6: l6},
+			Plan{Mode: None, Warnings: []string{"queries to resolver fe80::1%eth0 are not captured: it has a link-local address"}},
+		},
+		{
+			"no nftables",
+			Facts{NFTError: errors.New("no such protocol"), Resolvers: addrs("10.0.0.2"), Listen: l4},
+			Plan{Mode: None, Warnings: []string{"cluster names do not resolve: nftables is not usable here (no such protocol)"}},
+		},
+		{
+			"rp_filter and resolved are recorded only",
+			Facts{NFT: true, ResolvedActive: true, RPFilter: 1, Resolvers: addrs("10.0.0.2"), Listen: l4},
+			Plan{Mode: NFTables, Redirects: []Redirect{redir("10.0.0.2", l4)}},
+		},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			if d := cmp.Diff(tc.want, Choose(tc.give), comparers); d != "" {

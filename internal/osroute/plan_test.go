@@ -61,17 +61,25 @@ func TestMake(t *testing.T) {
 		{name: "API server inside", routes: "10.0.0.0/29", exclude: "10.0.0.5/32", want: "10.0.0.0/30 10.0.0.4/32 10.0.0.6/31"},
 		{name: "API server apart", routes: "10.0.0.0/29", exclude: "10.0.0.9/32", want: "10.0.0.0/29"},
 		{name: "two excluded", routes: "10.0.0.0/29", exclude: "10.0.0.5/32 10.0.0.0/31", want: "10.0.0.2/31 10.0.0.4/32 10.0.0.6/31"},
-		{name: "excluded subnet around", routes: "10.1.0.0/16 10.2.0.0/16", exclude: "10.1.0.0/12 10.2.3.0/8", want: "",
-			warnings: []string{"10.1.0.0/16 is not routed to the cluster: it is kept out (never-proxy, API server or resolver)", "10.2.0.0/16 is not routed to the cluster: it is kept out (never-proxy, API server or resolver)"}},
+		{
+			name: "excluded subnet around", routes: "10.1.0.0/16 10.2.0.0/16", exclude: "10.1.0.0/12 10.2.3.0/8", want: "",
+			warnings: []string{"10.1.0.0/16 is not routed to the cluster: it is kept out (never-proxy, API server or resolver)", "10.2.0.0/16 is not routed to the cluster: it is kept out (never-proxy, API server or resolver)"},
+		},
 		{name: "other family", routes: "10.0.0.0/29", exclude: "fd00::1/128", want: "10.0.0.0/29"},
 		{name: "IPv6", routes: "fd00::/125", exclude: "fd00::/126", want: "fd00::4/126"},
 		{name: "resolver inside", routes: "10.0.0.0/31", resolvers: "10.0.0.1", want: "10.0.0.0/32"},
-		{name: "resolver equal", routes: "10.0.0.1/32", resolvers: "10.0.0.1 fe80::1%eth0", want: "",
-			warnings: []string{"10.0.0.1/32 is not routed to the cluster: it is kept out (never-proxy, API server or resolver)"}},
-		{name: "same subnet elsewhere", routes: "10.0.0.0/24 10.1.0.0/24", existing: "10.0.0.0/24", want: "10.1.0.0/24",
-			warnings: []string{"10.0.0.0/24 is not routed to the cluster: it is routed to eth0 already"}},
-		{name: "smaller subnet elsewhere", routes: "10.0.0.0/16", existing: "10.0.7.0/24", want: "10.0.0.0/16",
-			warnings: []string{"10.0.7.0/24 inside 10.0.0.0/16 stays with eth0"}},
+		{
+			name: "resolver equal", routes: "10.0.0.1/32", resolvers: "10.0.0.1 fe80::1%eth0", want: "",
+			warnings: []string{"10.0.0.1/32 is not routed to the cluster: it is kept out (never-proxy, API server or resolver)"},
+		},
+		{
+			name: "same subnet elsewhere", routes: "10.0.0.0/24 10.1.0.0/24", existing: "10.0.0.0/24", want: "10.1.0.0/24",
+			warnings: []string{"10.0.0.0/24 is not routed to the cluster: it is routed to eth0 already"},
+		},
+		{
+			name: "smaller subnet elsewhere", routes: "10.0.0.0/16", existing: "10.0.7.0/24", want: "10.0.0.0/16",
+			warnings: []string{"10.0.7.0/24 inside 10.0.0.0/16 stays with eth0"},
+		},
 		{name: "larger subnet elsewhere", routes: "10.0.0.0/16", existing: "10.0.0.0/8", want: "10.0.0.0/16"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -103,8 +111,10 @@ func TestMakeRefuses(t *testing.T) {
 		{"default", "0.0.0.0/0", "", uerr.Denied},
 		{"one of several", "10.0.0.0/16 127.0.0.0/8", "", uerr.Denied},
 		{"API server itself", "192.168.1.7/32", "192.168.1.7/32", uerr.Conflict},
-		{"too many pieces", "fd00::/16 fd01::/16 fd02::/16 fd03::/16 fd04::/16 fd05::/16 fd06::/16 fd07::/16 fd08::/16 fd09::/16",
-			"fd00::1/128 fd01::1/128 fd02::1/128 fd03::1/128 fd04::1/128 fd05::1/128 fd06::1/128 fd07::1/128 fd08::1/128 fd09::1/128", uerr.Usage},
+		{
+			"too many pieces", "fd00::/16 fd01::/16 fd02::/16 fd03::/16 fd04::/16 fd05::/16 fd06::/16 fd07::/16 fd08::/16 fd09::/16",
+			"fd00::1/128 fd01::1/128 fd02::1/128 fd03::1/128 fd04::1/128 fd05::1/128 fd06::1/128 fd07::1/128 fd08::1/128 fd09::1/128", uerr.Usage,
+		},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			_, err := Make(Want{Routes: prefixes(tc.routes), Exclude: prefixes(tc.exclude)}, nil)

@@ -3,6 +3,7 @@ package userd
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -133,6 +134,7 @@ func (x *intercepts) wait(ctx context.Context, uid string, progress localapi.Pro
 			return last, nil
 		case v1alpha1.InterceptFailed:
 			return last, uerr.New(kindOf(last.Reason), hintFor(last), "%s", last.Message)
+		case v1alpha1.InterceptPending:
 		}
 		if last.Message != "" && last.Message != said {
 			said = last.Message
@@ -140,7 +142,7 @@ func (x *intercepts) wait(ctx context.Context, uid string, progress localapi.Pro
 		}
 		select {
 		case <-ctx.Done():
-			if context.Cause(ctx) == context.Canceled {
+			if errors.Is(context.Cause(ctx), context.Canceled) {
 				return last, uerr.New(uerr.Canceled, "", "interrupted; the intercept was removed")
 			}
 			return last, uerr.New(uerr.Cluster, fmt.Sprintf("look at it with: kubectl -n %s get pods; give it longer with --timeout", last.Namespace), "the intercept did not become active in time: %s", cmp.Or(last.Message, "the traffic-manager has not answered"))

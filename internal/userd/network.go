@@ -44,11 +44,10 @@ type network struct {
 
 	mu sync.Mutex
 	// guarded by mu
-	root    *rootapi.Client
-	wanted  rootapi.Network
-	state   rootapi.State
-	rootErr error
-	closed  bool
+	root   *rootapi.Client
+	wanted rootapi.Network
+	state  rootapi.State
+	closed bool
 }
 
 // openNetwork creates the VIF through the root daemon and starts the stack and the resolver behind it.
