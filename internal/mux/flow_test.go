@@ -491,3 +491,97 @@ func TestDirect(t *testing.T) {
 	}
 	b.Reset()
 }
+
+// TestTightBudget: with next to no memory everything still gets through, bytes and messages, both ways at once.
+func TestTightBudget(t *testing.T) {
+	cfg := mux.Config{Budget: 1 << 20, MaxStreams: 128, Window: 128 << 10, InitialWindow: 8 << 10}
+	p := newPair(t, muxtest.Config{Chunk: 3000, Delay: time.Millisecond}, cfg, cfg)
+	packets := func(r *mux.Request) {
+		st, err := r.Accept(nil)
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		buf := make([]byte, mux.MaxPacket)
+		for {
+			n, err := st.ReadPacket(buf)
+			if err != nil {
+				break
+			}
+			if err := st.WritePacket(buf[:n]); err != nil {
+				t.Error(err)
+			}
+		}
+		_ = st.Close()
+	}
+	handler := func(r *mux.Request) {
+		if r.Header()[0] == 'p' {
+			packets(r)
+		} else {
+			echo(r)
+		}
+	}
+	serve(t, p.a, handler)
+	serve(t, p.b, handler)
+	var wg sync.WaitGroup
+	for i := range 100 {
+		s := p.a
+		if i%2 == 1 {
+			s = p.b
+		}
+		if i%5 != 0 {
+			wg.Go(func() { echoOnce(t, s, 30_000+1000*i, int64(i)) })
+			continue
+		}
+		wg.Go(func() {
+			st, _, err := s.Open(context.Background(), []byte{'p'})
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			buf := make([]byte, mux.MaxPacket)
+			for _, n := range []int{0, 100, 10_000, 65_528, 1} {
+				if err := st.WritePacket(buf[:n]); err != nil {
+					t.Error(err)
+				}
+				if got, err := st.ReadPacket(buf); got != n || err != nil {
+					t.Errorf("got %d, %v, want %d", got, err, n)
+				}
+			}
+			_ = st.Close()
+		})
+	}
+	wg.Wait()
+	for _, s := range []*mux.Session{p.a, p.b} {
+		waitFor(t, func() bool { free, pool := s.Free(); return free == pool && s.Live() == 0 })
+	}
+}
+
+// TestOpenOnSilentTransport: when a peer goes silent every Open still ends with its context, however full the transport's buffers are.
+func TestOpenOnSilentTransport(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newPair(t, muxtest.Config{}, mux.Config{KeepAlive: -1}, mux.Config{KeepAlive: -1})
+		if _, err := p.a.Ping(context.Background()); err != nil {
+			t.Fatal(err)
+		}
+		p.link.Stall(true)
+		for round := range 10 { // 1 MB; the link holds 256 KiB
+			var wg sync.WaitGroup
+			for range 100 {
+				wg.Go(func() {
+					ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+					defer cancel()
+					start := time.Now()
+					_, _, err := p.a.Open(ctx, make([]byte, 1000))
+					if took := time.Since(start); !errors.Is(err, context.DeadlineExceeded) || took > time.Second {
+						t.Errorf("round %d: %v after %s", round, err, took)
+					}
+				})
+			}
+			wg.Wait()
+		}
+		p.link.Cut()
+		_ = p.a.Close()
+		_ = p.b.Close()
+	})
+}

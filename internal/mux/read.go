@@ -56,6 +56,7 @@ func (s *Session) readFrame(br *bufio.Reader) error {
 	}
 	_, _ = br.Discard(wire.HeaderLen)
 	s.frames.Add(1)
+	s.w.heard()
 	switch h.Type {
 	case wire.TypeData:
 		return s.readData(br, h)

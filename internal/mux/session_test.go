@@ -309,3 +309,35 @@ func TestPing(t *testing.T) {
 		}
 	}
 }
+
+// TestCutMidTransfer: a connection that breaks ends every transfer with an error that says so.
+func TestCutMidTransfer(t *testing.T) {
+	p := newPair(t, muxtest.Config{}, mux.Config{}, mux.Config{})
+	serve(t, p.b, echo)
+	var wg sync.WaitGroup
+	for range 20 {
+		st := open(t, p.a)
+		wg.Go(func() {
+			var err error
+			for err == nil {
+				_, err = st.Write(make([]byte, 50_000))
+			}
+			if !errors.Is(err, mux.ErrSession) {
+				t.Errorf("write: %v", err)
+			}
+		})
+		wg.Go(func() {
+			if _, err := io.Copy(io.Discard, st); !errors.Is(err, mux.ErrSession) {
+				t.Errorf("read: %v", err)
+			}
+			_ = st.Close()
+		})
+	}
+	waitFor(t, func() bool { ab, _ := p.link.Bytes(); return ab > 10<<20 })
+	p.link.Cut()
+	wg.Wait()
+	for _, s := range []*mux.Session{p.a, p.b} {
+		<-s.Done()
+		waitFor(t, func() bool { free, pool := s.Free(); return free == pool && s.Live() == 0 })
+	}
+}

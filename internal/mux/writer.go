@@ -4,6 +4,8 @@ import (
 	"errors"
 	"net"
 	"sync"
+	"sync/atomic"
+	"time"
 
 	"github.com/doppel-dev/doppel/internal/wire"
 )
@@ -13,7 +15,10 @@ const (
 	smallFrame   = 4 << 10       // payloads up to this go before waiting large frames
 	smallQueue   = 32 << 10      // bytes of small frames of streams that may wait
 	controlQueue = 256 << 10     // bytes of waiting small frames at which a peer counts as not reading
-	headroom     = 16 << 10      // in front of the large frames, so that small and large leave in one write
+	// patience is how long after a write something must have been received for callers to go on writing themselves. A silent
+	// transport may block, and nobody but the writer goroutine may then be held up beyond his own deadline.
+	patience = 250 * time.Millisecond
+	headroom = 16 << 10 // in front of the large frames, so that small and large leave in one write
 )
 
 var errNotReading = errors.New("peer does not read")
@@ -39,7 +44,8 @@ type turn struct {
 
 // writer puts frames on the transport.
 //
-// Whoever has a frame and finds the transport idle writes it himself: no other goroutine has to wake up. While a write is in
+// Whoever has a frame and finds the transport idle writes it himself: no other goroutine has to wake up (unless the peer has
+// been silent: then the writer goroutine writes). While a write is in
 // progress, frames collect in two queues, small and bulk; they leave together in the next write, small ones first. Large
 // frames that do not fit wait in turn, one per stream, so that streams alternate; whoever starts a write also copies the next
 // waiting frame into the queue, so that the transport never waits for a goroutine. What is left when an inline write ends is
@@ -50,6 +56,8 @@ type turn struct {
 type writer struct {
 	conn   net.Conn
 	failed func(error) // called once, unlocked, when the transport fails
+
+	unheard atomic.Int64 // when the first write since the last read began, Unix nanoseconds; 0: none
 
 	mu   sync.Mutex
 	wake *sync.Cond // the writer goroutine waits here
@@ -183,13 +191,26 @@ func (w *writer) appendBulkLocked(t *turn, hdr wire.Header, p []byte) {
 func (w *writer) kickLocked(inline bool) {
 	switch {
 	case w.busy:
-	case inline:
+	case inline && w.lively():
 		w.busy = true
 		w.flushLocked(true)
 	default:
 		w.busy = true
 		w.handed = true
 		w.wake.Signal()
+	}
+}
+
+// lively reports whether the peer was heard of lately.
+func (w *writer) lively() bool {
+	t := w.unheard.Load()
+	return t == 0 || time.Now().UnixNano()-t < int64(patience)
+}
+
+// heard notes that something was received.
+func (w *writer) heard() {
+	if w.unheard.Load() != 0 {
+		w.unheard.Store(0)
 	}
 }
 
@@ -297,6 +318,9 @@ func (w *writer) flushLocked(inline bool) {
 
 // transmit writes small and then the first n bytes of bulk, in one write if it can: under TLS each write ends a record.
 func (w *writer) transmit(small []byte, bulk *bulkBuf, n int) error {
+	if w.unheard.Load() == 0 {
+		w.unheard.Store(time.Now().UnixNano())
+	}
 	if n == 0 {
 		_, err := w.conn.Write(small)
 		return err
