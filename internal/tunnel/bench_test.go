@@ -40,8 +40,6 @@ func tcpPair(b testing.TB) (net.Conn, net.Conn) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	_ = tunnel.Tune(c)
-	_ = tunnel.Tune(s)
 	return c, s
 }
 

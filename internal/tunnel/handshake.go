@@ -59,6 +59,7 @@ func client(ctx context.Context, raw net.Conn, cfg ClientConfig) (*mux.Session, 
 	}
 	stop := context.AfterFunc(ctx, func() { _ = raw.Close() })
 	defer stop()
+	_ = Tune(raw) // a wish
 	if _, err := io.WriteString(raw, wire.Preface); err != nil {
 		return nil, reply, fmt.Errorf("send preface: %w", err)
 	}
@@ -179,6 +180,7 @@ func server(ctx context.Context, raw net.Conn, cfg ServerConfig) (*mux.Session, 
 	}
 	stop := context.AfterFunc(ctx, func() { _ = raw.Close() })
 	defer stop()
+	_ = Tune(raw) // a wish
 	var preface [len(wire.Preface)]byte
 	if _, err := io.ReadFull(raw, preface[:]); err != nil {
 		return nil, h, fmt.Errorf("read preface: %w", err)

@@ -118,6 +118,7 @@ func UpgradeHandler(accept func(net.Conn)) http.Handler {
 			_ = conn.Close()
 			return
 		}
+		_ = Tune(conn) // a wish; before the socket is hidden
 		if n := buf.Reader.Buffered(); n > 0 {
 			conn = &bufferedConn{Conn: conn, r: buf.Reader, left: n}
 		}
