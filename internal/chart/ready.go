@@ -2,6 +2,7 @@ package chart
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"regexp"
 	"strings"
@@ -72,7 +73,7 @@ func (c *client) waitReady(ctx context.Context, o Options) error {
 			}
 		}
 		if sleep(ctx, pollInterval) != nil {
-			if cause := context.Cause(ctx); cause != context.DeadlineExceeded {
+			if cause := context.Cause(ctx); !errors.Is(cause, context.DeadlineExceeded) {
 				return uerr.Wrap(cause, uerr.Canceled, "", "wait for the traffic-manager")
 			}
 			return uerr.New(uerr.Cluster, lookHint, "the traffic-manager did not become ready in %s: %s%s", o.Timeout, said, c.lastWords(s))
@@ -114,7 +115,7 @@ func (c *client) look(ctx context.Context) (sight, error) {
 	}
 	events, err := c.core.CoreV1().Events(c.namespace).List(ctx, metav1.ListOptions{FieldSelector: "involvedObject.kind=Pod"})
 	if err != nil {
-		return s, nil //nolint:nilerr // events only explain; not everybody may read them
+		return s, nil // events only explain; not everybody may read them
 	}
 	for _, e := range events.Items {
 		for _, p := range s.pods {
