@@ -113,7 +113,7 @@ func TestLink(t *testing.T) {
 		f.mu.Lock()
 		n := len(f.dials)
 		for i := 3; i < n; i++ {
-			longest := 250 * time.Millisecond // for half a minute, as long as the session lives
+			longest := 250 * time.Millisecond                  // for half a minute, as long as the session lives
 			if f.dials[i-1].Sub(f.dials[2]) > 29*time.Second { // the loss was a little before
 				longest = 2 * time.Second
 			}
