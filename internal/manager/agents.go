@@ -241,7 +241,12 @@ func (a *agents) forward(c *agentConn, r *mux.Request, h wire.InterceptHeader) {
 	down, reply, err := a.m.laptops.open(ctx, g.Session, h)
 	cancel()
 	if err != nil {
-		_ = r.Reject(wire.CodeOf(err), "the laptop did not take it: "+err.Error())
+		code := wire.CodeOf(err)
+		var re *mux.RejectError
+		if errors.As(err, &re) {
+			code = re.Code
+		}
+		_ = r.Reject(code, "the laptop did not take it: "+err.Error())
 		return
 	}
 	up, err := r.Accept(reply)

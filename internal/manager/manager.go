@@ -117,6 +117,15 @@ func New(ctx context.Context, cfg Config) (*Manager, error) {
 	if err != nil {
 		return nil, fmt.Errorf("connect to the API server: %w", err)
 	}
+	m, err := assemble(ctx, cfg, cm)
+	if err != nil {
+		return nil, err
+	}
+	return m, m.setupControllers(ctx)
+}
+
+// assemble makes the parts of a manager, which reach the API server through cm.
+func assemble(ctx context.Context, cfg Config, cm ctrl.Manager) (_ *Manager, err error) {
 	m := &Manager{cfg: cfg, ctrl: cm, started: time.Now(), wakeups: make(chan event.GenericEvent, 1024)}
 	if cfg.Namespaces != "" {
 		m.allowed = strings.Split(cfg.Namespaces, ",")
@@ -138,7 +147,7 @@ func New(ctx context.Context, cfg Config) (*Manager, error) {
 	if m.dns, err = newDNSForwarder(cfg.ResolvConf); err != nil {
 		return nil, err
 	}
-	return m, m.setupControllers(ctx)
+	return m, nil
 }
 
 // cacheOptions keeps the informers small: sessions of one namespace, and no managedFields of anything.

@@ -1,0 +1,415 @@
+package manager
+
+import (
+	"errors"
+	"reflect"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/types"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/reconcile"
+
+	"github.com/doppel-dev/doppel/api/v1alpha1"
+	"github.com/doppel-dev/doppel/internal/agentcfg"
+	"github.com/doppel-dev/doppel/internal/mux"
+)
+
+// reconciler is the intercept reconciler of a world with Deployment web, its service and a connected session of ada.
+type reconciler struct {
+	*world
+	*interceptReconciler
+}
+
+func newReconciler(t *testing.T, objs ...client.Object) *reconciler {
+	t.Helper()
+	rs := &appsv1.ReplicaSet{ObjectMeta: owned(meta("shop", "rs-1"), "Deployment", "web")}
+	rs.Labels, rs.Annotations = map[string]string{"app": "web"}, map[string]string{revision: "1"}
+	objs = append(objs, rs, webDeployment(), webService(), session("mine", "ada", "k"))
+	w := newWorld(t, objs...)
+	w.laptops.tunnels["mine"] = &mux.Session{}
+	return &reconciler{w, &interceptReconciler{m: w.Manager, restarted: map[types.UID]restart{}, names: map[types.NamespacedName]types.UID{}}}
+}
+
+// look reconciles an intercept and returns its status, and when it is looked at again.
+func (r *reconciler) look(name string) (v1alpha1.InterceptStatus, time.Duration) {
+	r.t.Helper()
+	res, err := r.Reconcile(r.t.Context(), reconcile.Request{NamespacedName: types.NamespacedName{Namespace: "shop", Name: name}})
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	in := &v1alpha1.Intercept{ObjectMeta: meta("shop", name)}
+	if !r.world.get(in) {
+		return v1alpha1.InterceptStatus{State: "gone"}, 0
+	}
+	return in.Status, res.RequeueAfter
+}
+
+func (r *reconciler) addPod(name, rs string, opts ...podOption) {
+	r.t.Helper()
+	p := webPod(name, rs, opts...)
+	r.create(&p)
+	r.must(r.kc.Status().Update(r.t.Context(), &p))
+}
+
+func (r *reconciler) must(err error) {
+	r.t.Helper()
+	if err != nil {
+		r.t.Fatal(err)
+	}
+}
+
+// rollout is what the deployment controller does after a restart: a new ReplicaSet.
+func (r *reconciler) rollout(revisionN string) {
+	r.t.Helper()
+	rs := &appsv1.ReplicaSet{ObjectMeta: owned(meta("shop", "rs-"+revisionN), "Deployment", "web")}
+	rs.Labels, rs.Annotations = map[string]string{"app": "web"}, map[string]string{revision: revisionN}
+	r.create(rs)
+	d := &appsv1.Deployment{ObjectMeta: meta("shop", "web")}
+	r.world.get(d)
+	d.Annotations[revision] = revisionN
+	r.must(r.kc.Update(r.t.Context(), d))
+}
+
+// acknowledge has the pod's agent know the intercepts.
+func (r *reconciler) acknowledge(pod string, intercepts ...types.UID) {
+	c := &agentConn{pod: types.UID(pod), workload: web, acked: map[types.UID]bool{}}
+	for _, i := range intercepts {
+		c.acked[i] = true
+	}
+	r.agents.mu.Lock()
+	r.agents.byPod[c.pod] = c
+	r.agents.mu.Unlock()
+}
+
+func wantStatus(t *testing.T, step string, got v1alpha1.InterceptStatus, state v1alpha1.InterceptState, reason, msg string) {
+	t.Helper()
+	if got.State != state || got.Reason != reason || !strings.Contains(got.Message, msg) {
+		t.Errorf("%s: %s %s %q, want %s %s %q", step, got.State, got.Reason, got.Message, state, reason, msg)
+	}
+}
+
+// The way of an intercept from its creation to its end, on a workload without an agent.
+func TestIntercept(t *testing.T) {
+	r := newReconciler(t, intercept("in-1", "ada", "mine"))
+	r.addPod("old-1", "rs-1", ready1)
+
+	st, again := r.look("in-1")
+	wantStatus(t, "first look", st, v1alpha1.InterceptPending, "", "restarting the workload to install the traffic-agent")
+	if again != pendingPoll || r.restarts() != 1 {
+		t.Errorf("looked at again after %s, %d restarts", again, r.restarts())
+	}
+	want := []v1alpha1.InterceptedPort{{Protocol: "TCP", ContainerPort: 8080, Service: "web", ServicePort: 80, Way: "name"}}
+	if d := cmp.Diff(want, st.Ports); d != "" || st.Container != "app" {
+		t.Errorf("container %s, ports:\n%s", st.Container, d)
+	}
+	if got := r.engaged.of(web); len(got) != 1 || got[0].Session != "mine" || got[0].Port != 8080 {
+		t.Errorf("the webhook does not know of it: %v", got)
+	}
+
+	r.rollout("2")
+	r.addPod("new-1", "rs-2", withAgent(8080))
+	st, _ = r.look("in-1")
+	wantStatus(t, "new pod starts", st, v1alpha1.InterceptPending, "", "waiting for the traffic-agents of 1 pods (0 ready)")
+	p := webPod("new-1", "rs-2", withAgent(8080), ready1)
+	r.must(r.kc.Status().Update(t.Context(), &p))
+	r.acknowledge("new-1", "in-1")
+	st, _ = r.look("in-1")
+	wantStatus(t, "old pod runs", st, v1alpha1.InterceptPending, "", "waiting for 1 old pods to leave the service")
+	old := webPod("old-1", "rs-1")
+	r.delete(&old)
+	st, again = r.look("in-1")
+	wantStatus(t, "all there", st, v1alpha1.InterceptActive, "", "")
+	if st.Agents != 1 || again != activePoll || r.restarts() != 1 {
+		t.Errorf("%d agents, looked at again after %s, %d restarts", st.Agents, again, r.restarts())
+	}
+
+	// A pod that comes up without an agent much later is worth another restart, but only one.
+	r.addPod("late-1", "rs-2", ready1)
+	st, _ = r.look("in-1")
+	wantStatus(t, "missed injection later", st, v1alpha1.InterceptPending, "", "restarting")
+	if r.restarts() != 2 {
+		t.Errorf("%d restarts", r.restarts())
+	}
+	st, _ = r.look("in-1")
+	wantStatus(t, "missed injection again", st, v1alpha1.InterceptFailed, "NotInjected", "pod late-1 came up without a traffic-agent")
+	if len(r.engaged.of(web)) != 0 {
+		t.Error("a failed intercept is in force")
+	}
+
+	in := intercept("in-1", "", "")
+	r.delete(in)
+	if st, _ := r.look("in-1"); st.State != "gone" || len(r.names)+len(r.restarted) != 0 {
+		t.Errorf("%v, remembered %v %v", st, r.names, r.restarted)
+	}
+}
+
+// With agents in place nothing is restarted; with no pods wanted it is active at once.
+func TestInterceptWithoutRestart(t *testing.T) {
+	r := newReconciler(t, intercept("in-1", "ada", "mine"))
+	r.addPod("a", "rs-1", withAgent(8080), ready1)
+	st, _ := r.look("in-1")
+	wantStatus(t, "not acknowledged", st, v1alpha1.InterceptPending, "", "waiting for the traffic-agents")
+	r.acknowledge("a", "in-1")
+	st, _ = r.look("in-1")
+	wantStatus(t, "acknowledged", st, v1alpha1.InterceptActive, "", "")
+	if r.restarts() != 0 {
+		t.Error("restarted without need")
+	}
+
+	zero := newReconciler(t, intercept("in-1", "ada", "mine"))
+	d := webDeployment()
+	zero.world.get(d)
+	d.Spec.Replicas = new(int32)
+	zero.must(zero.kc.Update(t.Context(), d))
+	st, _ = zero.look("in-1")
+	wantStatus(t, "scaled to zero", st, v1alpha1.InterceptActive, "", "")
+}
+
+func TestInterceptFails(t *testing.T) {
+	for name, tt := range map[string]struct {
+		spec        func(*v1alpha1.InterceptSpec)
+		change      func(*reconciler)
+		reason, msg string
+	}{
+		"foreign session": {spec: func(s *v1alpha1.InterceptSpec) { s.User = "eve" }, reason: "ForeignSession", msg: "belongs to another user"},
+		"namespace":       {change: func(r *reconciler) { r.allowed = []string{"data"} }, reason: "NamespaceNotAllowed", msg: "namespace shop"},
+		"kind":            {spec: func(s *v1alpha1.InterceptSpec) { s.Workload.Kind = "Job" }, reason: "UnsupportedKind", msg: "only Deployments"},
+		"workload":        {spec: func(s *v1alpha1.InterceptSpec) { s.Workload.Name = "nope" }, reason: "NoWorkload", msg: `no Deployment "nope" in namespace shop`},
+		"port":            {spec: func(s *v1alpha1.InterceptSpec) { s.Port = "grpc" }, reason: "NoSuchPort", msg: `Deployment web has no port "grpc"; there is 8080 (http) [service web:80]`},
+		"service":         {spec: func(s *v1alpha1.InterceptSpec) { s.Service = "api" }, reason: "NoSuchService", msg: `Deployment web has no service "api"`},
+		"container":       {spec: func(s *v1alpha1.InterceptSpec) { s.Container = "db" }, reason: "NoSuchContainer", msg: `Deployment web has no container "db"`},
+		"paused": {change: func(r *reconciler) {
+			r.update(func(d *appsv1.Deployment) { d.Spec.Paused = true })
+		}, reason: "CannotRoll", msg: "paused"},
+		"Windows": {change: func(r *reconciler) {
+			r.update(func(d *appsv1.Deployment) {
+				d.Spec.Template.Spec.NodeSelector = map[string]string{"kubernetes.io/os": "windows"}
+			})
+		}, reason: "CannotRoll", msg: "the pods of Deployment web cannot have a traffic-agent: the pod runs on Windows"},
+		"no right to restart": {change: func(r *reconciler) {
+			r.fail = func(verb string, o runtime.Object) error {
+				if _, ok := o.(*appsv1.Deployment); ok && verb == "patch" {
+					return errors.New("admission webhook denied it")
+				}
+				return nil
+			}
+		}, reason: "RestartRefused", msg: "admission webhook denied it"},
+		"agent's image": {change: func(r *reconciler) {
+			r.addPod("new-1", "rs-1", withAgent(8080), waiting(agentcfg.Container, "ImagePullBackOff", "no such image"))
+		}, reason: "AgentNotStarted", msg: "ImagePullBackOff: no such image"},
+		"quota": {change: func(r *reconciler) {
+			d := webDeployment()
+			r.world.get(d)
+			d.Status.Conditions = []appsv1.DeploymentCondition{{Type: appsv1.DeploymentReplicaFailure, Status: corev1.ConditionTrue, Message: "exceeded quota"}}
+			r.must(r.kc.Status().Update(r.t.Context(), d))
+		}, reason: "AgentNotStarted", msg: "exceeded quota"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			in := intercept("in-1", "ada", "mine")
+			if tt.spec != nil {
+				tt.spec(&in.Spec)
+			}
+			r := newReconciler(t, in)
+			r.addPod("old-1", "rs-1", ready1)
+			if tt.change != nil {
+				tt.change(r)
+			}
+			st, again := r.look("in-1")
+			wantStatus(t, name, st, v1alpha1.InterceptFailed, tt.reason, tt.msg)
+			if again != 0 || len(r.engaged.of(web)) != 0 {
+				t.Errorf("looked at again after %s, engaged %v", again, r.engaged.of(web))
+			}
+			after, _ := r.look("in-1") // final
+			wantStatus(t, "again", after, v1alpha1.InterceptFailed, tt.reason, tt.msg)
+		})
+	}
+}
+
+func (r *reconciler) update(fn func(*appsv1.Deployment)) {
+	r.t.Helper()
+	d := webDeployment()
+	r.world.get(d)
+	fn(d)
+	r.must(r.kc.Update(r.t.Context(), d))
+}
+
+// Trouble with the API server is no verdict: it is tried again.
+func TestInterceptAPIServerAway(t *testing.T) {
+	for _, kind := range []client.ObjectList{&v1alpha1.SessionList{}, &corev1.PodList{}, &corev1.ServiceList{}, &networkingv1.NetworkPolicyList{}, &v1alpha1.InterceptList{}} {
+		r := newReconciler(t, intercept("in-1", "ada", "mine"))
+		r.fail = func(_ string, o runtime.Object) error {
+			if reflect.TypeOf(o) == reflect.TypeOf(kind) {
+				return errors.New("etcd is away")
+			}
+			return nil
+		}
+		_, err := r.Reconcile(t.Context(), reconcile.Request{NamespacedName: types.NamespacedName{Namespace: "shop", Name: "in-1"}})
+		if err == nil {
+			t.Errorf("%T: no error", kind)
+		}
+		in := intercept("in-1", "", "")
+		if r.world.get(in); in.Status.State == v1alpha1.InterceptFailed {
+			t.Errorf("%T: failed for good: %s", kind, in.Status.Message)
+		}
+	}
+}
+
+// An intercept ends with its session, whatever state it is in.
+func TestInterceptEndsWithSession(t *testing.T) {
+	failed := intercept("failed", "ada", "gone")
+	r := newReconciler(t, intercept("in-1", "ada", "gone"), failed)
+	failed.Status.State = v1alpha1.InterceptFailed
+	r.must(r.kc.Status().Update(t.Context(), failed))
+	for _, name := range []string{"in-1", "failed"} {
+		if st, _ := r.look(name); st.State != "gone" {
+			t.Errorf("%s is %s", name, st.State)
+		}
+	}
+}
+
+// A workload that agents kept from coming up is restarted without them when the last intercept is gone.
+func TestHeal(t *testing.T) {
+	r := newReconciler(t, intercept("in-1", "ada", "mine"))
+	r.addPod("old-1", "rs-1", ready1)
+	r.look("in-1")
+	r.rollout("2")
+	r.addPod("new-1", "rs-2", withAgent(8080), waiting(agentcfg.Container, "ErrImagePull", ""))
+	st, _ := r.look("in-1")
+	wantStatus(t, "image", st, v1alpha1.InterceptFailed, "AgentNotStarted", "ErrImagePull")
+	r.delete(intercept("in-1", "", ""))
+
+	r.set(func() { r.fail = func(string, runtime.Object) error { return errors.New("etcd is away") } })
+	if _, err := r.Reconcile(t.Context(), reconcile.Request{NamespacedName: types.NamespacedName{Namespace: "shop", Name: "in-1"}}); err == nil {
+		t.Fatal("no error")
+	}
+	r.set(func() { r.fail = nil })
+	r.look("in-1")
+	if r.restarts() != 2 {
+		t.Errorf("%d restarts, want one more", r.restarts())
+	}
+	r.look("in-1")
+	if r.restarts() != 2 {
+		t.Errorf("restarted again: %d", r.restarts())
+	}
+
+	// A workload that is fine, or gone, is left alone.
+	for name, change := range map[string]func(*reconciler){
+		"fine": func(*reconciler) {},
+		"gone": func(r *reconciler) { r.delete(webDeployment()) },
+	} {
+		r := newReconciler(t, intercept("in-1", "ada", "mine"))
+		r.addPod("old-1", "rs-1", ready1)
+		r.look("in-1")
+		change(r)
+		r.delete(intercept("in-1", "", ""))
+		r.look("in-1")
+		if r.restarts() != 1 {
+			t.Errorf("%s: %d restarts", name, r.restarts())
+		}
+	}
+}
+
+// An intercept that was deleted and created again under the same name is another.
+func TestInterceptSameName(t *testing.T) {
+	r := newReconciler(t, intercept("in-1", "ada", "mine"))
+	r.addPod("a", "rs-1", withAgent(8080), ready1)
+	r.look("in-1")
+	r.delete(intercept("in-1", "", ""))
+	in := intercept("in-1", "ada", "mine")
+	in.UID = "second"
+	r.create(in)
+	r.look("in-1")
+	if got := r.engaged.of(web); len(got) != 1 || got[0].UID != "second" {
+		t.Errorf("in force: %v", got)
+	}
+}
+
+func TestConflict(t *testing.T) {
+	for name, tt := range map[string]struct {
+		change func(*v1alpha1.Intercept) // of the older one, which is eve's
+		away   bool                      // eve's laptop
+		state  v1alpha1.InterceptState
+		reason string
+		msg    string
+		evicts bool
+	}{
+		"held":                 {state: v1alpha1.InterceptFailed, reason: "PortHeld", msg: "port 8080 of web is intercepted by eve (intercept web since"},
+		"another port":         {change: func(in *v1alpha1.Intercept) { in.Status.Ports[0].ContainerPort = 9090 }, state: v1alpha1.InterceptActive},
+		"UDP of the number":    {change: func(in *v1alpha1.Intercept) { in.Status.Ports[0].Protocol = "UDP" }, state: v1alpha1.InterceptActive},
+		"another workload":     {change: func(in *v1alpha1.Intercept) { in.Spec.Workload.Name = "db" }, state: v1alpha1.InterceptActive},
+		"failed":               {change: func(in *v1alpha1.Intercept) { in.Status.State = v1alpha1.InterceptFailed }, state: v1alpha1.InterceptActive},
+		"younger":              {change: func(in *v1alpha1.Intercept) { in.CreationTimestamp = metav1.NewTime(time.Now().Add(time.Hour)) }, state: v1alpha1.InterceptActive},
+		"another namespace":    {change: func(in *v1alpha1.Intercept) { in.Namespace = "other" }, state: v1alpha1.InterceptActive},
+		"her laptop is away":   {away: true, state: v1alpha1.InterceptPending, msg: "waiting for the end of its session"},
+		"my other laptop away": {away: true, change: func(in *v1alpha1.Intercept) { in.Spec.User = "ada" }, state: v1alpha1.InterceptActive, evicts: true},
+		"my other laptop":      {change: func(in *v1alpha1.Intercept) { in.Spec.User = "ada" }, state: v1alpha1.InterceptFailed, reason: "PortHeld", msg: "by ada"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			older := intercept("theirs", "eve", "hers")
+			older.CreationTimestamp = metav1.NewTime(time.Now().Add(-time.Hour))
+			older.Status = v1alpha1.InterceptStatus{State: v1alpha1.InterceptActive, Ports: []v1alpha1.InterceptedPort{{Protocol: "TCP", ContainerPort: 8080}}}
+			if tt.change != nil {
+				tt.change(older)
+			}
+			st := older.Status
+			r := newReconciler(t, older, intercept("in-1", "ada", "mine"), session("hers", "eve", "k2"))
+			older.Status = st
+			r.must(r.kc.Status().Update(t.Context(), older))
+			if !tt.away {
+				r.laptops.tunnels["hers"] = &mux.Session{}
+			}
+			r.addPod("a", "rs-1", withAgent(8080), ready1)
+			r.acknowledge("a", "in-1")
+			got, _ := r.look("in-1")
+			wantStatus(t, name, got, tt.state, tt.reason, tt.msg)
+			if gone := !r.world.get(older); gone != tt.evicts {
+				t.Errorf("the older one is gone: %v", gone)
+			}
+		})
+	}
+}
+
+func TestOlder(t *testing.T) {
+	a, b := intercept("a", "", ""), intercept("b", "", "")
+	b.CreationTimestamp = a.CreationTimestamp
+	if !older(a, b) || older(b, a) {
+		t.Error("of the same second, the UID decides")
+	}
+	b.CreationTimestamp = metav1.NewTime(a.CreationTimestamp.Add(-time.Second))
+	if older(a, b) || !older(b, a) {
+		t.Error("time decides")
+	}
+}
+
+// Who is woken by what.
+func TestWakeups(t *testing.T) {
+	other := intercept("db", "ada", "mine")
+	other.Spec.Workload.Name = "db"
+	r := newReconciler(t, intercept("a", "ada", "mine"), intercept("b", "eve", "hers"), other)
+	names := func(reqs []reconcile.Request) string {
+		var out []string
+		for _, q := range reqs {
+			out = append(out, q.Name)
+		}
+		return strings.Join(out, " ")
+	}
+	r.wake(web)
+	e := <-r.wakeups
+	if got := names(r.interceptsOfWorkload(t.Context(), e.Object)); got != "a b" {
+		t.Errorf("workload: %s", got)
+	}
+	if got := names(r.interceptsOfSession(t.Context(), session("mine", "ada", ""))); got != "a db" {
+		t.Errorf("session: %s", got)
+	}
+	for range cap(r.wakeups) + 1 {
+		r.wake(web) // must never block an agent's connection
+	}
+}

@@ -1,0 +1,336 @@
+package manager
+
+import (
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/types"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/doppel-dev/doppel/api/v1alpha1"
+	"github.com/doppel-dev/doppel/internal/agentcfg"
+	"github.com/doppel-dev/doppel/internal/inject"
+)
+
+var update = flag.Bool("update", false, "write docs/support-table.md")
+
+// agentFor is the annotation of a pod whose agent takes the port.
+func agentFor(port uint16) string {
+	c := agentcfg.Config{Managers: []string{"m:1"}, ManagerKey: "k", HealthPort: 9900, Ports: []agentcfg.Port{{Protocol: "TCP", ContainerPort: port, AgentPort: 9901, Way: agentcfg.ByName}}}
+	return c.String()
+}
+
+type podOption func(*corev1.Pod)
+
+// webPod is a running pod of Deployment web; of is its ReplicaSet.
+func webPod(name, of string, opts ...podOption) corev1.Pod {
+	p := corev1.Pod{ObjectMeta: owned(meta("shop", name), "ReplicaSet", of)}
+	p.Labels = map[string]string{"app": "web"}
+	p.Status.Phase = corev1.PodRunning
+	p.Spec.Containers = []corev1.Container{{Name: "app", Ports: []corev1.ContainerPort{{Name: "http", ContainerPort: 8080}}}}
+	for _, o := range opts {
+		o(&p)
+	}
+	return p
+}
+
+func ready1(p *corev1.Pod) {
+	p.Status.Conditions = append(p.Status.Conditions, corev1.PodCondition{Type: corev1.PodReady, Status: corev1.ConditionTrue})
+}
+
+func withAgent(port uint16) podOption {
+	return func(p *corev1.Pod) {
+		p.Annotations = map[string]string{agentcfg.Annotation: agentFor(port)}
+		p.Spec.Containers = append(p.Spec.Containers, corev1.Container{Name: agentcfg.Container})
+	}
+}
+
+// deleted is a pod whose deletion was asked for some time ago; its timestamp is when the grace period ends (metav1.ObjectMeta).
+func deleted(ago time.Duration) podOption {
+	return func(p *corev1.Pod) {
+		grace := int64(30)
+		end := metav1.NewTime(time.Now().Add(-ago + 30*time.Second))
+		p.DeletionTimestamp, p.DeletionGracePeriodSeconds = &end, &grace
+	}
+}
+
+func waiting(container, reason, msg string) podOption {
+	return func(p *corev1.Pod) {
+		st := corev1.ContainerStatus{Name: container, State: corev1.ContainerState{Waiting: &corev1.ContainerStateWaiting{Reason: reason, Message: msg}}}
+		if container == agentcfg.InitContainer {
+			p.Status.InitContainerStatuses = append(p.Status.InitContainerStatuses, st)
+			return
+		}
+		p.Status.ContainerStatuses = append(p.Status.ContainerStatuses, st)
+	}
+}
+
+func said(container, msg string) podOption {
+	return func(p *corev1.Pod) {
+		for _, list := range [][]corev1.ContainerStatus{p.Status.InitContainerStatuses, p.Status.ContainerStatuses} {
+			for i := range list {
+				if list[i].Name == container {
+					list[i].LastTerminationState.Terminated = &corev1.ContainerStateTerminated{Message: msg}
+				}
+			}
+		}
+	}
+}
+
+func unscheduled(msg string) podOption {
+	return func(p *corev1.Pod) {
+		p.Status.Phase = corev1.PodPending
+		p.Status.Conditions = append(p.Status.Conditions, corev1.PodCondition{Type: corev1.PodScheduled, Status: corev1.ConditionFalse, Message: msg})
+	}
+}
+
+// TestView is the table of what a workload's pods mean for an intercept of port 8080. The agents of pods called served-* have
+// acknowledged it.
+func TestView(t *testing.T) {
+	agent := withAgent(8080)
+	for name, tt := range map[string]struct {
+		pods []corev1.Pod
+		cond *appsv1.DeploymentCondition
+		want podsView
+	}{
+		"no pods":                                  {},
+		"before: none has an agent":                {pods: []corev1.Pod{webPod("a", "new", ready1), webPod("b", "new", ready1)}, want: podsView{missing: 2, missingPod: "b"}},
+		"an agent for another port":                {pods: []corev1.Pod{webPod("a", "new", ready1, withAgent(9090))}, want: podsView{missing: 1, missingPod: "a"}},
+		"another product's agent":                  {pods: []corev1.Pod{webPod("a", "new", ready1, func(p *corev1.Pod) { agent(p); p.Annotations = nil })}, want: podsView{missing: 1, missingPod: "a"}},
+		"an annotation alone":                      {pods: []corev1.Pod{webPod("a", "new", ready1, func(p *corev1.Pod) { p.Annotations = map[string]string{agentcfg.Annotation: agentFor(8080)} })}, want: podsView{missing: 1, missingPod: "a"}},
+		"an annotation that cannot be read":        {pods: []corev1.Pod{webPod("a", "new", ready1, func(p *corev1.Pod) { agent(p); p.Annotations[agentcfg.Annotation] = "{" })}, want: podsView{missing: 1, missingPod: "a"}},
+		"the new one starts":                       {pods: []corev1.Pod{webPod("old", "old", ready1), webPod("a", "new", agent)}, want: podsView{waiting: 1, draining: 1}},
+		"the new one's agent has not acknowledged": {pods: []corev1.Pod{webPod("a", "new", agent, ready1)}, want: podsView{waiting: 1}},
+		"the new one is not ready":                 {pods: []corev1.Pod{webPod("served-a", "new", agent)}, want: podsView{waiting: 1}},
+		"the new one serves, the old one runs":     {pods: []corev1.Pod{webPod("old", "old", ready1), webPod("served-a", "new", agent, ready1)}, want: podsView{serving: 1, draining: 1}},
+		"the old one is told to end":               {pods: []corev1.Pod{webPod("old", "old", ready1, deleted(time.Second)), webPod("served-a", "new", agent, ready1)}, want: podsView{serving: 1, draining: 1}},
+		"the old one is out of the service":        {pods: []corev1.Pod{webPod("old", "old", ready1, deleted(2*time.Second)), webPod("served-a", "new", agent, ready1)}, want: podsView{serving: 1}},
+		"the old one ends and has an agent":        {pods: []corev1.Pod{webPod("served-old", "old", agent, ready1, deleted(time.Second)), webPod("served-a", "new", agent, ready1)}, want: podsView{serving: 1}},
+		"an old one with an agent still serves":    {pods: []corev1.Pod{webPod("served-old", "old", agent, ready1), webPod("served-a", "new", agent, ready1)}, want: podsView{serving: 2}},
+		"a missed injection among good pods":       {pods: []corev1.Pod{webPod("served-a", "new", agent, ready1), webPod("b", "new", ready1)}, want: podsView{serving: 1, missing: 1, missingPod: "b"}},
+		"the agent's image cannot be pulled": {
+			pods: []corev1.Pod{webPod("old", "old", ready1), webPod("a", "new", agent, waiting(agentcfg.Container, "ErrImagePull", "not found"))},
+			want: podsView{waiting: 1, draining: 1, trouble: "the traffic-agent of pod a does not start: ErrImagePull: not found", unready: "container traffic-agent of pod a does not start: ErrImagePull: not found"},
+		},
+		"the redirect fails, and said why": {
+			pods: []corev1.Pod{webPod("a", "new", agent, waiting(agentcfg.InitContainer, "CrashLoopBackOff", "back-off"), said(agentcfg.InitContainer, "no nftables\n"))},
+			want: podsView{waiting: 1, trouble: "the doppel-redirect of pod a does not start: CrashLoopBackOff: no nftables", unready: "container doppel-redirect of pod a does not start: CrashLoopBackOff: back-off"},
+		},
+		"the agent is being created": {pods: []corev1.Pod{webPod("a", "new", agent, waiting(agentcfg.Container, "ContainerCreating", ""))}, want: podsView{waiting: 1}},
+		"the app does not start": {
+			pods: []corev1.Pod{webPod("a", "new", agent, waiting("app", "CrashLoopBackOff", "back-off 10s"))},
+			want: podsView{waiting: 1, unready: "container app of pod a does not start: CrashLoopBackOff: back-off 10s"},
+		},
+		"no room on any node": {
+			pods: []corev1.Pod{webPod("a", "new", agent, unscheduled("0/3 nodes are available: 3 Insufficient cpu."))},
+			want: podsView{waiting: 1, unready: "pod a is not scheduled: 0/3 nodes are available: 3 Insufficient cpu."},
+		},
+		"quota": {
+			pods: []corev1.Pod{webPod("old", "old", ready1)},
+			cond: &appsv1.DeploymentCondition{Type: appsv1.DeploymentReplicaFailure, Status: corev1.ConditionTrue, Message: "exceeded quota: pods=1"},
+			want: podsView{draining: 1, trouble: "Deployment web cannot create pods: exceeded quota: pods=1"},
+		},
+		"quota, long ago": {
+			cond: &appsv1.DeploymentCondition{Type: appsv1.DeploymentReplicaFailure, Status: corev1.ConditionFalse, Message: "exceeded quota"},
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := &workload{key: web, object: &appsv1.Deployment{}, pods: tt.pods, newest: "new"}
+			if tt.cond != nil {
+				w.object.Status.Conditions = []appsv1.DeploymentCondition{*tt.cond}
+			}
+			got := w.view("TCP", 8080, func(pod types.UID) bool { return strings.HasPrefix(string(pod), "served-") })
+			if d := cmp.Diff(tt.want, got, cmp.AllowUnexported(podsView{})); d != "" {
+				t.Errorf("-want +got:\n%s", d)
+			}
+			if got := w.broken(); got != (tt.want.trouble != "") {
+				t.Errorf("broken: %v", got)
+			}
+		})
+	}
+}
+
+// loadWorkload takes the pods of the Deployment's own ReplicaSets, whoever else has the same labels.
+func TestLoadWorkload(t *testing.T) {
+	labels := map[string]string{"app": "web"}
+	rev := func(n string) map[string]string { return map[string]string{revision: n} }
+	d := &appsv1.Deployment{ObjectMeta: meta("shop", "web"), Spec: appsv1.DeploymentSpec{Selector: &metav1.LabelSelector{MatchLabels: labels}}}
+	d.Generation, d.Status.ObservedGeneration, d.Annotations = 3, 2, rev("2")
+	rs := func(name, owner, r string) *appsv1.ReplicaSet {
+		s := &appsv1.ReplicaSet{ObjectMeta: owned(meta("shop", name), "Deployment", owner)}
+		s.Labels, s.Annotations = labels, rev(r)
+		return s
+	}
+	bare := webPod("bare", "", func(p *corev1.Pod) { p.OwnerReferences = nil })
+	objs := []client.Object{d, rs("old", "web", "1"), rs("new", "web", "2"), rs("foreign", "other", "2"), &bare}
+	for _, p := range []corev1.Pod{
+		webPod("p-old", "old"), webPod("p-new", "new"), webPod("p-foreign", "foreign"),
+		webPod("p-done", "new", func(p *corev1.Pod) { p.Status.Phase = corev1.PodSucceeded }),
+		webPod("p-evicted", "new", func(p *corev1.Pod) { p.Status.Phase = corev1.PodFailed }),
+		webPod("p-elsewhere", "new", func(p *corev1.Pod) { p.Namespace = "other" }),
+		webPod("p-db", "new", func(p *corev1.Pod) { p.Labels = nil }),
+	} {
+		objs = append(objs, &p)
+	}
+	w := newWorld(t, objs...)
+	got, err := w.loadWorkload(t.Context(), "shop", v1alpha1.WorkloadRef{Kind: "Deployment", Name: "web"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var names []string
+	for _, p := range got.pods {
+		names = append(names, p.Name)
+	}
+	if d := cmp.Diff([]string{"p-new", "p-old"}, names); d != "" {
+		t.Errorf("pods:\n%s", d)
+	}
+	if got.newest != "new" || got.observed || got.wanted != 1 || got.key != web {
+		t.Errorf("newest %s, observed %v, wanted %d", got.newest, got.observed, got.wanted)
+	}
+	zero := int32(0)
+	d.Spec.Replicas = &zero
+	if err := w.kc.Update(t.Context(), d); err != nil {
+		t.Fatal(err)
+	}
+	d.Status.ObservedGeneration = d.Generation
+	if err := w.kc.Status().Update(t.Context(), d); err != nil {
+		t.Fatal(err)
+	}
+	got, err = w.loadWorkload(t.Context(), "shop", v1alpha1.WorkloadRef{Kind: "Deployment", Name: "web"})
+	if err != nil || !got.observed || got.wanted != 0 {
+		t.Errorf("scaled to zero: observed %v, wanted %d, %v", got.observed, got.wanted, err)
+	}
+
+	for _, tt := range []struct{ kind, name, reason string }{{"Deployment", "nope", "NoWorkload"}, {"StatefulSet", "web", "UnsupportedKind"}} {
+		_, err := w.loadWorkload(t.Context(), "shop", v1alpha1.WorkloadRef{Kind: tt.kind, Name: tt.name})
+		var p *problem
+		if !errors.As(err, &p) || p.reason != tt.reason {
+			t.Errorf("%s %s: %v", tt.kind, tt.name, err)
+		}
+	}
+	w.fail = func(string, runtime.Object) error { return errors.New("etcd is away") }
+	_, err = w.loadWorkload(t.Context(), "shop", v1alpha1.WorkloadRef{Kind: "Deployment", Name: "web"})
+	var p *problem
+	if err == nil || errors.As(err, &p) {
+		t.Errorf("an API server that is away is no reason to give up: %v", err)
+	}
+}
+
+// workloadTable is the part of the support table about workloads; docs/support-table.md is written from it.
+var workloadTable = []struct {
+	workload string // for people
+	ref      v1alpha1.WorkloadRef
+	change   func(*appsv1.Deployment)
+	want     string // "" is: can be intercepted
+}{
+	{"Deployment", v1alpha1.WorkloadRef{}, nil, ""},
+	{"Deployment scaled to zero", v1alpha1.WorkloadRef{}, func(d *appsv1.Deployment) { d.Spec.Replicas = new(int32) }, ""},
+	{"Deployment, paused", v1alpha1.WorkloadRef{}, func(d *appsv1.Deployment) { d.Spec.Paused = true }, "is paused: its pods cannot be replaced"},
+	{"Deployment with strategy Recreate", v1alpha1.WorkloadRef{}, func(d *appsv1.Deployment) { d.Spec.Strategy.Type = appsv1.RecreateDeploymentStrategyType }, "has strategy Recreate: its pods cannot be replaced without a gap"},
+	{"Deployment whose pods forbid it", v1alpha1.WorkloadRef{}, func(d *appsv1.Deployment) {
+		d.Spec.Template.Annotations = map[string]string{agentcfg.AnnotationInject: "false"}
+	}, `cannot have a traffic-agent: the annotation doppel.dev/inject: "false" forbids it`},
+	{"Deployment in the node's network", v1alpha1.WorkloadRef{}, func(d *appsv1.Deployment) { d.Spec.Template.Spec.HostNetwork = true }, "cannot have a traffic-agent: the pod uses the node's network (hostNetwork)"},
+	{"StatefulSet", v1alpha1.WorkloadRef{Kind: "StatefulSet", Name: "web"}, nil, "cannot be intercepted yet: only Deployments can"},
+	{"DaemonSet", v1alpha1.WorkloadRef{Kind: "DaemonSet", Name: "web"}, nil, "cannot be intercepted yet: only Deployments can"},
+	{"ReplicaSet", v1alpha1.WorkloadRef{Kind: "ReplicaSet", Name: "web"}, nil, "cannot be intercepted yet: only Deployments can"},
+	{"Job", v1alpha1.WorkloadRef{Kind: "Job", Name: "web"}, nil, "cannot be intercepted yet: only Deployments can"},
+	{"Pod", v1alpha1.WorkloadRef{Kind: "Pod", Name: "web"}, nil, "cannot be intercepted yet: only Deployments can"},
+}
+
+func TestWorkloadTable(t *testing.T) {
+	var doc strings.Builder
+	doc.WriteString("| Workload | Can be intercepted | Otherwise it says |\n|---|---|---|\n")
+	for _, row := range workloadTable {
+		t.Run(row.workload, func(t *testing.T) {
+			d := webDeployment()
+			if row.change != nil {
+				row.change(d)
+			}
+			if row.ref.Kind == "" {
+				row.ref = v1alpha1.WorkloadRef{Kind: "Deployment", Name: "web"}
+			}
+			w := newWorld(t, d)
+			got := ""
+			if wl, err := w.loadWorkload(t.Context(), "shop", row.ref); err != nil {
+				got = err.Error()
+			} else {
+				got = wl.cannotRoll(inject.Taken{Container: "app", ContainerPort: 8080, Protocol: "TCP", Name: "http", Way: agentcfg.ByName})
+			}
+			if (got == "") != (row.want == "") || !strings.Contains(got, row.want) {
+				t.Errorf("%q, want %q", got, row.want)
+			}
+			can := map[bool]string{true: "yes", false: "**no**"}[row.want == ""]
+			fmt.Fprintf(&doc, "| %s | %s | %s |\n", row.workload, can, strings.TrimPrefix(row.want, "cannot have a traffic-agent: "))
+		})
+	}
+	checkDoc(t, "workloads", doc.String())
+}
+
+// checkDoc compares the part of docs/support-table.md between two markers with what the table says, or writes it.
+func checkDoc(t *testing.T, part, want string) {
+	t.Helper()
+	const file = "../../docs/support-table.md"
+	raw, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	begin, end := "<!-- "+part+" -->\n", "<!-- /"+part+" -->"
+	head, rest, ok1 := strings.Cut(string(raw), begin)
+	got, tail, ok2 := strings.Cut(rest, end)
+	if !ok1 || !ok2 {
+		t.Fatalf("%s has no part %q", file, part)
+	}
+	if *update {
+		if err := os.WriteFile(file, []byte(head+begin+want+end+tail), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		return
+	}
+	if d := cmp.Diff(want, got); d != "" {
+		t.Errorf("%s (go test ./internal/manager -update writes it) -want +got:\n%s", file, d)
+	}
+}
+
+// webDeployment is Deployment web as its controller sees it after a rollout.
+func webDeployment() *appsv1.Deployment {
+	labels := map[string]string{"app": "web"}
+	d := &appsv1.Deployment{ObjectMeta: meta("shop", "web")}
+	d.Annotations = map[string]string{revision: "1"}
+	d.Spec.Selector = &metav1.LabelSelector{MatchLabels: labels}
+	d.Spec.Template.Labels = labels
+	d.Spec.Template.Spec.Containers = []corev1.Container{{Name: "app", Ports: []corev1.ContainerPort{{Name: "http", ContainerPort: 8080}}}}
+	return d
+}
+
+// A restart touches one annotation of the template and nothing else.
+func TestRestart(t *testing.T) {
+	d := webDeployment()
+	w := newWorld(t, d)
+	wl, err := w.loadWorkload(t.Context(), "shop", v1alpha1.WorkloadRef{Kind: "Deployment", Name: "web"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := wl.restart(t.Context(), w.kc); err != nil {
+		t.Fatal(err)
+	}
+	after := &appsv1.Deployment{ObjectMeta: meta("shop", "web")}
+	w.get(after)
+	if after.Spec.Template.Annotations[restartedAt] == "" {
+		t.Fatal("no annotation")
+	}
+	after.Spec.Template.Annotations = nil
+	if d := cmp.Diff(d.Spec, after.Spec); d != "" {
+		t.Errorf("changed:\n%s", d)
+	}
+}

@@ -1,0 +1,327 @@
+package manager
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/go-logr/logr"
+	"go.uber.org/goleak"
+	appsv1 "k8s.io/api/apps/v1"
+	authenticationv1 "k8s.io/api/authentication/v1"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	apimeta "k8s.io/apimachinery/pkg/api/meta"
+	"k8s.io/apimachinery/pkg/api/meta/testrestmapper"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/types"
+	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
+	"k8s.io/client-go/rest"
+	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/cache"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/client/fake"
+	"sigs.k8s.io/controller-runtime/pkg/client/interceptor"
+
+	"github.com/doppel-dev/doppel/api/v1alpha1"
+	"github.com/doppel-dev/doppel/internal/agentcfg"
+	"github.com/doppel-dev/doppel/internal/mux"
+	"github.com/doppel-dev/doppel/internal/tunnel"
+	"github.com/doppel-dev/doppel/internal/wire"
+)
+
+func TestMain(m *testing.M) {
+	ctrl.SetLogger(logr.Discard())
+	goleak.VerifyTestMain(m)
+}
+
+// deadline bounds every wait of a test.
+const deadline = 20 * time.Second
+
+// world is a manager in front of a fake API server.
+type world struct {
+	*Manager
+	t  *testing.T
+	kc client.WithWatch // the API server
+
+	mu sync.Mutex
+	// guarded by mu
+	policyErr error                                           // what a forged object gets; nil: it is accepted
+	tokens    map[string]authenticationv1.TokenReviewStatus   // by token
+	fail      func(verb string, o runtime.Object) (err error) // nil: nothing fails
+	patched   []client.Object
+}
+
+// fakeCtrl is as much of controller-runtime's manager as ours uses outside its controllers.
+type fakeCtrl struct {
+	ctrl.Manager
+	client, live client.Client
+}
+
+func (f fakeCtrl) GetClient() client.Client    { return f.client }
+func (f fakeCtrl) GetAPIReader() client.Reader { return f.live }
+func (f fakeCtrl) GetCache() cache.Cache       { return nil }
+
+// scheme and mapper are made once: they are most of a fake API server's cost.
+var (
+	scheme = sync.OnceValue(func() *runtime.Scheme {
+		s := runtime.NewScheme()
+		if err := errors.Join(clientgoscheme.AddToScheme(s), v1alpha1.AddToScheme(s)); err != nil {
+			panic(err)
+		}
+		return s
+	})
+	mapper = sync.OnceValue(func() apimeta.RESTMapper { return testrestmapper.TestOnlyStaticRESTMapper(scheme()) })
+)
+
+// newWorld starts a manager in namespace doppel with the objects in the cluster.
+func newWorld(t *testing.T, objs ...client.Object) *world {
+	t.Helper()
+	w := &world{t: t, policyErr: refusedByPolicy(), tokens: map[string]authenticationv1.TokenReviewStatus{}}
+	objs = append(objs,
+		&corev1.Secret{ObjectMeta: meta("doppel", objectName)}, &corev1.ConfigMap{ObjectMeta: meta("doppel", objectName)},
+		&corev1.Service{ObjectMeta: meta("doppel", objectName), Spec: corev1.ServiceSpec{ClusterIP: "10.96.0.99"}},
+	)
+	w.kc = fake.NewClientBuilder().WithScheme(scheme()).WithRESTMapper(mapper()).WithObjects(objs...).
+		WithStatusSubresource(&v1alpha1.Session{}, &v1alpha1.Intercept{}, &appsv1.Deployment{}, &corev1.Pod{}).
+		WithInterceptorFuncs(w.funcs()).Build()
+	resolvConf := filepath.Join(t.TempDir(), "resolv.conf")
+	if err := os.WriteFile(resolvConf, []byte("nameserver 127.0.0.1\nsearch doppel.svc.cluster.test svc.cluster.test cluster.test\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	cfg := Config{
+		Namespace: "doppel", PodName: "traffic-manager-1", PodIP: "10.0.0.1", AgentImage: "agent:1", ResolvConf: resolvConf,
+		Kube: &rest.Config{}, Log: slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug})),
+	}
+	if err := cfg.complete(); err != nil {
+		t.Fatal(err)
+	}
+	m, err := assemble(t.Context(), cfg, fakeCtrl{client: w.kc, live: w.kc})
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.Manager = m
+	return w
+}
+
+func refusedByPolicy() error {
+	return apierrors.NewForbidden(schema.GroupResource{Group: "doppel.dev", Resource: "sessions"}, "",
+		errors.New("ValidatingAdmissionPolicy 'doppel-identity-sessions' with binding 'doppel-identity-sessions' denied request: spec.user must be you"))
+}
+
+func refusedByRBAC() error {
+	return apierrors.NewForbidden(schema.GroupResource{Group: "doppel.dev", Resource: "sessions"}, "",
+		errors.New(`User "system:serviceaccount:doppel:traffic-manager" cannot create resource "sessions" in API group "doppel.dev"`))
+}
+
+// funcs puts the world between the manager and the fake API server.
+func (w *world) funcs() interceptor.Funcs {
+	broken := func(verb string, o runtime.Object) error {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		if w.fail == nil {
+			return nil
+		}
+		return w.fail(verb, o)
+	}
+	return interceptor.Funcs{
+		Create: func(ctx context.Context, c client.WithWatch, o client.Object, opts ...client.CreateOption) error {
+			if err := broken("create", o); err != nil {
+				return err
+			}
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			if tr, ok := o.(*authenticationv1.TokenReview); ok {
+				tr.Status = w.tokens[tr.Spec.Token]
+				if !slices.Contains(tr.Spec.Audiences, agentcfg.Audience) {
+					tr.Status = authenticationv1.TokenReviewStatus{}
+				}
+				return nil
+			}
+			if slices.Contains(opts, client.CreateOption(client.DryRunAll)) {
+				return w.policyErr
+			}
+			return c.Create(ctx, o, opts...)
+		},
+		Get: func(ctx context.Context, c client.WithWatch, k client.ObjectKey, o client.Object, opts ...client.GetOption) error {
+			return errors.Join(broken("get", o), c.Get(ctx, k, o, opts...))
+		},
+		List: func(ctx context.Context, c client.WithWatch, l client.ObjectList, opts ...client.ListOption) error {
+			return errors.Join(broken("list", l), c.List(ctx, l, opts...))
+		},
+		Patch: func(ctx context.Context, c client.WithWatch, o client.Object, p client.Patch, opts ...client.PatchOption) error {
+			if err := broken("patch", o); err != nil {
+				return err
+			}
+			w.mu.Lock()
+			w.patched = append(w.patched, o)
+			w.mu.Unlock()
+			return c.Patch(ctx, o, p, opts...)
+		},
+	}
+}
+
+// set changes the world under its lock.
+func (w *world) set(fn func()) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	fn()
+}
+
+// restarts counts the rollouts that were asked for.
+func (w *world) restarts() int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	n := 0
+	for _, o := range w.patched {
+		if d, ok := o.(*appsv1.Deployment); ok && d.Spec.Template.Annotations[restartedAt] != "" {
+			n++
+		}
+	}
+	return n
+}
+
+func (w *world) get(o client.Object) bool {
+	w.t.Helper()
+	err := w.kc.Get(w.t.Context(), client.ObjectKeyFromObject(o), o)
+	if client.IgnoreNotFound(err) != nil {
+		w.t.Fatal(err)
+	}
+	return err == nil
+}
+
+func (w *world) create(o client.Object) {
+	w.t.Helper()
+	if err := w.kc.Create(w.t.Context(), o); err != nil {
+		w.t.Fatal(err)
+	}
+}
+
+func (w *world) delete(o client.Object) {
+	w.t.Helper()
+	if err := w.kc.Delete(w.t.Context(), o); err != nil {
+		w.t.Fatal(err)
+	}
+}
+
+// until polls a condition.
+func (w *world) until(what string, ok func() bool) {
+	w.t.Helper()
+	for end := time.Now().Add(deadline); !ok(); {
+		if time.Now().After(end) {
+			w.t.Fatalf("never: %s", what)
+		}
+		time.Sleep(2 * time.Millisecond) // polling, not synchronisation
+	}
+}
+
+// The objects of tests: their UID is their name.
+
+func meta(ns, name string) metav1.ObjectMeta {
+	return metav1.ObjectMeta{Namespace: ns, Name: name, UID: types.UID(name), CreationTimestamp: metav1.Now()}
+}
+
+func session(name, user, key string) *v1alpha1.Session {
+	return &v1alpha1.Session{ObjectMeta: meta("doppel", name), Spec: v1alpha1.SessionSpec{User: user, Key: key, RenewTime: metav1.NowMicro()}}
+}
+
+func intercept(name, user, session string) *v1alpha1.Intercept {
+	return &v1alpha1.Intercept{ObjectMeta: meta("shop", name), Spec: v1alpha1.InterceptSpec{
+		User: user, Session: session, Name: "web", Workload: v1alpha1.WorkloadRef{Kind: "Deployment", Name: "web"},
+	}}
+}
+
+func owned(m metav1.ObjectMeta, kind, name string) metav1.ObjectMeta {
+	yes := true
+	api := map[string]string{"Deployment": "apps/v1", "ReplicaSet": "apps/v1", "StatefulSet": "apps/v1", "Job": "batch/v1", "Rollout": "argoproj.io/v1alpha1"}[kind]
+	m.OwnerReferences = []metav1.OwnerReference{{APIVersion: api, Kind: kind, Name: name, UID: types.UID(name), Controller: &yes}}
+	return m
+}
+
+// laptop is a laptop's end of a tunnel.
+type laptop struct {
+	id *tunnel.Identity
+	t  *testing.T
+}
+
+func newLaptop(t *testing.T) *laptop {
+	t.Helper()
+	id, err := tunnel.NewIdentity("laptop")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &laptop{id, t}
+}
+
+// attach connects the laptop to the manager; the tunnel ends with the test.
+func (l *laptop) attach(w *world, h wire.Hello) (*mux.Session, error) {
+	return dial(w, l.id, h, func(ctx context.Context, c net.Conn) { w.laptops.serve(ctx, c) })
+}
+
+// dial makes a tunnel to what serves the other end of a loopback connection.
+func dial(w *world, id *tunnel.Identity, h wire.Hello, serve func(context.Context, net.Conn)) (*mux.Session, error) {
+	w.t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	defer l.Close()
+	ctx, cancel := context.WithCancel(context.Background())
+	served := make(chan struct{})
+	go func() {
+		defer close(served)
+		c, err := l.Accept()
+		if err == nil {
+			serve(ctx, c)
+		}
+	}()
+	c, err := net.Dial("tcp", l.Addr().String())
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	w.t.Cleanup(func() {
+		cancel()
+		_ = c.Close()
+		select {
+		case <-served:
+		case <-time.After(deadline):
+			w.t.Error("a tunnel does not end")
+		}
+	})
+	dctx, stop := context.WithTimeout(context.Background(), deadline)
+	defer stop()
+	s, _, err := tunnel.Client(dctx, c, tunnel.ClientConfig{Identity: id, Peer: w.identity.Fingerprint(), Hello: h})
+	if err == nil {
+		w.t.Cleanup(func() { _ = s.Close() })
+	}
+	return s, err
+}
+
+// racingClient is a replica's client whose first Update meets another replica's, which writes identity before.
+type racingClient struct {
+	client.WithWatch
+	identity []byte
+}
+
+func (c racingClient) Update(ctx context.Context, o client.Object, opts ...client.UpdateOption) error {
+	if sec, ok := o.(*corev1.Secret); ok {
+		theirs := &corev1.Secret{}
+		if err := c.WithWatch.Get(ctx, client.ObjectKeyFromObject(sec), theirs); err != nil {
+			return err
+		}
+		theirs.Data = map[string][]byte{secretIdentity: c.identity}
+		if err := c.WithWatch.Update(ctx, theirs); err != nil {
+			return err
+		}
+	}
+	return c.WithWatch.Update(ctx, o, opts...)
+}
