@@ -131,7 +131,7 @@ func TestBadInputWithManager(t *testing.T) {
 		{"port is no number", intercept("dataprocessingservice", "-p", "http"), 2, "LOCAL[:REMOTE]", ""},
 		{"unknown workload", intercept("nosuch", "-p", "3000"), 1, `no Deployment "nosuch"`, "doppel list"},
 		{"unknown namespace", intercept("dataprocessingservice", "-p", "3000", "-n", "nosuch"), 1, "no namespace nosuch", "get ns"},
-		{"unknown port", intercept("dataprocessingservice", "-p", "3000:4711"), 1, `no TCP port "4711"`, "-p LOCAL:REMOTE"},
+		{"unknown port", intercept("dataprocessingservice", "-p", "3000:4711"), 1, `"4711"; there is 3000 (http)`, "-p LOCAL:REMOTE"},
 		{"no service and no port", intercept("lonely", "-p", "3000"), 1, "no TCP port", "containerPort"},
 		{"cannot be rolled", intercept("recreate", "-p", "3000"), 5, "Recreate", ""},
 		{"unknown intercept", []string{"doppel", "leave", "nosuch"}, 1, `no intercept "nosuch"`, "doppel list"},

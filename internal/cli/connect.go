@@ -194,9 +194,12 @@ func (a *app) install(ctx context.Context, k *kubeFlags) error {
 	show, done := a.progress()
 	defer done()
 	show("No traffic-manager yet: installing it in namespace " + k.managerNS)
-	return chart.Install(ctx, cluster.RESTConfig(), chart.Options{
-		Namespace: k.managerNS, CreateNamespace: true, Wait: true, Progress: show,
-	})
+	o := chart.Options{Namespace: k.managerNS, CreateNamespace: true, Wait: true, Progress: show}
+	err = chart.Install(ctx, cluster.RESTConfig(), o)
+	if errors.Is(err, chart.ErrInstalled) { // a colleague connects for the first time at the same moment
+		return chart.WaitReady(ctx, cluster.RESTConfig(), o)
+	}
+	return err
 }
 
 // runCommand runs the user's command with our terminal and passes its exit code on.

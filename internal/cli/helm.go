@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"time"
@@ -54,6 +55,9 @@ func (a *app) chartCmd(verb, short string, do func(context.Context, *rest.Config
 	if verb != "uninstall" {
 		addValues(c.Flags(), &o)
 	}
+	if verb == "upgrade" {
+		c.Flags().BoolVar(&o.ResetValues, "reset-values", false, "forget the values of earlier installs and upgrades")
+	}
 	return c
 }
 
@@ -89,7 +93,7 @@ func (a *app) uninstallCmd() *cobra.Command {
 	k.add(c.Flags(), true)
 	c.Flags().StringVar(&agent, "agent", "", "remove the agent of one workload in the namespace")
 	c.Flags().BoolVar(&all, "all-agents", false, "remove all agents in all namespaces")
-	c.Flags().BoolVar(&everything, "everything", false, "remove agents, sessions, the traffic-manager, its resource types, its namespace, and stop the daemons")
+	c.Flags().BoolVar(&everything, "everything", false, "remove agents, sessions, the traffic-manager, its resource types, its namespace if doppel created it, and stop the daemons")
 	return c
 }
 
@@ -143,9 +147,9 @@ func (a *app) uninstallEverything(ctx context.Context, cluster *kube.Cluster, ma
 		return err
 	}
 	show("Uninstalling the traffic-manager")
-	if err := chart.Uninstall(ctx, cluster.RESTConfig(), chart.Options{Namespace: managerNS, Progress: show}); err != nil {
-		return err
+	err := chart.Uninstall(ctx, cluster.RESTConfig(), chart.Options{Namespace: managerNS, Progress: show})
+	if errors.Is(err, chart.ErrNotInstalled) {
+		return nil
 	}
-	show("Deleting namespace " + managerNS)
-	return cluster.DeleteNamespace(ctx, managerNS)
+	return err
 }

@@ -6,11 +6,13 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"net"
 	"net/http"
 	"net/netip"
 	"net/url"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -26,6 +28,7 @@ import (
 
 	"github.com/doppel-dev/doppel/api/v1alpha1"
 	"github.com/doppel-dev/doppel/internal/buildinfo"
+	"github.com/doppel-dev/doppel/internal/tunnel"
 	"github.com/doppel-dev/doppel/internal/uerr"
 )
 
@@ -47,6 +50,7 @@ type Cluster struct {
 	resources rest.Interface // doppel.dev/v1alpha1
 	raw       clientcmd.ClientConfig
 	user      string // known after WhoAmI
+	clock     clock
 }
 
 // requestTimeout bounds every single request, so that a slow API server is told from a dead one.
@@ -91,16 +95,15 @@ func checkContext(raw clientcmdapi.Config, name string, rules *clientcmd.ClientC
 		return uerr.New(uerr.Usage, "choose one with --context, or with: kubectl config use-context NAME", "the kubeconfig has no current context")
 	}
 	if raw.Contexts[name] == nil {
-		var have []string
-		for n := range raw.Contexts {
-			have = append(have, n)
-		}
+		have := slices.Sorted(maps.Keys(raw.Contexts))
 		return uerr.New(uerr.Usage, "it has: "+strings.Join(have, ", "), "no context %q in the kubeconfig", name)
 	}
 	return nil
 }
 
 func newCluster(cfg *rest.Config, cc clientcmd.ClientConfig, name, ns string) (*Cluster, error) {
+	c := &Cluster{Context: name, Namespace: ns, Server: cfg.Host, config: cfg, raw: cc}
+	cfg.Wrap(c.clock.wrap)
 	cfg.UserAgent = "doppel/" + buildinfo.Version
 	cfg.QPS, cfg.Burst = 50, 100
 	core, err := kubernetes.NewForConfig(cfg)
@@ -119,7 +122,8 @@ func newCluster(cfg *rest.Config, cc clientcmd.ClientConfig, name, ns string) (*
 	if err != nil {
 		return nil, err
 	}
-	return &Cluster{Context: name, Namespace: ns, Server: cfg.Host, config: cfg, core: core, resources: res, raw: cc}, nil
+	c.core, c.resources = core, res
+	return c, nil
 }
 
 // RESTConfig returns a copy of the connection's configuration, and ClientConfig the kubeconfig behind it, for the Helm client.
@@ -185,5 +189,13 @@ func (c *Cluster) attachTransport() (http.RoundTripper, error) {
 	cfg := rest.CopyConfig(c.config)
 	cfg.NextProtos = []string{"http/1.1"}
 	cfg.Timeout = 0
+	cfg.Dial = func(ctx context.Context, network, address string) (net.Conn, error) {
+		d := net.Dialer{Timeout: requestTimeout, KeepAlive: 30 * time.Second}
+		conn, err := d.DialContext(ctx, network, address)
+		if err != nil {
+			return nil, err
+		}
+		return conn, tunnel.Tune(conn)
+	}
 	return rest.TransportFor(cfg)
 }

@@ -89,10 +89,11 @@ func (c *Cluster) explainUpgrade(e *tunnel.UpgradeError, ns string) error {
 	return uerr.Wrap(e, uerr.Cluster, "", "reach the traffic-manager")
 }
 
-// CreateSession creates the session object and returns it with its UID.
+// CreateSession creates the session object, renewed now by the cluster's clock, and returns it with its UID.
 func (c *Cluster) CreateSession(ctx context.Context, ns string, spec v1alpha1.SessionSpec) (*v1alpha1.Session, error) {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
+	spec.RenewTime = c.clock.now()
 	s := &v1alpha1.Session{ObjectMeta: metav1.ObjectMeta{GenerateName: "session-", Namespace: ns}, Spec: spec}
 	out := &v1alpha1.Session{}
 	err := c.resources.Post().Namespace(ns).Resource("sessions").Body(s).Do(ctx).Into(out)
@@ -106,7 +107,7 @@ func (c *Cluster) CreateSession(ctx context.Context, ns string, spec v1alpha1.Se
 func (c *Cluster) RenewSession(ctx context.Context, s *v1alpha1.Session) error {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
-	patch := fmt.Sprintf(`{"metadata":{"uid":%q},"spec":{"renewTime":%q}}`, s.UID, metav1.NowMicro().UTC().Format(metav1.RFC3339Micro))
+	patch := fmt.Sprintf(`{"metadata":{"uid":%q},"spec":{"renewTime":%q}}`, s.UID, c.clock.now().UTC().Format(metav1.RFC3339Micro))
 	err := c.resources.Patch(types.MergePatchType).Namespace(s.Namespace).Resource("sessions").Name(s.Name).Body([]byte(patch)).Do(ctx).Error()
 	return c.explain(err, "renew the session")
 }

@@ -114,23 +114,6 @@ func (c *Cluster) waitNoAgents(ctx context.Context, ns string, only func(Workloa
 	}
 }
 
-// DeleteNamespace deletes a namespace and waits until it is gone.
-func (c *Cluster) DeleteNamespace(ctx context.Context, name string) error {
-	err := c.core.CoreV1().Namespaces().Delete(ctx, name, metav1.DeleteOptions{})
-	for err == nil {
-		select {
-		case <-ctx.Done():
-			return uerr.New(uerr.Cluster, "look at it with: kubectl get ns "+name, "namespace %s is still being deleted", name)
-		case <-time.After(200 * time.Millisecond):
-		}
-		_, err = c.core.CoreV1().Namespaces().Get(ctx, name, metav1.GetOptions{})
-	}
-	if apierrors.IsNotFound(err) {
-		return nil
-	}
-	return c.explain(err, "delete namespace "+name)
-}
-
 // RefuseIntercepted is an error if the workload (all of them for "") is intercepted: its agent is in use.
 func (c *Cluster) RefuseIntercepted(ctx context.Context, ns, workload string) error {
 	list, err := c.Intercepts(ctx, ns)

@@ -204,8 +204,13 @@ func (l *laptops) suspect(t *mux.Session) {
 	}()
 }
 
+// maxAhead is how far a renewal may lie in the future; the admission policy holds the same bound.
+const maxAhead = 5 * time.Minute
+
+// expired says whether two renewals were missed, or the renewal time is one that no honest laptop writes.
 func (l *laptops) expired(s *v1alpha1.Session) bool {
-	return time.Since(s.Spec.RenewTime.Time) > 2*l.m.cfg.RenewInterval
+	age := time.Since(s.Spec.RenewTime.Time)
+	return age > 2*l.m.cfg.RenewInterval || age < -maxAhead
 }
 
 // runLeases ends sessions whose tunnel or renewal has been missing for too long.

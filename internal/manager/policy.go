@@ -23,6 +23,9 @@ const policyInterval = time.Minute
 // policyPrefix begins the names of our admission policies; the API server's refusal says which one it was.
 const policyPrefix = "ValidatingAdmissionPolicy 'doppel-identity-"
 
+// policyRule is from the message of the rule that matters; a policy that lost it refuses the probe for another reason at most.
+const policyRule = "must be the name by which this cluster knows you"
+
 // forgedUser is nobody: a session that claims this user must be refused by the admission policy.
 const forgedUser = "doppel:policy-probe"
 
@@ -92,7 +95,7 @@ func (p *policyProbe) refused(ctx context.Context, o client.Object) error {
 	switch {
 	case err == nil:
 		return fmt.Errorf("%w: a forged %T was accepted", errNoPolicy, o)
-	case (apierrors.IsForbidden(err) || apierrors.IsInvalid(err)) && strings.Contains(err.Error(), policyPrefix):
+	case (apierrors.IsForbidden(err) || apierrors.IsInvalid(err)) && strings.Contains(err.Error(), policyPrefix) && strings.Contains(err.Error(), policyRule):
 		return nil // by the policy itself; a missing right, a quota or another policy says nothing about ours
 	}
 	return fmt.Errorf("check the admission policy: %w", err)

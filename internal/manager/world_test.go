@@ -115,7 +115,7 @@ func newWorld(t *testing.T, objs ...client.Object) *world {
 
 func refusedByPolicy() error {
 	return apierrors.NewForbidden(schema.GroupResource{Group: "doppel.dev", Resource: "sessions"}, "",
-		errors.New("ValidatingAdmissionPolicy 'doppel-identity-sessions' with binding 'doppel-identity-sessions' denied request: spec.user must be you"))
+		errors.New("ValidatingAdmissionPolicy 'doppel-identity-sessions' with binding 'doppel-identity-sessions' denied request: spec.user must be the name by which this cluster knows you"))
 }
 
 func refusedByRBAC() error {

@@ -10,8 +10,6 @@ import (
 	"sync"
 	"time"
 
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-
 	"github.com/doppel-dev/doppel/api/v1alpha1"
 	"github.com/doppel-dev/doppel/internal/buildinfo"
 	"github.com/doppel-dev/doppel/internal/control"
@@ -112,7 +110,7 @@ func (s *session) createObject(ctx context.Context) error {
 	}
 	o, err := s.cluster.CreateSession(ctx, s.cfg.managerNS, v1alpha1.SessionSpec{
 		User: s.user, Key: s.identity.Fingerprint(), Namespace: s.cluster.Namespace,
-		Client: fmt.Sprintf("doppel/%s %s", buildinfo.Version, host), RenewTime: metav1.NowMicro(),
+		Client: fmt.Sprintf("doppel/%s %s", buildinfo.Version, host),
 	})
 	if err != nil {
 		return err
