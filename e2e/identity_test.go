@@ -46,7 +46,7 @@ func TestIdentity(t *testing.T) {
 		for name, line := range map[string]string{
 			"attach without upgrade":      "curl -s -m 3 -o /dev/null -w %{http_code} http://" + ip + ":10250/attach | grep -v ^101 | grep -v ^2",
 			"another path":                "curl -s -m 3 -o /dev/null -w %{http_code} http://" + ip + ":10250/api | grep ^404",
-			"attach, then silence":        "printf 'GET /attach HTTP/1.1\\r\\nHost: x\\r\\nConnection: Upgrade\\r\\nUpgrade: doppel/1\\r\\n\\r\\n' | timeout 20 nc -q 15 " + ip + " 10250 | head -c 12 | grep 101",
+			"attach, then silence":        "printf 'GET /attach HTTP/1.1\\r\\nHost: x\\r\\nConnection: Upgrade\\r\\nUpgrade: doppel/1\\r\\n\\r\\n' | timeout 3 nc -q 2 " + ip + " 10250 | head -c 12 | grep 101",
 			"agents' port speaks no HTTP": "curl -s -m 3 http://" + ip + ":8082/; test $? -ne 0",
 			"a TLS client without a key":  "timeout 5 openssl s_client -connect " + ip + ":8082 </dev/null 2>/dev/null | grep 'no peer certificate available'",
 		} {
