@@ -174,6 +174,8 @@ func (c *Cluster) explain(err error, doing string) error {
 		return uerr.Wrap(err, uerr.Denied, "log in to the cluster again; kubectl get ns shows the same error", "%s: the API server does not accept your credentials", doing)
 	case apierrors.IsForbidden(err):
 		return uerr.Wrap(err, uerr.Denied, "ask an administrator of the cluster for the right", "%s", doing)
+	case strings.Contains(err.Error(), "getting credentials: "): // a credential plugin's failure is a url.Error too
+		return uerr.Wrap(err, uerr.Denied, "log in to the cluster again; kubectl get ns shows the same error", "%s: the kubeconfig's credential plugin failed", doing)
 	case errors.Is(err, context.DeadlineExceeded) || errors.As(err, &ne) && ne.Timeout():
 		return uerr.Wrap(err, uerr.Cluster, "is the cluster up, is a VPN needed? Try: kubectl --context "+c.Context+" version", "%s: the API server at %s does not answer", doing, c.Server)
 	case errors.As(err, &ue) || errors.As(err, &ne):

@@ -34,18 +34,28 @@ func (g *Group) Context() context.Context { return g.ctx }
 func (g *Group) Go(name string, fn func(ctx context.Context) error) {
 	g.wg.Go(func() {
 		err := protect(g.ctx, fn)
-		if err != nil && g.ctx.Err() == nil {
-			g.log.Error("goroutine failed", "goroutine", name, "err", err)
-			g.cancel(fmt.Errorf("%s: %w", name, err))
+		var p *panicError
+		if err == nil || g.ctx.Err() != nil && !errors.As(err, &p) { // after the end, errors are its consequence; a panic is not
+			return
 		}
+		g.log.Error("goroutine failed", "goroutine", name, "err", err)
+		g.cancel(fmt.Errorf("%s: %w", name, err))
 	})
 }
+
+// panicError is a panic as an error.
+type panicError struct {
+	value any
+	stack []byte
+}
+
+func (e *panicError) Error() string { return fmt.Sprintf("panic: %v\n%s", e.value, e.stack) }
 
 // protect turns a panic of fn into an error, so that a defect in one flow ends a group in order and not the process at once.
 func protect(ctx context.Context, fn func(context.Context) error) (err error) {
 	defer func() {
 		if r := recover(); r != nil {
-			err = fmt.Errorf("panic: %v\n%s", r, debug.Stack())
+			err = &panicError{r, debug.Stack()}
 		}
 	}()
 	return fn(ctx)
@@ -57,8 +67,10 @@ func (g *Group) Stop() { g.cancel(ErrStopped) }
 // Wait waits until every goroutine has returned and gives the error that stopped the group, if one did.
 func (g *Group) Wait() error {
 	g.wg.Wait()
-	if err := context.Cause(g.ctx); err != nil && !errors.Is(err, ErrStopped) && !errors.Is(err, context.Canceled) {
+	switch err := context.Cause(g.ctx); err { //nolint:errorlint // the context's own end; a goroutine's error may wrap the same
+	case ErrStopped, context.Canceled:
+		return nil
+	default:
 		return err
 	}
-	return nil
 }

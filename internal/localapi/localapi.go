@@ -3,7 +3,6 @@
 package localapi
 
 import (
-	"bufio"
 	"bytes"
 	"context"
 	"encoding/json"
@@ -60,10 +59,27 @@ func StateDir() (string, error) {
 }
 
 // Listen opens the socket for this user only. A socket that nobody answers on is replaced; one that is answered is an error.
+// A lock beside the socket decides between two daemons that start at once; it is held until the listener is closed.
 func Listen(path string) (net.Listener, error) {
-	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+	dir := filepath.Dir(path)
+	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, err
 	}
+	if err := checkPrivate(dir); err != nil {
+		return nil, err
+	}
+	lock, err := lockFile(path + ".lock")
+	if err != nil {
+		return nil, fmt.Errorf("another daemon listens on %s: %w", path, err)
+	}
+	l, err := replace(path)
+	if err != nil {
+		return nil, errors.Join(err, lock.Close())
+	}
+	return &listener{l, lock}, nil
+}
+
+func replace(path string) (net.Listener, error) {
 	if c, err := net.DialTimeout("unix", path, time.Second); err == nil {
 		_ = c.Close()
 		return nil, fmt.Errorf("another daemon listens on %s", path)
@@ -75,8 +91,19 @@ func Listen(path string) (net.Listener, error) {
 	if err != nil {
 		return nil, err
 	}
-	return l, os.Chmod(path, 0o600)
+	if err := os.Chmod(path, 0o600); err != nil {
+		return nil, errors.Join(err, l.Close())
+	}
+	return l, nil
 }
+
+// listener gives the lock back when it is closed.
+type listener struct {
+	net.Listener
+	lock io.Closer
+}
+
+func (l *listener) Close() error { return errors.Join(l.Listener.Close(), l.lock.Close()) }
 
 // Handle makes an HTTP handler of fn. The request's context ends when the client goes away.
 func Handle[Req, Res any](fn func(context.Context, Req, Progress) (Res, error)) http.Handler {
@@ -117,6 +144,9 @@ type Client struct {
 func NewClient(socket string) *Client {
 	return &Client{http: http.Client{Transport: &http.Transport{
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			if err := checkPrivate(filepath.Dir(socket)); err != nil {
+				return nil, err
+			}
 			var d net.Dialer
 			return d.DialContext(ctx, "unix", socket)
 		},
@@ -141,22 +171,30 @@ func (c *Client) Call(ctx context.Context, method string, req, res any, progress
 		if errors.Is(err, os.ErrNotExist) || errors.Is(err, syscall.ECONNREFUSED) {
 			return ErrNoDaemon
 		}
-		return err
+		return broken(ctx, err)
 	}
 	defer resp.Body.Close()
 	if resp.StatusCode != http.StatusOK {
 		b, _ := io.ReadAll(io.LimitReader(resp.Body, 4096))
 		return uerr.New(uerr.Internal, "the running daemon may be of another version; try: doppel quit -s", "the user daemon does not understand %s: %s", method, bytes.TrimSpace(b))
 	}
-	return readEvents(resp.Body, res, progress)
+	return broken(ctx, readEvents(resp.Body, res, progress))
 }
 
+// broken says in words what a connection that ends too early means: the daemon was killed, or died.
+func broken(ctx context.Context, err error) error {
+	if ctx.Err() == nil && (errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, syscall.ECONNRESET)) {
+		return errEnded
+	}
+	return err
+}
+
+var errEnded = uerr.New(uerr.Internal, "see the daemon's log with: doppel status", "the user daemon ended before it answered")
+
 func readEvents(r io.Reader, res any, progress func(string)) error {
-	sc := bufio.NewScanner(r)
-	sc.Buffer(nil, 16<<20)
-	for sc.Scan() {
+	for dec := json.NewDecoder(r); ; {
 		var e Event
-		if err := json.Unmarshal(sc.Bytes(), &e); err != nil {
+		if err := dec.Decode(&e); err != nil {
 			return fmt.Errorf("answer of the user daemon: %w", err)
 		}
 		switch {
@@ -171,8 +209,4 @@ func readEvents(r io.Reader, res any, progress func(string)) error {
 			progress(e.Progress)
 		}
 	}
-	if err := sc.Err(); err != nil {
-		return err
-	}
-	return uerr.New(uerr.Internal, "see the daemon's log with: doppel status", "the user daemon ended before it answered")
 }

@@ -40,10 +40,8 @@ func UserDaemon(ctx context.Context) (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	if err := detached(self, "daemon", "--log", logFile); err != nil {
-		return false, err
-	}
-	return true, wait(ctx, "unix", socket, "the user daemon", logFile)
+	d := daemon{"the user daemon", "unix", socket, logFile}
+	return true, d.start(ctx, func() error { return detached(self, "daemon", "--log", logFile) })
 }
 
 // LogFile is where the named daemon logs.
@@ -77,15 +75,13 @@ func RootDaemon(ctx context.Context, r Root) (bool, error) {
 		return false, err
 	}
 	args := []string{"--socket", socket, "--uid", strconv.Itoa(os.Getuid()), "--log", logFile}
-	if os.Geteuid() == 0 {
-		err = detached(program, args...)
-	} else {
-		err = throughSudo(ctx, r, program, args)
-	}
-	if err != nil {
-		return false, err
-	}
-	return true, wait(ctx, "unixpacket", socket, "the root daemon", logFile)
+	d := daemon{"the root daemon", "unixpacket", socket, logFile}
+	return true, d.start(ctx, func() error {
+		if os.Geteuid() == 0 {
+			return detached(program, args...)
+		}
+		return throughSudo(ctx, r, program, args)
+	})
 }
 
 // throughSudo starts the program as root: silently where sudo needs no password, else after the reason for it was said.
@@ -135,14 +131,25 @@ func answers(network, socket string) bool {
 	return true
 }
 
-// wait polls the socket; a daemon that does not come up is explained with the end of its log.
-func wait(ctx context.Context, network, socket, what, logFile string) error {
-	ctx, cancel := context.WithTimeout(ctx, startTimeout)
+// daemon is a program to be started and what is known of it.
+type daemon struct {
+	what, network, socket, logFile string
+}
+
+// start runs the program and polls its socket; a daemon that does not come up is explained with the end of its log.
+func (d daemon) start(ctx context.Context, run func() error) error {
+	logged := size(d.logFile)
+	if err := run(); err != nil {
+		return err
+	}
+	wctx, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
-	for !answers(network, socket) {
+	for !answers(d.network, d.socket) {
 		select {
 		case <-ctx.Done():
-			return uerr.New(uerr.Internal, "its log is "+logFile, "%s did not start%s", what, lastLine(logFile))
+			return context.Cause(ctx)
+		case <-wctx.Done():
+			return uerr.New(uerr.Internal, "its log is "+d.logFile, "%s did not start%s", d.what, lastLine(d.logFile, logged))
 		case <-time.After(10 * time.Millisecond):
 		}
 	}
@@ -163,10 +170,22 @@ func WaitStopped(ctx context.Context) error {
 	return nil
 }
 
-func lastLine(file string) string {
+func size(file string) int64 {
+	st, err := os.Stat(file)
+	if err != nil {
+		return 0
+	}
+	return st.Size()
+}
+
+// lastLine is the last line of a log after a colon, if anything was written behind offset; a log may also have been begun anew.
+func lastLine(file string, offset int64) string {
 	b, err := os.ReadFile(file)
 	if err != nil {
 		return ""
+	}
+	if offset <= int64(len(b)) {
+		b = b[offset:]
 	}
 	lines := strings.Split(strings.TrimSpace(string(b)), "\n")
 	if l := lines[len(lines)-1]; l != "" {

@@ -57,7 +57,6 @@ func (d *Daemon) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	defer func() { _ = os.Remove(d.cfg.Socket) }() // gone already if the listener was closed
 	ctx, d.stop = context.WithCancel(ctx)
 	defer d.stop()
 	mux := http.NewServeMux()
