@@ -19,6 +19,9 @@ type Group struct {
 	cancel context.CancelCauseFunc
 	log    *slog.Logger
 	wg     sync.WaitGroup
+
+	failed sync.Once
+	err    error // set once, read after wg
 }
 
 // New returns a group whose context is a child of ctx.
@@ -35,11 +38,17 @@ func (g *Group) Go(name string, fn func(ctx context.Context) error) {
 	g.wg.Go(func() {
 		err := protect(g.ctx, fn)
 		var p *panicError
-		if err == nil || g.ctx.Err() != nil && !errors.As(err, &p) { // after the end, errors are its consequence; a panic is not
+		ended := g.ctx.Err() != nil
+		if err == nil || ended && !errors.As(err, &p) { // after the end, errors are its consequence; a panic is not
 			return
 		}
 		g.log.Error("goroutine failed", "goroutine", name, "err", err)
-		g.cancel(fmt.Errorf("%s: %w", name, err))
+		if ended {
+			return
+		}
+		err = fmt.Errorf("%s: %w", name, err)
+		g.failed.Do(func() { g.err = err })
+		g.cancel(err)
 	})
 }
 
@@ -64,13 +73,9 @@ func protect(ctx context.Context, fn func(context.Context) error) (err error) {
 // Stop cancels the group's context with ErrStopped.
 func (g *Group) Stop() { g.cancel(ErrStopped) }
 
-// Wait waits until every goroutine has returned and gives the error that stopped the group, if one did.
+// Wait waits until every goroutine has returned and gives the first error of one. The end of the parent context, whatever its
+// cause (a signal's since Go 1.26 is no context.Canceled), is none.
 func (g *Group) Wait() error {
 	g.wg.Wait()
-	switch err := context.Cause(g.ctx); err { //nolint:errorlint // the context's own end; a goroutine's error may wrap the same
-	case ErrStopped, context.Canceled:
-		return nil
-	default:
-		return err
-	}
+	return g.err
 }

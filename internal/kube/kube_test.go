@@ -1,0 +1,541 @@
+package kube
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+
+	"github.com/doppel-dev/doppel/api/v1alpha1"
+	"github.com/doppel-dev/doppel/internal/agentcfg"
+	"github.com/doppel-dev/doppel/internal/tunnel"
+	"github.com/doppel-dev/doppel/internal/uerr"
+)
+
+func TestMain(m *testing.M) {
+	goleak.VerifyTestMain(m,
+		goleak.IgnoreTopFunction("k8s.io/klog/v2.(*flushDaemon).run.func1"),
+		goleak.IgnoreTopFunction("internal/poll.runtime_pollWait"), // client-go's cached transports keep idle connections
+		goleak.IgnoreTopFunction("net/http.(*persistConn).writeLoop"))
+}
+
+// wantError checks a user's error: kind, words, and the words of the hint ("" is no hint).
+func wantError(t *testing.T, err error, kind uerr.Kind, msg, hint string) {
+	t.Helper()
+	if err == nil {
+		t.Fatalf("no error, want %s %q", kind, msg)
+	}
+	e := uerr.From(err)
+	if e.Kind != kind || !strings.Contains(e.Msg, msg) || !strings.Contains(e.Hint, hint) || (e.Hint == "") != (hint == "") {
+		t.Errorf("got %s %q, hint %q\nwant %s %q, hint %q", e.Kind, e.Msg, e.Hint, kind, msg, hint)
+	}
+}
+
+const twoContexts = `apiVersion: v1
+kind: Config
+current-context: %s
+clusters: [{name: c, cluster: {server: %q}}]
+users: [{name: u, user: {token: secret}}]
+contexts: [{name: prod, context: {cluster: c, user: u, namespace: shop}}, {name: dev, context: {cluster: c, user: u}}]
+`
+
+func kubeconfig(t *testing.T, text string) string {
+	t.Helper()
+	file := filepath.Join(t.TempDir(), "config")
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return file
+}
+
+func TestLoad(t *testing.T) {
+	file := kubeconfig(t, fmt.Sprintf(twoContexts, "prod", "https://k8s.example:6443"))
+	t.Setenv("KUBECONFIG", file)
+	for name, tt := range map[string]struct {
+		o                  Options
+		context, namespace string
+	}{
+		"as kubectl would":      {Options{}, "prod", "shop"},
+		"another context":       {Options{Context: "dev"}, "dev", "default"},
+		"another namespace":     {Options{Namespace: "data"}, "prod", "data"},
+		"a file":                {Options{Kubeconfig: file}, "prod", "shop"},
+		"a list of files":       {Options{Kubeconfig: "/nonexistent" + string(os.PathListSeparator) + file, Context: "dev", Namespace: "x"}, "dev", "x"},
+		"a file beats the rest": {Options{Kubeconfig: file, Context: "prod"}, "prod", "shop"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c, err := Load(tt.o)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if c.Context != tt.context || c.Namespace != tt.namespace || c.Server != "https://k8s.example:6443" {
+				t.Errorf("%s, %s, %s", c.Context, c.Namespace, c.Server)
+			}
+			if cfg := c.RESTConfig(); cfg.BearerToken != "secret" || !strings.HasPrefix(cfg.UserAgent, "doppel/") || c.ClientConfig() == nil {
+				t.Errorf("%+v", cfg)
+			}
+		})
+	}
+}
+
+func TestLoadErrors(t *testing.T) {
+	valid := fmt.Sprintf(twoContexts, "prod", "https://k8s.example")
+	for name, tt := range map[string]struct {
+		text      string // of the kubeconfig; "" is no file
+		o         Options
+		msg, hint string
+	}{
+		"no file":            {"", Options{}, "no kubeconfig: none of ", "set KUBECONFIG"},
+		"empty file":         {"{}", Options{}, "has a context", "set KUBECONFIG"},
+		"not YAML":           {"a: [", Options{}, "cannot read the kubeconfig", "check the file"},
+		"no current context": {fmt.Sprintf(twoContexts, `""`, "x"), Options{}, "the kubeconfig has no current context", "choose one with --context"},
+		"unknown context":    {valid, Options{Context: "stage"}, `no context "stage" in the kubeconfig`, "it has: dev, prod"},
+		"stale current":      {fmt.Sprintf(twoContexts, "old", "x"), Options{}, `no context "old" in the kubeconfig`, "it has: dev, prod"},
+		"no such cluster":    {strings.Replace(valid, "cluster: c,", "cluster: other,", 1), Options{}, `context "prod" cannot be used`, "kubectl config view"},
+		"bad server":         {fmt.Sprintf(twoContexts, "prod", "https://[::1"), Options{}, `context "prod" cannot be used`, "kubectl config view"},
+		"missing CA file":    {strings.Replace(valid, "server:", "certificate-authority: /nonexistent/ca.crt, server:", 1), Options{}, "/nonexistent/ca.crt", "kubectl config view"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Setenv("KUBECONFIG", "/nonexistent/config")
+			t.Setenv("KUBERNETES_SERVICE_HOST", "")
+			if tt.text != "" {
+				t.Setenv("KUBECONFIG", kubeconfig(t, tt.text))
+			}
+			_, err := Load(tt.o)
+			wantError(t, err, uerr.Usage, tt.msg, tt.hint)
+		})
+	}
+}
+
+// apiServer answers what a test says, and keeps the requests.
+type apiServer struct {
+	*httptest.Server
+	c *Cluster
+
+	mu sync.Mutex
+	// guarded by mu
+	requests []string // METHOD PATH BODY
+}
+
+// newAPIServer answers "METHOD PATH" with objects or errors; what is not named is a 404.
+func newAPIServer(t *testing.T, answers map[string]any) *apiServer {
+	t.Helper()
+	s := &apiServer{}
+	s.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		body, _ := io.ReadAll(r.Body)
+		s.mu.Lock()
+		s.requests = append(s.requests, fmt.Sprintf("%s %s %s", r.Method, r.URL.Path, body))
+		s.mu.Unlock()
+		answer, ok := answers[r.Method+" "+r.URL.Path]
+		if !ok {
+			answer = apierrors.NewNotFound(schema.GroupResource{Resource: "things"}, r.URL.Path)
+		}
+		if fn, ok := answer.(func() any); ok {
+			answer = fn()
+		}
+		if h, ok := answer.(http.HandlerFunc); ok {
+			h(w, r)
+			return
+		}
+		w.Header().Set("Content-Type", "application/json")
+		if e, ok := answer.(*apierrors.StatusError); ok {
+			w.WriteHeader(int(e.ErrStatus.Code))
+			st := e.ErrStatus
+			st.TypeMeta = metav1.TypeMeta{Kind: "Status", APIVersion: "v1"}
+			answer = st
+		}
+		if err := json.NewEncoder(w).Encode(answer); err != nil {
+			t.Error(err)
+		}
+	}))
+	t.Cleanup(s.Close)
+	s.c = load(t, s.URL)
+	return s
+}
+
+func load(t *testing.T, url string) *Cluster {
+	t.Helper()
+	c, err := Load(Options{Kubeconfig: kubeconfig(t, fmt.Sprintf(twoContexts, "prod", url))})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+// saw returns the bodies of the requests to "METHOD PATH".
+func (s *apiServer) saw(what string) []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var out []string
+	for _, r := range s.requests {
+		if rest, ok := strings.CutPrefix(r, what+" "); ok {
+			out = append(out, rest)
+		}
+	}
+	return out
+}
+
+const (
+	whoPath       = "/apis/authentication.k8s.io/v1/selfsubjectreviews"
+	configMapPath = "/api/v1/namespaces/doppel/configmaps/traffic-manager"
+	attachPath    = "/api/v1/namespaces/doppel/services/http:traffic-manager:api/proxy/attach"
+	sessionsPath  = "/apis/doppel.dev/v1alpha1/namespaces/doppel/sessions"
+	intercepts    = "/apis/doppel.dev/v1alpha1/namespaces/shop/intercepts"
+)
+
+func forbidden() *apierrors.StatusError {
+	return apierrors.NewForbidden(schema.GroupResource{Resource: "things"}, "x", errors.New("RBAC says no"))
+}
+
+func unauthorized() *apierrors.StatusError { return apierrors.NewUnauthorized("token expired") }
+
+func TestWhoAmI(t *testing.T) {
+	s := newAPIServer(t, map[string]any{"POST " + whoPath: map[string]any{"kind": "SelfSubjectReview", "apiVersion": "authentication.k8s.io/v1", "status": map[string]any{"userInfo": map[string]any{"username": "ada"}}}})
+	if who, err := s.c.WhoAmI(t.Context()); err != nil || who != "ada" {
+		t.Errorf("%s, %v", who, err)
+	}
+}
+
+// The first request is where an API server that cannot be used shows.
+func TestUnusableAPIServer(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	closed := "http://" + l.Addr().String()
+	_ = l.Close()
+	silent, err := net.Listen("tcp", "127.0.0.1:0") // accepts (the kernel does) and says nothing
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer silent.Close()
+	strange := httptest.NewUnstartedServer(http.NotFoundHandler())
+	strange.Config.ErrorLog = log.New(io.Discard, "", 0)
+	strange.StartTLS()
+	defer strange.Close()
+	answer := func(a any) string { return newAPIServer(t, map[string]any{"POST " + whoPath: a}).URL }
+	plugin := strings.Replace(twoContexts, "token: secret", "exec: {apiVersion: client.authentication.k8s.io/v1, command: /nonexistent/aws, interactiveMode: Never}", 1)
+
+	for name, tt := range map[string]struct {
+		config    string
+		url       string
+		kind      uerr.Kind
+		msg, hint string
+	}{
+		"refused":           {twoContexts, closed, uerr.Cluster, "ask who you are: the API server at " + closed + " cannot be reached", "is a VPN needed? Try: kubectl --context prod version"},
+		"unknown host":      {twoContexts, "http://k8s.invalid", uerr.Cluster, "cannot be reached", "is a VPN needed"},
+		"silent":            {twoContexts, "http://" + silent.Addr().String(), uerr.Cluster, "does not answer", "is a VPN needed"},
+		"unknown authority": {twoContexts, strange.URL, uerr.Cluster, "certificate", "is a VPN needed"},
+		"401":               {twoContexts, answer(unauthorized()), uerr.Denied, "does not accept your credentials", "log in to the cluster again"},
+		"403":               {twoContexts, answer(forbidden()), uerr.Denied, "RBAC says no", "ask an administrator"},
+		"500":               {twoContexts, answer(apierrors.NewInternalError(errors.New("etcd"))), uerr.Cluster, "etcd", ""},
+		"not an API server": {twoContexts, answer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "<html>It works!") })), uerr.Cluster, "ask who you are", ""},
+		"credential plugin": {plugin, strings.Replace(closed, "http:", "https:", 1), uerr.Denied, "the kubeconfig's credential plugin failed", "log in to the cluster again"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c, err := Load(Options{Kubeconfig: kubeconfig(t, fmt.Sprintf(tt.config, "prod", tt.url))})
+			if err != nil {
+				t.Fatal(err)
+			}
+			ctx := t.Context()
+			if name == "silent" { // instead of requestTimeout
+				var cancel context.CancelFunc
+				ctx, cancel = context.WithTimeout(ctx, 200*time.Millisecond)
+				defer cancel()
+			}
+			_, err = c.WhoAmI(ctx)
+			wantError(t, err, tt.kind, tt.msg, tt.hint)
+		})
+	}
+}
+
+func TestManager(t *testing.T) {
+	cm := func(data map[string]string) any { return &corev1.ConfigMap{Data: data} }
+	for name, tt := range map[string]struct {
+		answer    any
+		kind      uerr.Kind // "" is no error
+		msg, hint string
+	}{
+		"there":       {cm(map[string]string{"key": "sha256:k", "version": "1.0", "protocol": "1"}), "", "", ""},
+		"none":        {nil, uerr.NotFound, "no traffic-manager in namespace doppel", "doppel helm install"},
+		"not started": {cm(nil), uerr.Cluster, "has not started yet", "kubectl -n doppel get pods"},
+		"of old":      {cm(map[string]string{"key": "sha256:k"}), uerr.Cluster, "ConfigMap doppel/traffic-manager", "doppel helm upgrade"},
+		"forbidden":   {forbidden(), uerr.Denied, "you may not use doppel in namespace doppel", "an administrator"},
+		"500":         {apierrors.NewInternalError(errors.New("etcd")), uerr.Cluster, "look for the traffic-manager in namespace doppel", ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			answers := map[string]any{}
+			if tt.answer != nil {
+				answers["GET "+configMapPath] = tt.answer
+			}
+			s := newAPIServer(t, answers)
+			m, err := s.c.Manager(t.Context(), "doppel")
+			if tt.kind != "" {
+				wantError(t, err, tt.kind, tt.msg, tt.hint)
+				if errors.Is(err, ErrNoManager) != (name == "none") {
+					t.Errorf("ErrNoManager: %v", err)
+				}
+				return
+			}
+			if want := (ManagerInfo{"sha256:k", "1.0", 1}); err != nil || m != want {
+				t.Errorf("%+v, %v", m, err)
+			}
+		})
+	}
+}
+
+func TestAttach(t *testing.T) {
+	upgrade := tunnel.UpgradeHandler(func(c net.Conn) {
+		defer c.Close()
+		_, _ = io.Copy(c, c)
+	})
+	status := func(code int) http.HandlerFunc {
+		return func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "words of the server", code) }
+	}
+	for name, tt := range map[string]struct {
+		answer    http.HandlerFunc
+		kind      uerr.Kind
+		msg, hint string
+	}{
+		"101": {answer: upgrade.ServeHTTP},
+		"401": {status(401), uerr.Denied, "does not let you through", "services/proxy of http:traffic-manager:api in namespace doppel"},
+		"403": {status(403), uerr.Denied, "words of the server", "services/proxy"},
+		"404": {status(404), uerr.Cluster, "no service traffic-manager in namespace doppel", "doppel helm install"},
+		"503": {status(503), uerr.Cluster, "the traffic-manager is not running", "kubectl -n doppel get pods"},
+		"502": {status(502), uerr.Cluster, "the traffic-manager is not running", "kubectl -n doppel get pods"},
+		"200": {status(200), uerr.Cluster, "does not carry HTTP upgrades", "may strip the Upgrade header"},
+		"418": {status(418), uerr.Cluster, "HTTP 418", ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := newAPIServer(t, map[string]any{"GET " + attachPath: tt.answer})
+			conn, err := s.c.Attach(t.Context(), "doppel")
+			if tt.kind != "" {
+				wantError(t, err, tt.kind, tt.msg, tt.hint)
+				return
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer conn.Close()
+			if _, err := io.WriteString(conn, "ping"); err != nil {
+				t.Fatal(err)
+			}
+			b := make([]byte, 4)
+			if _, err := io.ReadFull(conn, b); err != nil || string(b) != "ping" {
+				t.Errorf("%q, %v", b, err)
+			}
+		})
+	}
+	c := load(t, "http://127.0.0.1:1")
+	_, err := c.Attach(t.Context(), "doppel")
+	wantError(t, err, uerr.Cluster, "reach the traffic-manager: the API server at http://127.0.0.1:1 cannot be reached", "is a VPN needed")
+}
+
+func TestSessions(t *testing.T) {
+	created := &v1alpha1.Session{ObjectMeta: metav1.ObjectMeta{Name: "session-x", Namespace: "doppel", UID: "uid-1"}}
+	s := newAPIServer(t, map[string]any{
+		"POST " + sessionsPath: created, "PATCH " + sessionsPath + "/session-x": created, "DELETE " + sessionsPath + "/session-x": &metav1.Status{Status: "Success"},
+	})
+	got, err := s.c.CreateSession(t.Context(), "doppel", v1alpha1.SessionSpec{User: "ada", Key: "sha256:k"})
+	if err != nil || got.UID != "uid-1" || got.Namespace != "doppel" {
+		t.Fatalf("%+v, %v", got, err)
+	}
+	if sent := s.saw("POST " + sessionsPath); len(sent) != 1 || !strings.Contains(sent[0], `"generateName":"session-"`) || !strings.Contains(sent[0], `"user":"ada"`) {
+		t.Errorf("sent %q", sent)
+	}
+	if err := s.c.RenewSession(t.Context(), got); err != nil {
+		t.Fatal(err)
+	}
+	var patch v1alpha1.Session
+	if sent := s.saw("PATCH " + sessionsPath + "/session-x"); len(sent) != 1 || json.Unmarshal([]byte(sent[0]), &patch) != nil || patch.UID != "uid-1" || time.Since(patch.Spec.RenewTime.Time).Abs() > time.Minute {
+		t.Errorf("sent %q", sent)
+	}
+	if err := s.c.DeleteSession(t.Context(), got); err != nil {
+		t.Fatal(err)
+	}
+	if sent := s.saw("DELETE " + sessionsPath + "/session-x"); len(sent) != 1 || !strings.Contains(sent[0], `"uid":"uid-1"`) {
+		t.Errorf("sent %q: the name may be another's by now", sent)
+	}
+
+	none := newAPIServer(t, nil)
+	_, err = none.c.CreateSession(t.Context(), "doppel", v1alpha1.SessionSpec{})
+	wantError(t, err, uerr.NotFound, "the cluster does not know doppel's resources", "doppel helm install")
+	if err := none.c.DeleteSession(t.Context(), got); err != nil {
+		t.Errorf("a session that is gone: %v", err)
+	}
+	denied := newAPIServer(t, map[string]any{"POST " + sessionsPath: forbidden(), "PATCH " + sessionsPath + "/session-x": unauthorized(), "DELETE " + sessionsPath + "/session-x": apierrors.NewConflict(schema.GroupResource{}, "x", errors.New("uid"))})
+	_, err = denied.c.CreateSession(t.Context(), "doppel", v1alpha1.SessionSpec{})
+	wantError(t, err, uerr.Denied, "create a session", "administrator")
+	wantError(t, denied.c.RenewSession(t.Context(), got), uerr.Denied, "renew the session", "log in")
+	if err := denied.c.DeleteSession(t.Context(), got); err != nil {
+		t.Errorf("a name that is another's by now: %v", err)
+	}
+}
+
+func TestIntercepts(t *testing.T) {
+	in := v1alpha1.Intercept{ObjectMeta: metav1.ObjectMeta{Name: "web-x", Namespace: "shop", UID: "uid-2"}, Spec: v1alpha1.InterceptSpec{User: "eve", Name: "web", Workload: v1alpha1.WorkloadRef{Kind: "Deployment", Name: "web"}}}
+	s := newAPIServer(t, map[string]any{
+		"POST " + intercepts: &in, "GET " + intercepts: &v1alpha1.InterceptList{Items: []v1alpha1.Intercept{in}},
+		"GET /apis/doppel.dev/v1alpha1/intercepts": &v1alpha1.InterceptList{Items: []v1alpha1.Intercept{in, in}},
+	})
+	got, err := s.c.CreateIntercept(t.Context(), "shop", v1alpha1.InterceptSpec{Workload: v1alpha1.WorkloadRef{Name: "web"}})
+	if err != nil || got.UID != "uid-2" {
+		t.Errorf("%+v, %v", got, err)
+	}
+	if sent := s.saw("POST " + intercepts); !strings.Contains(sent[0], `"generateName":"web-"`) {
+		t.Errorf("sent %q", sent)
+	}
+	for ns, want := range map[string]int{"shop": 1, "": 2} {
+		if list, err := s.c.Intercepts(t.Context(), ns); err != nil || len(list) != want {
+			t.Errorf("namespace %q: %d, %v", ns, len(list), err)
+		}
+	}
+	wantError(t, s.c.RefuseIntercepted(t.Context(), "shop", "web"), uerr.Conflict, "web in namespace shop is intercepted by eve", "doppel leave web")
+	wantError(t, s.c.RefuseIntercepted(t.Context(), "", ""), uerr.Conflict, "intercepted by eve", "doppel leave web")
+	if err := s.c.RefuseIntercepted(t.Context(), "shop", "db"); err != nil {
+		t.Error(err)
+	}
+	if err := s.c.DeleteIntercept(t.Context(), &in); err != nil {
+		t.Errorf("an intercept that is gone: %v", err)
+	}
+	_, err = s.c.CreateIntercept(t.Context(), "nowhere", v1alpha1.InterceptSpec{})
+	wantError(t, err, uerr.NotFound, "no namespace nowhere", "kubectl get ns")
+}
+
+func deployment(name string) appsv1.Deployment {
+	d := appsv1.Deployment{ObjectMeta: metav1.ObjectMeta{Name: name, Namespace: "shop"}}
+	d.Spec.Selector = &metav1.LabelSelector{MatchLabels: map[string]string{"app": name}}
+	return d
+}
+
+func agentPod(app string) corev1.Pod {
+	return corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: app + "-1", Namespace: "shop", Labels: map[string]string{"app": app}, Annotations: map[string]string{agentcfg.Annotation: "{}"}}}
+}
+
+const (
+	deployments = "/apis/apps/v1/namespaces/shop/deployments"
+	pods        = "/api/v1/namespaces/shop/pods"
+)
+
+func TestWorkloads(t *testing.T) {
+	forbids, host := deployment("forbids"), deployment("host")
+	forbids.Spec.Template.Annotations = map[string]string{agentcfg.AnnotationInject: "false"}
+	host.Spec.Template.Spec.HostNetwork = true
+	now := metav1.Now()
+	ending, elsewhere := agentPod("plain"), agentPod("plain")
+	ending.DeletionTimestamp = &now
+	elsewhere.Namespace = "other"
+	s := newAPIServer(t, map[string]any{
+		"GET " + deployments: &appsv1.DeploymentList{Items: []appsv1.Deployment{deployment("web"), deployment("plain"), forbids, host}},
+		"GET " + pods:        &corev1.PodList{Items: []corev1.Pod{agentPod("web"), ending, elsewhere}},
+	})
+	got, err := s.c.Workloads(t.Context(), "shop")
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := []Workload{
+		{"Deployment", "web", "shop", true, ""}, {"Deployment", "plain", "shop", false, ""},
+		{"Deployment", "forbids", "shop", false, "its annotation doppel.dev/inject=false forbids it"}, {"Deployment", "host", "shop", false, "it uses the node's network"},
+	}
+	if fmt.Sprint(got) != fmt.Sprint(want) {
+		t.Errorf("got %+v", got)
+	}
+	_, err = newAPIServer(t, map[string]any{"GET " + deployments: forbidden()}).c.Workloads(t.Context(), "shop")
+	wantError(t, err, uerr.Denied, "list the workloads of namespace shop", "administrator")
+	_, err = newAPIServer(t, map[string]any{"GET " + deployments: &appsv1.DeploymentList{}, "GET " + pods: forbidden()}).c.Workloads(t.Context(), "shop")
+	wantError(t, err, uerr.Denied, "list the pods of namespace shop", "administrator")
+}
+
+// Agents leave by a rolling restart, which is waited for.
+func TestRemoveAgents(t *testing.T) {
+	looks := 0
+	answers := map[string]any{
+		"GET " + deployments:            &appsv1.DeploymentList{Items: []appsv1.Deployment{deployment("web"), deployment("db")}},
+		"PATCH " + deployments + "/web": ptr(deployment("web")),
+	}
+	answers["GET "+pods] = func() any { // gone at the third look
+		if looks++; looks > 2 {
+			return &corev1.PodList{}
+		}
+		return &corev1.PodList{Items: []corev1.Pod{agentPod("web")}}
+	}
+	s := newAPIServer(t, answers)
+	var steps []string
+	if err := s.c.RemoveAgents(t.Context(), "shop", nil, func(p string) { steps = append(steps, p) }); err != nil {
+		t.Fatal(err)
+	}
+	if sent := s.saw("PATCH " + deployments + "/web"); len(sent) != 1 || !strings.Contains(sent[0], "kubectl.kubernetes.io/restartedAt") {
+		t.Errorf("sent %q", sent)
+	}
+	if len(steps) != 1 || !strings.Contains(steps[0], "Deployment web in namespace shop") {
+		t.Errorf("said %q", steps)
+	}
+
+	// One that does not go is named when the time is up; one that is not meant is left alone.
+	answers["GET "+pods] = &corev1.PodList{Items: []corev1.Pod{agentPod("web")}}
+	s = newAPIServer(t, answers)
+	ctx, cancel := context.WithTimeout(t.Context(), 500*time.Millisecond)
+	defer cancel()
+	err := s.c.RemoveAgents(ctx, "shop", nil, func(string) {})
+	wantError(t, err, uerr.Cluster, "", "kubectl")
+	if err := s.c.RemoveAgents(t.Context(), "shop", func(w Workload) bool { return w.Name == "db" }, func(string) {}); err != nil {
+		t.Error(err)
+	}
+}
+
+func ptr[T any](v T) *T { return &v }
+
+func TestEndAll(t *testing.T) {
+	in := v1alpha1.Intercept{ObjectMeta: metav1.ObjectMeta{Name: "web-x", Namespace: "shop", UID: "uid-2"}}
+	sess := v1alpha1.Session{ObjectMeta: metav1.ObjectMeta{Name: "session-x", Namespace: "doppel", UID: "uid-1"}}
+	ok := &metav1.Status{Status: "Success"}
+	s := newAPIServer(t, map[string]any{
+		"GET /apis/doppel.dev/v1alpha1/intercepts": &v1alpha1.InterceptList{Items: []v1alpha1.Intercept{in}}, "DELETE " + intercepts + "/web-x": ok,
+		"GET " + sessionsPath: &v1alpha1.SessionList{Items: []v1alpha1.Session{sess}}, "DELETE " + sessionsPath + "/session-x": ok,
+	})
+	if err := s.c.EndAll(t.Context(), "doppel"); err != nil {
+		t.Fatal(err)
+	}
+	if len(s.saw("DELETE "+intercepts+"/web-x")) != 1 || len(s.saw("DELETE "+sessionsPath+"/session-x")) != 1 {
+		t.Error("not deleted")
+	}
+	if err := newAPIServer(t, nil).c.EndAll(t.Context(), "doppel"); err != nil {
+		t.Errorf("a cluster without doppel: %v", err)
+	}
+	err := newAPIServer(t, map[string]any{"GET /apis/doppel.dev/v1alpha1/intercepts": forbidden()}).c.EndAll(t.Context(), "doppel")
+	wantError(t, err, uerr.Denied, "list intercepts", "administrator")
+}
+
+func TestServerAddrs(t *testing.T) {
+	for server, want := range map[string]string{"https://192.0.2.7:6443": "192.0.2.7", "https://[2001:db8::1]:6443/k8s/c-1": "2001:db8::1"} {
+		got, err := (&Cluster{Server: server}).ServerAddrs(t.Context())
+		if err != nil || len(got) != 1 || got[0] != netip.MustParseAddr(want) {
+			t.Errorf("%s: %v, %v", server, got, err)
+		}
+	}
+	got, err := (&Cluster{Server: "https://localhost:6443"}).ServerAddrs(t.Context())
+	if err != nil || len(got) == 0 || !got[0].IsLoopback() || got[0].Is4In6() {
+		t.Errorf("%v, %v", got, err)
+	}
+	if _, err := (&Cluster{Server: "https://k8s.invalid"}).ServerAddrs(t.Context()); err == nil {
+		t.Error("a name without address")
+	}
+}
