@@ -190,7 +190,7 @@ func attacks() []attack {
 			o := v.DeepCopy()
 			setRenew(stamp(future))(o)
 			f := forged(1)
-			f[0].FieldsV1.Raw = []byte(`{"x:spec":{}}`)
+			f[0].FieldsV1.SetRawString(`{"x:spec":{}}`)
 			o.SetManagedFields(f)
 			_, err := w.alice.of(kind).Update(ctx, o, metav1.UpdateOptions{})
 			return err
@@ -230,9 +230,11 @@ func forged(n int) []metav1.ManagedFieldsEntry {
 	var f []metav1.ManagedFieldsEntry
 	for i := range n {
 		at := metav1.NewTime(time.Now().Add(2 * future).Add(time.Duration(i) * time.Second))
+		fields := &metav1.FieldsV1{}
+		fields.SetRawString(`{"f:spec":{"f:user":{},"f:renewTime":{}}}`)
 		f = append(f, metav1.ManagedFieldsEntry{
 			Manager: fmt.Sprintf("forged-%d", i), Operation: metav1.ManagedFieldsOperationUpdate, APIVersion: "doppel.dev/v1alpha1",
-			FieldsType: "FieldsV1", FieldsV1: &metav1.FieldsV1{Raw: []byte(`{"f:spec":{"f:user":{},"f:renewTime":{}}}`)}, Time: &at,
+			FieldsType: "FieldsV1", FieldsV1: fields, Time: &at,
 		})
 	}
 	return f

@@ -25,8 +25,9 @@ const (
 	InitContainer = "doppel-redirect"
 	// Audience is the audience of the agent's projected service account token.
 	Audience = "doppel.dev"
-	// TokenDir is where the token is mounted, TokenFile its path.
-	TokenDir  = "/var/run/secrets/doppel.dev"
+	// TokenDir is where the token is mounted, TokenFile its path. It is the place of the app's own token: Kubernetes adds that
+	// one to every container that has nothing mounted there, and the agent has no business with it.
+	TokenDir  = "/var/run/secrets/kubernetes.io/serviceaccount"
 	TokenFile = TokenDir + "/token"
 	// FirstPort is the first port the agent listens on; ports that the pod uses are skipped.
 	FirstPort = 9900

@@ -107,6 +107,8 @@ func (a *app) root() *cobra.Command {
   doppel leave web
   doppel quit`,
 		SilenceUsage: true, SilenceErrors: true,
+		Args: cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error { return c.Help() },
 		PersistentPreRunE: func(*cobra.Command, []string) error {
 			switch a.output {
 			case "text", "json", "yaml":
@@ -124,9 +126,7 @@ func (a *app) root() *cobra.Command {
 		a.connectCmd(), a.quitCmd(), a.statusCmd(), a.listCmd(), a.interceptCmd(), a.leaveCmd(),
 		a.helmCmd(), a.uninstallCmd(), a.versionCmd(), a.daemonCmd(),
 	)
-	for _, c := range root.Commands() {
-		wrapArgs(c)
-	}
+	wrapArgs(root)
 	return root
 }
 

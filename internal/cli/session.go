@@ -109,6 +109,9 @@ func writeStatus(w io.Writer, o statusOutput) {
 	fmt.Fprintf(w, "Root daemon: %s\n", o.RootDaemon)
 	if !o.Connected {
 		fmt.Fprintln(w, "Not connected")
+		if o.Ended != "" {
+			fmt.Fprintf(w, "   The last session ended: %s\n", o.Ended)
+		}
 		return
 	}
 	s := o.Session

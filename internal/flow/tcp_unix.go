@@ -32,7 +32,7 @@ func (r *readiness) tryRead(fd uintptr) bool {
 	r.buf = buffers.Get().(*[bufferSize]byte)
 	for {
 		r.n, r.err = syscall.Read(int(fd), r.buf[:])
-		switch r.err { //nolint:errorlint // a system call's own error
+		switch r.err {
 		case syscall.EINTR:
 			continue
 		case syscall.EAGAIN:

@@ -88,6 +88,7 @@ func redirectContainer(ac *agentcfg.Config, cfg Config, spec *corev1.PodSpec) co
 		ImagePullPolicy: cfg.PullPolicy,
 		Args:            []string{"redirect"},
 		Env:             []corev1.EnvVar{{Name: agentcfg.EnvConfig, Value: ac.String()}},
+		VolumeMounts:    []corev1.VolumeMount{{Name: tokenVolumeName, MountPath: agentcfg.TokenDir, ReadOnly: true}}, // keeps the app's token out
 
 		TerminationMessagePolicy: corev1.TerminationMessageFallbackToLogsOnError,
 		Resources: corev1.ResourceRequirements{

@@ -452,8 +452,10 @@ func TestWorkloads(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := []Workload{
-		{"Deployment", "web", "shop", true, ""}, {"Deployment", "plain", "shop", false, ""},
-		{"Deployment", "forbids", "shop", false, "its annotation doppel.dev/inject=false forbids it"}, {"Deployment", "host", "shop", false, "it uses the node's network"},
+		{"Deployment", "web", "shop", true, ""},
+		{"Deployment", "plain", "shop", false, ""},
+		{"Deployment", "forbids", "shop", false, "its annotation doppel.dev/inject=false forbids it"},
+		{"Deployment", "host", "shop", false, "it uses the node's network"},
 	}
 	if fmt.Sprint(got) != fmt.Sprint(want) {
 		t.Errorf("got %+v", got)

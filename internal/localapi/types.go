@@ -39,6 +39,7 @@ type Status struct {
 	PID       int         `json:"pid"`
 	LogFile   string      `json:"logFile"`
 	Connected bool        `json:"connected"`
+	Ended     string      `json:"ended,omitempty"` // why the last session ended, if not by quit
 	Session   *Session    `json:"session,omitempty"`
 	Root      *RootStatus `json:"root,omitempty"`
 }

@@ -88,11 +88,10 @@ func (a *agents) handle(ctx context.Context, raw net.Conn) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	go a.sendTables(ctx, conn)
-	if err := tunnel.Serve(ctx, s, tunnel.Handlers{
+	err = tunnel.Serve(ctx, s, tunnel.Handlers{
 		Intercept: func(r *mux.Request, h wire.InterceptHeader) { a.forward(conn, r, h) },
-	}); err != nil {
-		a.log.Debug("agent's tunnel ended", "pod", conn.podName, "err", err)
-	}
+	})
+	a.log.Debug("agent's tunnel ended", "pod", conn.podName, "err", err)
 }
 
 // authorize trusts only what the token says: its service account, and the pod it is bound to (KEP-1205).

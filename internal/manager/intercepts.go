@@ -94,6 +94,7 @@ func (r *interceptReconciler) Reconcile(ctx context.Context, req reconcile.Reque
 		return reconcile.Result{RequeueAfter: pendingPoll}, nil
 	case v1alpha1.InterceptActive:
 		return reconcile.Result{RequeueAfter: activePoll}, nil
+	case v1alpha1.InterceptFailed:
 	}
 	return reconcile.Result{}, nil
 }
@@ -256,7 +257,7 @@ func (r *interceptReconciler) writeStatus(ctx context.Context, in *v1alpha1.Inte
 	}
 	base := in.DeepCopy()
 	in.Status = st
-	r.m.cfg.Log.Info("intercept", "intercept", in.Namespace+"/"+in.Name, "user", in.Spec.User, "state", st.State, "msg", st.Message)
+	r.m.cfg.Log.Info("intercept", "intercept", in.Namespace+"/"+in.Name, "user", in.Spec.User, "state", st.State, "detail", st.Message)
 	return client.IgnoreNotFound(r.m.ctrl.GetClient().Status().Patch(ctx, in, client.MergeFrom(base)))
 }
 

@@ -60,9 +60,8 @@ func (l *laptops) serve(ctx context.Context, raw net.Conn) {
 	}
 	l.up(ctx, sess, s)
 	defer l.down(ctx, sess, s)
-	if err := tunnel.Serve(ctx, s, l.handlers(sess)); err != nil {
-		l.log.Debug("tunnel ended", "session", sess.Name, "err", err)
-	}
+	err = tunnel.Serve(ctx, s, l.handlers(sess))
+	l.log.Debug("tunnel ended", "session", sess.Name, "err", err)
 }
 
 // authorize finds the session that the laptop says it is and checks the one thing that only its owner has: the key.

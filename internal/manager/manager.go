@@ -238,8 +238,11 @@ func (m *Manager) agentsAddress() string {
 	return net.JoinHostPort(m.cfg.PodIP, port)
 }
 
+// metadataV6 is where EC2 serves instance metadata over IPv6; the IPv4 one (169.254.169.254) is link-local.
+var metadataV6 = netip.MustParseAddr("fd00:ec2::254")
+
 // mayDial refuses what only looks like an address of the cluster: the manager's own loopback, link-local (cloud metadata) and multicast.
 func mayDial(dst netip.AddrPort) bool {
 	a := dst.Addr().Unmap()
-	return a.IsValid() && !a.IsUnspecified() && !a.IsLoopback() && !a.IsLinkLocalUnicast() && !a.IsMulticast()
+	return a.IsValid() && a != metadataV6 && !a.IsUnspecified() && !a.IsLoopback() && !a.IsLinkLocalUnicast() && !a.IsMulticast()
 }

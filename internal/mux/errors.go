@@ -57,7 +57,7 @@ func (e *ResetError) Error() string { return "stream reset by peer: " + e.Code.S
 
 // Is reports whether target is ECONNRESET or the code's errno.
 func (e *ResetError) Is(target error) bool {
-	return target == syscall.ECONNRESET || isErrno(e.Code, target) //nolint:errorlint // target is compared, not wrapped
+	return target == syscall.ECONNRESET || isErrno(e.Code, target)
 }
 
 func isErrno(c wire.Code, target error) bool {

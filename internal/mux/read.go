@@ -69,6 +69,7 @@ func (s *Session) readFrame(br *bufio.Reader) error {
 			return s.onOpen(h, p)
 		}
 		return s.onAnswer(h, answer{payload: p})
+	default: // a control frame
 	}
 	p, err := br.Peek(h.Len) // at most 1 KiB and a little: fits into the buffer
 	if err != nil {
@@ -100,6 +101,7 @@ func (s *Session) onControl(h wire.Header, p []byte) error {
 			return err
 		}
 		return s.onAnswer(h, answer{err: &RejectError{Code: code, Msg: msg}})
+	default: // a frame of one stream
 	}
 	st := s.lookup(h.Stream)
 	if st == nil {
@@ -115,6 +117,7 @@ func (s *Session) onControl(h wire.Header, p []byte) error {
 		}
 		st.end(&ResetError{Code: code}, false)
 		return nil
+	default: // a frame with one number
 	}
 	n, err := wire.ParseUint32(p)
 	if err != nil {
@@ -129,8 +132,9 @@ func (s *Session) onControl(h wire.Header, p []byte) error {
 		return st.onReclaim(n)
 	case wire.TypeReturn:
 		return st.onReturn(n)
+	default:
+		return fmt.Errorf("%w: unexpected %s", wire.ErrProtocol, h.Type)
 	}
-	return fmt.Errorf("%w: unexpected %s", wire.ErrProtocol, h.Type)
 }
 
 // reply queues a small frame from the reader goroutine.

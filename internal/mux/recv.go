@@ -107,25 +107,23 @@ func (st *Stream) Read(p []byte) (int, error) {
 	if len(p) == 0 {
 		return 0, nil
 	}
-	for {
-		if st.cur == nil {
-			if err := st.next(); err != nil {
-				return 0, err
-			}
+	if st.cur == nil {
+		if err := st.next(); err != nil {
+			return 0, err
 		}
-		c := st.cur
-		if c.messages { // a message read as bytes: without its length
-			return st.readMessage(p)
-		}
-		n := copy(p, c.b[c.r:c.w])
-		c.r += n
-		if c.r == c.w {
-			st.cur = nil
-			c.recycle()
-		}
-		st.consumed(n)
-		return n, nil
 	}
+	c := st.cur
+	if c.messages { // a message read as bytes: without its length
+		return st.readMessage(p)
+	}
+	n := copy(p, c.b[c.r:c.w])
+	c.r += n
+	if c.r == c.w {
+		st.cur = nil
+		c.recycle()
+	}
+	st.consumed(n)
+	return n, nil
 }
 
 // ReadPacket reads one message. What does not fit into p is lost, as with a UDP socket.

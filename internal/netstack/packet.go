@@ -48,8 +48,9 @@ func passIPv4(p []byte) bool {
 	switch header.ICMPv4Type(p[hlen]) {
 	case header.ICMPv4DstUnreachable, header.ICMPv4TimeExceeded, header.ICMPv4ParamProblem:
 		return true
+	default:
+		return false
 	}
-	return false
 }
 
 func passIPv6(p []byte) bool {

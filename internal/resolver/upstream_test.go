@@ -86,14 +86,6 @@ func (p *pipeUpstreams) dial(_ context.Context, network string, addr netip.AddrP
 	return near, nil
 }
 
-func (p *pipeUpstreams) counts() []int64 {
-	out := make([]int64, len(p.asked))
-	for i := range p.asked {
-		out[i] = p.asked[i].Load()
-	}
-	return out
-}
-
 func noCluster(context.Context, []byte) ([]byte, error) {
 	return nil, errors.New("the cluster was asked")
 }

@@ -316,7 +316,9 @@ func connect(ctx context.Context, f *os.File, addr netip.AddrPort) error {
 		return err
 	}
 	if dl, ok := ctx.Deadline(); ok {
-		f.SetWriteDeadline(dl)
+		if err := f.SetWriteDeadline(dl); err != nil {
+			return err
+		}
 	}
 	stop := context.AfterFunc(ctx, func() { f.Close() })
 	defer stop()

@@ -64,7 +64,10 @@ func TestMessageRoundTrip(t *testing.T) {
 		{ID: 4, Op: OpMarkedSocket, Socket: UDP6},
 		{ID: 5, Op: OpReply, State: &State{DNSMode: DNSNone, Resolvers: []netip.AddrPort{netip.MustParseAddrPort("[fe80::1%eth0]:53")}}},
 		{ID: 6, Op: OpReply, Error: uerr.New(uerr.Denied, "ask", "no")},
-		{ID: 7, Op: OpPing}, {ID: 7, Op: OpPong}, {ID: 8, Op: OpQuit}, {ID: 9, Op: OpVersion},
+		{ID: 7, Op: OpPing},
+		{ID: 7, Op: OpPong},
+		{ID: 8, Op: OpQuit},
+		{ID: 9, Op: OpVersion},
 		{Op: OpChanged, State: &State{DNSMode: DNSNftables}},
 	} {
 		b, err := m.Encode()
@@ -134,8 +137,11 @@ func TestLargestFits(t *testing.T) {
 func FuzzDecode(f *testing.F) {
 	n := good()
 	for _, m := range []Message{
-		{ID: 1, Op: OpSetNetwork, Network: &n}, {ID: 4, Op: OpMarkedSocket, Socket: UDP6}, {Op: OpPing},
-		{Op: OpReply, Error: uerr.New(uerr.Denied, "ask", "no")}, {Op: OpChanged, State: &State{}},
+		{ID: 1, Op: OpSetNetwork, Network: &n},
+		{ID: 4, Op: OpMarkedSocket, Socket: UDP6},
+		{Op: OpPing},
+		{Op: OpReply, Error: uerr.New(uerr.Denied, "ask", "no")},
+		{Op: OpChanged, State: &State{}},
 	} {
 		b, _ := m.Encode()
 		f.Add(b)

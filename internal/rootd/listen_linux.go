@@ -71,7 +71,7 @@ func listenOnce(ctx context.Context, cfg Config) (l *net.UnixListener, cleanup f
 	return l, func() {
 		l.Close()                                               // removes the socket file
 		if made || dir == filepath.Dir(rootapi.DefaultSocket) { // made by a predecessor that was killed
-			os.Remove(dir) // only when empty
+			_ = os.Remove(dir) // only when empty
 		}
 	}, nil
 }

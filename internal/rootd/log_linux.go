@@ -4,44 +4,60 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"runtime"
 
 	"golang.org/x/sys/unix"
 )
 
-// OpenLog opens a log file to append to, standard error for "", and gives it to the user uid, if that is one, to read. The directory may be that user's, and the
-// writer is root: so it follows no symbolic link and takes no file that has another name.
+// OpenLog opens the log file with the rights of the user that doppel-rootd works for: with root's, whoever may start doppel-rootd
+// could have any file written to. An empty path means standard error.
 func OpenLog(path string, uid int) (*os.File, error) {
 	if path == "" {
 		return os.Stderr, nil
 	}
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_APPEND|os.O_CREATE|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0o640)
-	if err != nil {
-		return nil, fmt.Errorf("open log: %w", err)
+	type opened struct {
+		f   *os.File
+		err error
 	}
-	if err := takeLog(f, uid); err != nil {
-		f.Close()
-		return nil, fmt.Errorf("open log %s: %w", path, err)
+	ch := make(chan opened)
+	go func() {
+		runtime.LockOSThread() // and never unlocked: the thread, whose rights are gone, ends with this goroutine
+		f, err := openAs(path, uid)
+		ch <- opened{f, err}
+	}()
+	o := <-ch
+	if o.err != nil {
+		return nil, fmt.Errorf("open log: %w", o.err)
 	}
-	return f, nil
+	return o.f, nil
 }
 
-func takeLog(f *os.File, uid int) error {
-	var st unix.Stat_t
-	rc, err := f.SyscallConn()
+// nogroup is the group of a file system access that has none (systemd's and Debian's number).
+const nogroup = 65534
+
+// openAs opens the file after it has given the calling thread's file rights to uid (setfsuid(2): Linux credentials are per thread).
+func openAs(path string, uid int) (*os.File, error) {
+	if uid > 0 {
+		if _, _, e := unix.RawSyscall(unix.SYS_SETGROUPS, 0, 0, 0); e != 0 {
+			return nil, fmt.Errorf("drop groups: %w", e)
+		}
+		if err := unix.Setfsgid(nogroup); err != nil {
+			return nil, err
+		}
+		if err := unix.Setfsuid(uid); err != nil {
+			return nil, err
+		}
+		if now, err := unix.SetfsuidRetUid(-1); err != nil || now != uid {
+			return nil, errors.Join(errors.New("the file rights were not dropped"), err)
+		}
+	}
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_APPEND|os.O_CREATE|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0o640)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	var serr error
-	if err := rc.Control(func(fd uintptr) { serr = unix.Fstat(int(fd), &st) }); err != nil {
-		return err
+	if st, err := f.Stat(); err != nil || !st.Mode().IsRegular() {
+		f.Close()
+		return nil, errors.Join(fmt.Errorf("%s is not a plain file", path), err)
 	}
-	switch {
-	case serr != nil:
-		return serr
-	case st.Mode&unix.S_IFMT != unix.S_IFREG || st.Nlink != 1:
-		return errors.New("no plain file, or one with several names")
-	case uid > 0 && int(st.Uid) != uid:
-		return f.Chown(uid, -1)
-	}
-	return nil
+	return f, nil
 }

@@ -55,7 +55,9 @@ func (ss *session) send(m rootapi.Message, f *os.File) error {
 func (ss *session) sendWithin(d time.Duration, m rootapi.Message, f *os.File) error {
 	ss.wmu.Lock()
 	defer ss.wmu.Unlock()
-	ss.conn.SetWriteDeadline(time.Now().Add(d))
+	if err := ss.conn.SetWriteDeadline(time.Now().Add(d)); err != nil {
+		return err
+	}
 	return rootapi.Send(ss.conn, m, f)
 }
 

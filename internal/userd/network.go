@@ -156,7 +156,7 @@ func (n *network) setCluster(info control.Cluster) {
 
 func (n *network) setState(st rootapi.State) {
 	for _, w := range st.Warnings {
-		n.s.log.Warn("root daemon", "msg", w)
+		n.s.log.Warn("root daemon", "detail", w)
 	}
 	n.resolver.SetUpstreams(st.Resolvers)
 	n.mu.Lock()

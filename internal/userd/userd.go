@@ -41,6 +41,7 @@ type Daemon struct {
 	mu sync.Mutex
 	// guarded by mu
 	session *session
+	ended   string // why the last session ended by itself
 }
 
 // New validates the configuration.
@@ -127,7 +128,7 @@ func (d *Daemon) connect(ctx context.Context, req localapi.ConnectRequest, progr
 		return localapi.ConnectResult{}, err
 	}
 	d.mu.Lock()
-	d.session = s
+	d.session, d.ended = s, ""
 	d.mu.Unlock()
 	return localapi.ConnectResult{Status: d.snapshot(), Elapsed: time.Since(start)}, nil
 }
@@ -138,7 +139,7 @@ func (d *Daemon) forget(s *session, err error) {
 	d.mu.Lock()
 	mine := d.session == s
 	if mine {
-		d.session = nil
+		d.session, d.ended = nil, err.Error()
 	}
 	d.mu.Unlock()
 	if mine {
@@ -151,7 +152,10 @@ func (d *Daemon) status(context.Context, localapi.Empty, localapi.Progress) (loc
 }
 
 func (d *Daemon) snapshot() localapi.Status {
-	st := localapi.Status{Version: buildinfo.Version, PID: os.Getpid(), LogFile: d.cfg.LogFile}
+	d.mu.Lock()
+	ended := d.ended
+	d.mu.Unlock()
+	st := localapi.Status{Version: buildinfo.Version, PID: os.Getpid(), LogFile: d.cfg.LogFile, Ended: ended}
 	if s, err := d.current(); err == nil {
 		st.Connected = true
 		st.Session, st.Root = s.status()

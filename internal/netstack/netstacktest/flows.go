@@ -14,7 +14,7 @@ type TCP struct{ *net.TCPConn }
 
 // Reset aborts the connection with a RST.
 func (c TCP) Reset() {
-	c.SetLinger(0)
+	_ = c.SetLinger(0) // a socket that is gone needs no RST
 	c.Close()
 }
 
