@@ -88,6 +88,7 @@ cross: ## the laptop's programs compile for the other systems
 e2e: $(TESTSUM) build images ## end to end: the lab's own test, then doppel on a lab
 	cd lab && DOPPEL_LAB_E2E=1 ../$(TESTSUM) --format testname -- -count=1 -timeout 15m ./e2e
 	DOPPEL_E2E=1 $(TESTSUM) --format testname -- -count=1 -timeout 25m ./e2e
+	DOPPEL_E2E=1 $(TESTSUM) --format testname -- -count=1 -timeout 15m -run TestShellBlocks ./internal/docstest
 
 clean:
 	rm -rf bin dist
