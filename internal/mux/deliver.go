@@ -68,6 +68,7 @@ func (st *Stream) arriving(cost int) (keep bool, err error) {
 	}
 	st.rx.credit -= cost
 	st.rx.touched = true
+	st.rx.stalled = false
 	return true, nil
 }
 
@@ -156,7 +157,7 @@ func (st *Stream) onWant(n uint32) error {
 		st.refuse()
 		return nil
 	}
-	st.rx.wanted = int(n)
+	st.rx.wanted, st.rx.stalled = int(n), true
 	g := st.grantLocked()
 	st.mu.Unlock()
 	if g == 0 {

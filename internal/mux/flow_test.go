@@ -220,6 +220,46 @@ func TestWindowGrows(t *testing.T) {
 	})
 }
 
+// TestWindowFollowsReader: a stalled sender gets a larger window if the reader drains the buffer faster than the path fills it,
+// however late the reader begins; a reader that is slower than the path leaves the window as it is.
+func TestWindowFollowsReader(t *testing.T) {
+	for _, test := range []struct {
+		name  string
+		pause time.Duration // before each piece that is read
+		grows bool
+	}{
+		{"late but fast", 0, true},
+		{"slow", 10 * time.Millisecond, false},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				p := newPair(t, muxtest.Config{Delay: time.Millisecond, Buffer: 8 << 20}, mux.Config{}, mux.Config{})
+				a, b := accepted(t, p)
+				go func() {
+					_, _ = a.Write(make([]byte, 4<<20))
+				}()
+				time.Sleep(time.Second) // a whole window and the WANT are here before anything is read
+				before, peak := b.Window(), 0
+				buf := make([]byte, 32<<10)
+				for range 64 {
+					time.Sleep(test.pause)
+					if _, err := io.ReadFull(b, buf); err != nil {
+						t.Fatal(err)
+					}
+					peak = max(peak, b.Window())
+				}
+				if grew := peak > before; grew != test.grows {
+					t.Errorf("the window went from %d to %d", before, peak)
+				}
+				_ = a.Close()
+				_ = b.Close()
+				_ = p.a.Close()
+				_ = p.b.Close()
+			})
+		})
+	}
+}
+
 // TestCreditMoves: idle streams give back what they hold when others need it.
 func TestCreditMoves(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

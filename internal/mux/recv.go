@@ -63,9 +63,11 @@ func (st *Stream) grantLocked() int {
 	if st.rx.fin || st.freed || st.err != nil {
 		return 0
 	}
-	// The peer waits although nearly all was read: it is the window that is too small, not the reader that is slow. A
-	// message that is larger than the window needs a larger one in any case.
-	short := st.rx.wanted > 0 && (st.rx.buf.bytes <= st.rx.window/4 || st.rx.wanted > st.rx.window)
+	// The peer ran out of credit, and the reader has nearly run out of data before more came: it is the window that is too
+	// small, not the reader that is slow. How much is stored when WANT comes does not tell: a whole window may arrive before
+	// the reader runs. A message that is larger than the window needs a larger one in any case.
+	waits := st.rx.stalled || st.rx.wanted > 0
+	short := waits && st.rx.buf.bytes <= st.rx.window/4 || st.rx.wanted > st.rx.window
 	if st.rx.owed < st.rx.window/4 && !short {
 		return 0
 	}
@@ -76,6 +78,7 @@ func (st *Stream) grantLocked() int {
 		st.s.budget.release(over)
 	}
 	if short {
+		st.rx.stalled = false // answered; while too little is free, wanted stays
 		st.growLocked(min(max(2*st.rx.window, st.rx.wanted), st.s.cfg.Window), st.rx.wanted > st.rx.window)
 	}
 	g := st.rx.owed

@@ -63,7 +63,8 @@ type incoming struct {
 	window  int  // share of the budget: credit, what is stored, and owed
 	credit  int  // what the peer may still send
 	owed    int  // read, not yet granted again
-	wanted  int  // bytes the peer said are waiting; 0: none
+	wanted  int  // bytes the peer said are waiting; 0: none, or granted since
+	stalled bool // the peer lacked credit, and none of the data it sent since has come
 	asked   bool // the peer was asked to give credit back
 	touched bool // data came since the housekeeper last looked
 
