@@ -84,7 +84,7 @@ func TestBadInputWithoutManager(t *testing.T) {
 	})
 	for _, b := range []badEnd{
 		{"no kubeconfig", []string{"env", "KUBECONFIG=/nonexistent", "doppel", "connect"}, 2, "no kubeconfig", "KUBECONFIG"},
-		{"unknown context", []string{"doppel", "connect", "--context", "nope"}, 2, `no context "nope"`, "lab-e2e"},
+		{"unknown context", []string{"doppel", "connect", "--context", "nope"}, 2, `no context "nope"`, "lab-" + labName},
 		{"API server refuses", []string{"doppel", "connect", "--kubeconfig", refused}, 5, "connection refused", "is the cluster up"},
 		{"API server silent", []string{"doppel", "connect", "--kubeconfig", silent}, 5, "does not answer", "is the cluster up"},
 		{"unknown flag", []string{"doppel", "connect", "--nope"}, 2, "--nope", "doppel connect --help"},

@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -22,9 +23,11 @@ import (
 const (
 	envE2E    = "DOPPEL_E2E"        // "1" runs them; anything else skips them with this reason
 	envHelper = "DOPPEL_E2E_HELPER" // this test binary is run as a helper in another network namespace
-	labName   = "e2e"
 	managerNS = "doppel"
 )
+
+// labName is the lab that all tests of this process share; make e2e runs two halves of them beside each other.
+var labName = cmp.Or(os.Getenv("DOPPEL_E2E_LAB"), "e2e")
 
 func TestMain(m *testing.M) {
 	if h := os.Getenv(envHelper); h != "" {

@@ -41,7 +41,7 @@ func TestWalkthrough(t *testing.T) {
 	if r.code != 0 {
 		t.Fatalf("connect: %v", r)
 	}
-	want(t, r.stdout, "Connected to context lab-e2e, namespace "+ns+" (https://")
+	want(t, r.stdout, "Connected to context lab-"+labName+", namespace "+ns+" (https://")
 	want(t, r.stderr, "first connect: ")
 
 	// TCP and DNS: the API server's own service, by name

@@ -62,7 +62,7 @@ func (c *client) explain(ctx context.Context, err error, op string) error {
 
 // first is the first of errors that were joined: Helm applies many objects at once and reports on each.
 func first(err error) error {
-	many, ok := err.(interface{ Unwrap() []error }) //nolint:errorlint // the list itself: what wraps one error of a list has the better words
+	many, ok := err.(interface{ Unwrap() []error }) // not errors.As: what wraps one error of a list has the better words
 	if ok && len(many.Unwrap()) > 0 {
 		return first(many.Unwrap()[0])
 	}
