@@ -34,6 +34,9 @@ func TestMain(m *testing.M) {
 		os.Exit(helper(h, os.Args[1:]))
 	}
 	code := m.Run()
+	if shared.kubeconfig != "" {
+		_ = os.Remove(shared.kubeconfig)
+	}
 	if shared.up && os.Getenv("DOPPEL_E2E_KEEP") == "" {
 		if out, err := exec.Command(shared.bin("lab"), "--name", labName, "down").CombinedOutput(); err != nil {
 			fmt.Fprintf(os.Stderr, "lab down: %v\n%s", err, out)
