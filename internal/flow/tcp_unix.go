@@ -89,7 +89,7 @@ func (t *tcpStream) TryWrite(p []byte) (int, error) {
 
 func (t *tcpStream) writeOnce(fd uintptr) bool {
 	t.n, t.err = syscall.Write(int(fd), t.p)
-	if t.err == syscall.EAGAIN || t.err == syscall.EINTR { //nolint:errorlint // a system call's own error
+	if t.err == syscall.EAGAIN || t.err == syscall.EINTR {
 		t.n, t.err = 0, nil
 	}
 	return true
