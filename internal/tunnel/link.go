@@ -185,7 +185,7 @@ func (l *Link) up(ctx context.Context, s *mux.Session, reply wire.HelloReply) er
 	cancel()
 	_ = s.Close()
 	if waiting != nil {
-		_ = <-waiting // the session's own end is known already
+		l.cfg.Log.Debug("serving ended", "err", <-waiting)
 	}
 	if e := s.Err(); e != nil && !errors.Is(e, mux.ErrClosed) || err == nil {
 		err = e
