@@ -77,9 +77,7 @@ func (a *app) fail(ctx context.Context, err error) int {
 	case errors.Is(err, localapi.ErrNoDaemon):
 		e = uerr.New(uerr.NotConnected, "connect first with: doppel connect", "not connected")
 	}
-	if a.output == "json" {
-		_ = json.NewEncoder(a.Out).Encode(e)
-	}
+	_ = a.print(e, func(io.Writer) {}) // for programs; the exit code says the same
 	fmt.Fprintf(a.Err, "doppel: error: %s\n", oneLine(e.Msg))
 	if e.Hint != "" {
 		fmt.Fprintf(a.Err, "doppel: hint: %s\n", oneLine(e.Hint))
@@ -138,8 +136,11 @@ func sub(c *cobra.Command) string {
 	return ""
 }
 
-// wrapArgs makes wrong arguments usage errors.
+// wrapArgs makes wrong arguments usage errors, and so an unknown subcommand.
 func wrapArgs(c *cobra.Command) {
+	if c.HasSubCommands() && !c.Runnable() {
+		c.Args, c.RunE = cobra.NoArgs, func(c *cobra.Command, _ []string) error { return c.Help() }
+	}
 	if check := c.Args; check != nil {
 		c.Args = func(c *cobra.Command, args []string) error {
 			if err := check(c, args); err != nil {

@@ -7,7 +7,9 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
+	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -79,6 +81,7 @@ const (
 type connectOutput struct {
 	localapi.Status
 	Start   string  `json:"start"`
+	Reused  bool    `json:"reused"` // this machine was connected like this already
 	Seconds float64 `json:"seconds"`
 }
 
@@ -91,7 +94,7 @@ func (a *app) connectCmd() *cobra.Command {
 It starts the two daemons when they are not running (the root daemon through sudo, because only root may create a network device)
 and installs the traffic-manager when the cluster has none and you may.
 
-With a command after --, connect runs it and quits when it ends, with its exit code.`,
+With a command after --, connect runs it and ends with its exit code, and quits unless this machine was connected before.`,
 		Args: func(c *cobra.Command, args []string) error {
 			if c.ArgsLenAtDash() != 0 && len(args) > 0 {
 				return fmt.Errorf("unexpected argument %q; a command goes behind --", args[0])
@@ -120,7 +123,10 @@ func (a *app) connectRun(ctx context.Context, k *kubeFlags, command []string) er
 	if len(command) == 0 {
 		return nil
 	}
-	runErr := a.runCommand(ctx, command)
+	runErr := a.runCommand(command)
+	if out.Reused {
+		return runErr
+	}
 	return errors.Join(runErr, a.call(context.WithoutCancel(ctx), localapi.MethodQuit, localapi.QuitRequest{}, nil))
 }
 
@@ -150,7 +156,7 @@ func (a *app) connect(ctx context.Context, k *kubeFlags) (connectOutput, error) 
 	if err != nil {
 		return connectOutput{}, err
 	}
-	return connectOutput{Status: res.Status, Start: kind, Seconds: time.Since(start).Seconds()}, nil
+	return connectOutput{Status: res.Status, Start: kind, Reused: res.Reused, Seconds: time.Since(start).Seconds()}, nil
 }
 
 func (a *app) startDaemons(ctx context.Context, kind *string) error {
@@ -202,17 +208,36 @@ func (a *app) install(ctx context.Context, k *kubeFlags) error {
 	return err
 }
 
-// runCommand runs the user's command with our terminal and passes its exit code on.
-func (a *app) runCommand(ctx context.Context, command []string) error {
-	cmd := exec.CommandContext(ctx, command[0], command[1:]...)
+// runCommand runs the user's command with our terminal and passes its exit code on. It ends with the command and not before: an
+// interrupt is the command's to deal with (the terminal sends it to both of us), other signals are handed on.
+func (a *app) runCommand(command []string) error {
+	cmd := exec.Command(command[0], command[1:]...)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = a.In, a.Out, a.Err
-	err := cmd.Run()
-	var ee *exec.ExitError
-	if errors.As(err, &ee) {
-		return exitCode(ee.ExitCode())
-	}
-	if err != nil {
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, syscall.SIGTERM, syscall.SIGHUP)
+	defer signal.Stop(signals)
+	if err := cmd.Start(); err != nil {
 		return uerr.Wrap(err, uerr.Usage, "", "run %s", command[0])
 	}
-	return nil
+	ended := make(chan struct{})
+	defer close(ended)
+	go func() {
+		for {
+			select {
+			case s := <-signals:
+				_ = cmd.Process.Signal(s)
+			case <-ended:
+				return
+			}
+		}
+	}()
+	err := cmd.Wait()
+	var ee *exec.ExitError
+	if !errors.As(err, &ee) {
+		return err
+	}
+	if ws, ok := ee.Sys().(syscall.WaitStatus); ok && ws.Signaled() {
+		return exitCode(128 + int(ws.Signal())) // as a shell does
+	}
+	return exitCode(ee.ExitCode())
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -91,6 +92,7 @@ func (a *app) uninstallCmd() *cobra.Command {
 		},
 	}
 	k.add(c.Flags(), true)
+	c.Flags().Lookup("namespace").Usage = "namespace of the workload (default: the context's)"
 	c.Flags().StringVar(&agent, "agent", "", "remove the agent of one workload in the namespace")
 	c.Flags().BoolVar(&all, "all-agents", false, "remove all agents in all namespaces")
 	c.Flags().BoolVar(&everything, "everything", false, "remove agents, sessions, the traffic-manager, its resource types, its namespace if doppel created it, and stop the daemons")
@@ -118,6 +120,9 @@ func (a *app) uninstallRun(ctx context.Context, k *kubeFlags, agent string, ever
 		if agent != "" {
 			ns, only = cluster.Namespace, func(w kube.Workload) bool { return w.Name == agent }
 		}
+		if err := refuseUnknown(ctx, cluster, agent); err != nil {
+			return err
+		}
 		if err := cluster.RefuseIntercepted(ctx, ns, agent); err != nil {
 			return err
 		}
@@ -127,6 +132,18 @@ func (a *app) uninstallRun(ctx context.Context, k *kubeFlags, agent string, ever
 	}
 	done()
 	return a.print(localapi.Empty{}, func(w io.Writer) { fmt.Fprintln(w, "Uninstalled") })
+}
+
+// refuseUnknown is an error if the namespace has no workload of that name; "" is none in particular.
+func refuseUnknown(ctx context.Context, cluster *kube.Cluster, name string) error {
+	if name == "" {
+		return nil
+	}
+	list, err := cluster.Workloads(ctx, cluster.Namespace)
+	if err != nil || slices.ContainsFunc(list, func(w kube.Workload) bool { return w.Name == name }) {
+		return err
+	}
+	return uerr.New(uerr.NotFound, "choose another namespace with -n", "no workload %q in namespace %s", name, cluster.Namespace)
 }
 
 func (a *app) uninstallEverything(ctx context.Context, cluster *kube.Cluster, managerNS string, show func(string)) error {

@@ -116,14 +116,17 @@ func (a *app) listRun(ctx context.Context, req localapi.ListRequest, onlyInterce
 		}
 		res.Workloads = kept
 	}
-	return a.print(res, func(w io.Writer) { writeList(w, res, req.AllNamespaces) })
+	return a.print(res, func(w io.Writer) {
+		if len(res.Workloads) == 0 {
+			what := map[bool]string{true: "intercepts", false: "workloads"}[onlyIntercepts]
+			fmt.Fprintf(w, "No %s in %s\n", what, cmp.Or(res.Namespace, "any namespace"))
+			return
+		}
+		writeList(w, res, req.AllNamespaces)
+	})
 }
 
 func writeList(w io.Writer, res localapi.ListResult, withNamespace bool) {
-	if len(res.Workloads) == 0 {
-		fmt.Fprintf(w, "No workloads in %s\n", cmp.Or(res.Namespace, "any namespace"))
-		return
-	}
 	label := func(l localapi.Workload) string {
 		if withNamespace {
 			return l.Namespace + "/" + l.Name

@@ -107,7 +107,7 @@ func writeStatus(w io.Writer, o statusOutput) {
 		fmt.Fprintf(w, "   Log        : %s\n", o.LogFile)
 	}
 	fmt.Fprintf(w, "Root daemon: %s\n", o.RootDaemon)
-	if !o.Connected {
+	if !o.Connected || o.Session == nil {
 		fmt.Fprintln(w, "Not connected")
 		if o.Ended != "" {
 			fmt.Fprintf(w, "   The last session ended: %s\n", o.Ended)

@@ -248,7 +248,7 @@ func (l *laptops) checkLeases(ctx context.Context) error {
 		if s, err := l.m.sessionByUID(ctx, uid); err != nil {
 			return err
 		} else if s == nil { // its user or an administrator deleted it: nobody may go on using its tunnel
-			l.log.Info("session deleted", "uid", uid)
+			l.log.Info("session deleted", "session", uid)
 			l.drop(uid)
 		}
 	}

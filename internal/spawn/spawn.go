@@ -23,8 +23,16 @@ const RootProgram = "doppel-rootd"
 // startTimeout is how long a daemon may take to listen.
 const startTimeout = 5 * time.Second
 
+// EnvRootSocket names the environment variable that moves the root daemon's socket, for two daemons side by side and for tests.
+const EnvRootSocket = "DOPPEL_ROOT_SOCKET"
+
 // RootSocket is where this user's root daemon listens.
-func RootSocket() string { return fmt.Sprintf("/run/doppel/rootd-%d.sock", os.Getuid()) }
+func RootSocket() string {
+	if s := os.Getenv(EnvRootSocket); s != "" {
+		return s
+	}
+	return fmt.Sprintf("/run/doppel/rootd-%d.sock", os.Getuid())
+}
 
 // UserDaemon starts the user daemon if nobody listens on its socket. It says whether it had to.
 func UserDaemon(ctx context.Context) (bool, error) {
