@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"runtime"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 )
@@ -55,9 +56,13 @@ func openAs(path string, uid int) (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	if st, err := f.Stat(); err != nil || !st.Mode().IsRegular() {
+	st, err := f.Stat()
+	if err == nil && (!st.Mode().IsRegular() || st.Sys().(*syscall.Stat_t).Nlink != 1) {
+		err = fmt.Errorf("%s is no plain file, or one with several names", path)
+	}
+	if err != nil {
 		f.Close()
-		return nil, errors.Join(fmt.Errorf("%s is not a plain file", path), err)
+		return nil, err
 	}
 	return f, nil
 }
