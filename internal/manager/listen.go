@@ -133,7 +133,11 @@ func (l *chanListener) Addr() net.Addr { return l.addr }
 func (m *Manager) serveHealth(ctx context.Context) error {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /healthz", func(http.ResponseWriter, *http.Request) {})
-	mux.HandleFunc("GET /readyz", func(http.ResponseWriter, *http.Request) {}) // caches are in sync before any runnable starts
+	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) { // caches are in sync before any runnable starts
+		if !m.policy.settled() {
+			http.Error(w, "waiting for the admission policy", http.StatusServiceUnavailable)
+		}
+	})
 	mux.Handle("GET /metrics", promhttp.HandlerFor(metrics.Registry, promhttp.HandlerOpts{}))
 	srv := &http.Server{Addr: m.cfg.HealthAddr, Handler: mux, ReadHeaderTimeout: readHeaderTimeout}
 	stop := context.AfterFunc(ctx, func() { _ = srv.Close() })

@@ -151,7 +151,8 @@ func TestServeHealth(t *testing.T) {
 	go func() { done <- w.serveHealth(ctx) }()
 	tr := &http.Transport{}
 	defer tr.CloseIdleConnections()
-	for _, path := range []string{"/healthz", "/readyz", "/metrics"} {
+	answers := func(path string, status int) {
+		t.Helper()
 		w.until(path, func() bool {
 			r, err := (&http.Client{Transport: tr, Timeout: deadline}).Get("http://" + w.cfg.HealthAddr + path)
 			if err != nil {
@@ -159,9 +160,16 @@ func TestServeHealth(t *testing.T) {
 			}
 			defer r.Body.Close()
 			_, _ = io.Copy(io.Discard, r.Body)
-			return r.StatusCode == http.StatusOK
+			return r.StatusCode == status
 		})
 	}
+	answers("/healthz", http.StatusOK)
+	answers("/metrics", http.StatusOK)
+	answers("/readyz", http.StatusServiceUnavailable) // nobody has seen the admission policy yet
+	w.policy.mu.Lock()
+	w.policy.seen = true
+	w.policy.mu.Unlock()
+	answers("/readyz", http.StatusOK)
 	cancel()
 	if err := <-done; !errors.Is(err, http.ErrServerClosed) {
 		t.Error(err)

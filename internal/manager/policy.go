@@ -26,6 +26,10 @@ const policyPrefix = "ValidatingAdmissionPolicy 'doppel-identity-"
 // policyRule is from the message of the rule that matters; a policy that lost it refuses the probe for another reason at most.
 const policyRule = "must be the name by which this cluster knows you"
 
+// policyGrace is how long a manager that has just started waits for the policy before it says that it is ready all the same:
+// laptops shall hear then why they are refused.
+const policyGrace = 10 * time.Second
+
 // forgedUser is nobody: a session that claims this user must be refused by the admission policy.
 const forgedUser = "doppel:policy-probe"
 
@@ -44,6 +48,7 @@ type policyProbe struct {
 	// guarded by mu
 	err     error
 	checked time.Time
+	seen    bool // the policy has been in force
 }
 
 func newPolicyProbe(cm ctrl.Manager, namespace string, log *slog.Logger, onChange func()) *policyProbe {
@@ -51,12 +56,19 @@ func newPolicyProbe(cm ctrl.Manager, namespace string, log *slog.Logger, onChang
 }
 
 func (p *policyProbe) run(ctx context.Context) error {
+	started := time.Now()
 	for {
 		wait := policyInterval
-		if err := p.check(ctx); err != nil {
+		switch err := p.check(ctx); {
+		case err != nil && time.Since(started) < policyGrace:
+			wait = 100 * time.Millisecond // a fresh policy needs a moment to reach every API server
+		case err != nil:
 			p.log.Error("new sessions are refused", "err", err)
-			wait = time.Second // a fresh policy needs a moment to be compiled in every API server
+			wait = time.Second
 		}
+		p.mu.Lock()
+		p.seen = p.seen || p.err == nil || time.Since(started) >= policyGrace
+		p.mu.Unlock()
 		select {
 		case <-ctx.Done():
 			return nil
@@ -99,6 +111,14 @@ func (p *policyProbe) refused(ctx context.Context, o client.Object) error {
 		return nil // by the policy itself; a missing right, a quota or another policy says nothing about ours
 	}
 	return fmt.Errorf("check the admission policy: %w", err)
+}
+
+// settled says whether the policy has been in force once, or was waited for in vain. Later on a missing policy is no reason to take
+// the manager out of its service: those who are connected stay.
+func (p *policyProbe) settled() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.seen
 }
 
 // problem is the latest outcome in words, or "".
