@@ -97,7 +97,7 @@ func TestBadInputWithoutManager(t *testing.T) {
 	t.Run("no right to install", func(t *testing.T) {
 		badEnd{"", []string{"doppel", "connect"}, 3, "you may not", "helm install"}.check(t, dev)
 	})
-	l.run(t, "doppel", "quit", "-s")
+	want(t, l.run(t, "doppel", "status"), "User daemon: not running", "Root daemon: not running")
 	if err := l.noTrace(t); err != nil {
 		t.Error(err)
 	}

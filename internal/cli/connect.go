@@ -131,7 +131,8 @@ func (a *app) connectRun(ctx context.Context, k *kubeFlags, command []string) er
 }
 
 // connect starts what is missing, from the daemons to the traffic-manager, and connects.
-func (a *app) connect(ctx context.Context, k *kubeFlags) (connectOutput, error) {
+// A connect that fails stops the daemons again if it was what started them.
+func (a *app) connect(ctx context.Context, k *kubeFlags) (out connectOutput, err error) {
 	start, kind := time.Now(), startWarm
 	req, err := k.request()
 	if err != nil {
@@ -140,7 +141,16 @@ func (a *app) connect(ctx context.Context, k *kubeFlags) (connectOutput, error) 
 	if _, err := kube.Load(k.Options); err != nil {
 		return connectOutput{}, err // before sudo asks for a password
 	}
-	if err := a.startDaemons(ctx, &kind); err != nil {
+	started, err := a.startDaemons(ctx)
+	if started {
+		kind = startCold
+		defer func() {
+			if err != nil {
+				err = errors.Join(err, a.stopDaemons(context.WithoutCancel(ctx)))
+			}
+		}()
+	}
+	if err != nil {
 		return connectOutput{}, err
 	}
 	var res localapi.ConnectResult
@@ -159,7 +169,8 @@ func (a *app) connect(ctx context.Context, k *kubeFlags) (connectOutput, error) 
 	return connectOutput{Status: res.Status, Start: kind, Reused: res.Reused, Seconds: time.Since(start).Seconds()}, nil
 }
 
-func (a *app) startDaemons(ctx context.Context, kind *string) error {
+// startDaemons starts those that do not run and says whether it started any.
+func (a *app) startDaemons(ctx context.Context) (bool, error) {
 	rootNew, err := spawn.RootDaemon(ctx, spawn.Root{
 		MayAsk: a.Terminal,
 		Reason: func() {
@@ -167,16 +178,13 @@ func (a *app) startDaemons(ctx context.Context, kind *string) error {
 		},
 	})
 	if err != nil {
-		return err
+		return false, err
 	}
 	userNew, err := spawn.UserDaemon(ctx)
 	if err != nil {
-		return err
+		return rootNew, err
 	}
-	if rootNew || userNew {
-		*kind = startCold
-	}
-	return a.checkDaemon(ctx)
+	return rootNew || userNew, a.checkDaemon(ctx)
 }
 
 // checkDaemon refuses a user daemon of another release, whose answers we might misread.

@@ -15,7 +15,6 @@ import (
 	"github.com/doppel-dev/doppel/internal/chart"
 	"github.com/doppel-dev/doppel/internal/kube"
 	"github.com/doppel-dev/doppel/internal/localapi"
-	"github.com/doppel-dev/doppel/internal/spawn"
 	"github.com/doppel-dev/doppel/internal/uerr"
 )
 
@@ -148,12 +147,7 @@ func refuseUnknown(ctx context.Context, cluster *kube.Cluster, name string) erro
 
 func (a *app) uninstallEverything(ctx context.Context, cluster *kube.Cluster, managerNS string, show func(string)) error {
 	show("Ending the session of this machine")
-	if err := a.client.Call(ctx, localapi.MethodQuit, localapi.QuitRequest{Stop: true}, nil, show); err == nil {
-		if err := spawn.WaitStopped(ctx); err != nil {
-			return err
-		}
-	}
-	if err := stopRoot(ctx); err != nil {
+	if err := a.stopDaemons(ctx); err != nil {
 		return err
 	}
 	show("Ending all sessions and intercepts")

@@ -28,22 +28,28 @@ func (a *app) quitCmd() *cobra.Command {
 }
 
 func (a *app) quitRun(ctx context.Context, stop bool) error {
-	err := a.call(ctx, localapi.MethodQuit, localapi.QuitRequest{Stop: stop}, nil)
-	if errors.Is(err, localapi.ErrNoDaemon) {
+	var err error
+	if stop {
+		err = a.stopDaemons(ctx)
+	} else if err = a.call(ctx, localapi.MethodQuit, localapi.QuitRequest{}, nil); errors.Is(err, localapi.ErrNoDaemon) {
 		err = nil
-		if stop {
-			err = stopRoot(ctx) // left alone by a user daemon that was killed
-		}
 	}
 	if err != nil {
 		return err
 	}
-	if stop {
-		if err := spawn.WaitStopped(ctx); err != nil {
-			return err
-		}
-	}
 	return a.print(localapi.Empty{}, func(w io.Writer) { fmt.Fprintln(w, "Disconnected") })
+}
+
+// stopDaemons ends the session and both daemons, and waits until they are gone.
+func (a *app) stopDaemons(ctx context.Context) error {
+	err := a.call(ctx, localapi.MethodQuit, localapi.QuitRequest{Stop: true}, nil)
+	if errors.Is(err, localapi.ErrNoDaemon) {
+		err = stopRoot(ctx) // left alone by a user daemon that was killed
+	}
+	if err != nil {
+		return err
+	}
+	return spawn.WaitStopped(ctx)
 }
 
 func stopRoot(ctx context.Context) error {
