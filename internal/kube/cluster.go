@@ -170,6 +170,8 @@ func (c *Cluster) explain(err error, doing string) error {
 	switch {
 	case err == nil:
 		return nil
+	case errors.Is(err, context.Canceled):
+		return uerr.Wrap(err, uerr.Canceled, "", "%s", doing)
 	case apierrors.IsUnauthorized(err):
 		return uerr.Wrap(err, uerr.Denied, "log in to the cluster again; kubectl get ns shows the same error", "%s: the API server does not accept your credentials", doing)
 	case apierrors.IsForbidden(err):

@@ -13,6 +13,8 @@ import (
 	"sync"
 	"time"
 
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
 	"github.com/doppel-dev/doppel/api/v1alpha1"
 	"github.com/doppel-dev/doppel/internal/control"
 	"github.com/doppel-dev/doppel/internal/flow"
@@ -40,7 +42,8 @@ type intercepts struct {
 	problems []string                     // what the manager says is wrong with itself
 }
 
-// intercept is one intercept of ours. Its fields are constant; object is replaced as a whole under the set's lock.
+// intercept is one intercept of ours. Its fields are constant; object is replaced as a whole under the set's lock. Until it has been
+// created the object has no UID.
 type intercept struct {
 	name   string
 	target netip.AddrPort
@@ -58,21 +61,24 @@ func (x *intercepts) create(ctx context.Context, req localapi.InterceptRequest, 
 		return localapi.Intercept{}, err
 	}
 	ns := cmp.Or(req.Namespace, x.s.cluster.Namespace)
-	if err := x.free(req.Name, target); err != nil {
+	in := &intercept{name: req.Name, target: target, object: &v1alpha1.Intercept{ObjectMeta: metav1.ObjectMeta{Namespace: ns}, Spec: spec}}
+	if err := x.reserve(in); err != nil {
 		return localapi.Intercept{}, err
 	}
 	progress("Creating intercept %s in namespace %s", req.Name, ns)
-	o, err := x.s.cluster.CreateIntercept(ctx, ns, spec)
+	// An interrupt does not stop the request half-way: the object might be there and nobody know its name.
+	o, err := x.s.cluster.CreateIntercept(context.WithoutCancel(ctx), ns, spec)
+	x.mu.Lock()
 	if err != nil {
+		delete(x.byName, in.name)
+		x.mu.Unlock()
 		return localapi.Intercept{}, err
 	}
-	in := &intercept{name: req.Name, target: target, object: o}
-	x.mu.Lock()
-	x.byName[req.Name] = in
+	in.object = o
 	x.mu.Unlock()
 	wctx, cancel := context.WithTimeout(ctx, cmp.Or(req.Timeout, defaultInterceptTimeout))
 	defer cancel()
-	st, err := x.wait(wctx, string(o.UID), progress)
+	st, err := x.wait(wctx, in, progress)
 	if err != nil {
 		x.discard(in)
 		return localapi.Intercept{}, err
@@ -102,32 +108,36 @@ func (x *intercepts) plan(req localapi.InterceptRequest) (v1alpha1.InterceptSpec
 	}, target, nil
 }
 
-// free refuses a name or a local port that another intercept of ours has.
-func (x *intercepts) free(name string, target netip.AddrPort) error {
+// reserve enters an intercept that is about to be created. It refuses a name or a local port that another intercept of ours has.
+func (x *intercepts) reserve(in *intercept) error {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	if x.byName[name] != nil {
-		return uerr.New(uerr.Conflict, "end it first with: doppel leave "+name, "there is an intercept %s already", name)
+	if x.byName[in.name] != nil {
+		return uerr.New(uerr.Conflict, "end it first with: doppel leave "+in.name, "there is an intercept %s already", in.name)
 	}
 	for _, o := range x.byName {
-		if o.target == target {
-			return uerr.New(uerr.Conflict, "choose another local port with -p", "%s is taken by intercept %s already", target, o.name)
+		if o.target == in.target {
+			return uerr.New(uerr.Conflict, "choose another local port with -p", "%s is taken by intercept %s already", in.target, o.name)
 		}
 	}
+	x.byName[in.name] = in
 	return nil
 }
 
 // wait follows the intercept's state until it is active or has failed.
-func (x *intercepts) wait(ctx context.Context, uid string, progress localapi.Progress) (control.Intercept, error) {
-	said := ""
+func (x *intercepts) wait(ctx context.Context, in *intercept, progress localapi.Progress) (control.Intercept, error) {
+	said, seen := "", ""
 	var last control.Intercept
 	for {
 		x.mu.Lock()
+		uid := string(in.object.UID) // another one after a new session had to take the old one's place
 		st, ok := x.states[uid]
 		change := x.change
 		x.mu.Unlock()
 		if ok {
-			last = st
+			last, seen = st, uid
+		} else if seen == uid {
+			return last, uerr.New(uerr.Conflict, "try again, or ask who did it", "the intercept was removed in the cluster by somebody else")
 		}
 		switch v1alpha1.InterceptState(last.State) {
 		case v1alpha1.InterceptActive:
@@ -199,6 +209,10 @@ func (x *intercepts) discard(in *intercept) {
 func (x *intercepts) leave(ctx context.Context, name string) error {
 	x.mu.Lock()
 	in := x.byName[name]
+	if in != nil && in.object.UID == "" {
+		x.mu.Unlock()
+		return uerr.New(uerr.Conflict, "interrupt that command, or wait for it", "intercept %s is just being created", name)
+	}
 	delete(x.byName, name) // from now on the app in the cluster answers
 	x.mu.Unlock()
 	if in == nil {
@@ -235,12 +249,17 @@ func (x *intercepts) waitGone(ctx context.Context, uid string) error {
 
 func (x *intercepts) removeAll(ctx context.Context) {
 	x.mu.Lock()
-	all := x.byName
+	var objects []*v1alpha1.Intercept
+	for _, in := range x.byName {
+		if in.object.UID != "" { // else whoever creates it removes it: the session has ended
+			objects = append(objects, in.object)
+		}
+	}
 	x.byName = map[string]*intercept{}
 	x.mu.Unlock()
-	for _, in := range all {
-		if err := x.s.cluster.DeleteIntercept(ctx, in.object); err != nil {
-			x.s.log.Warn("intercept not deleted; it ends with the session", "intercept", in.name, "err", err)
+	for _, o := range objects {
+		if err := x.s.cluster.DeleteIntercept(ctx, o); err != nil {
+			x.s.log.Warn("intercept not deleted; it ends with the session", "intercept", o.Spec.Name, "err", err)
 		}
 	}
 }
@@ -250,7 +269,7 @@ func (x *intercepts) resume(ctx context.Context, session string) {
 	x.mu.Lock()
 	var stale []*intercept
 	for _, in := range x.byName {
-		if in.object.Spec.Session != session {
+		if in.object.UID != "" && in.object.Spec.Session != session {
 			stale = append(stale, in)
 		}
 	}
@@ -316,7 +335,7 @@ func (x *intercepts) target(uid string) (netip.AddrPort, bool) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	for _, in := range x.byName {
-		if string(in.object.UID) == uid {
+		if uid != "" && string(in.object.UID) == uid {
 			return in.target, true
 		}
 	}

@@ -100,7 +100,7 @@ func (s *session) introduce(ctx context.Context) error {
 	if s.identity, err = tunnel.NewIdentity("laptop"); err != nil {
 		return err
 	}
-	return s.createObject(ctx)
+	return s.createObject(context.WithoutCancel(ctx)) // an interrupt must not leave an object that nobody knows of
 }
 
 func (s *session) createObject(ctx context.Context) error {
@@ -187,6 +187,8 @@ func (s *session) dial(ctx context.Context) (*mux.Session, wire.HelloReply, erro
 }
 
 func (s *session) attach(ctx context.Context) (*mux.Session, wire.HelloReply, error) {
+	ctx, cancel := context.WithTimeout(ctx, connectTimeout) // what hangs accepts connections too
+	defer cancel()
 	raw, err := s.cluster.Attach(ctx, s.cfg.managerNS)
 	if err != nil {
 		return nil, wire.HelloReply{}, err

@@ -130,6 +130,9 @@ func (d *Daemon) connect(ctx context.Context, req localapi.ConnectRequest, progr
 	d.mu.Lock()
 	d.session, d.ended = s, ""
 	d.mu.Unlock()
+	if g := s.group.Context(); g.Err() != nil { // ended before it was known here
+		d.forget(s, context.Cause(g))
+	}
 	return localapi.ConnectResult{Status: d.snapshot(), Elapsed: time.Since(start)}, nil
 }
 

@@ -1,0 +1,588 @@
+package userd
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/doppel-dev/doppel/api/v1alpha1"
+	"github.com/doppel-dev/doppel/internal/control"
+	"github.com/doppel-dev/doppel/internal/kube"
+	"github.com/doppel-dev/doppel/internal/lifecycle"
+	"github.com/doppel-dev/doppel/internal/localapi"
+	"github.com/doppel-dev/doppel/internal/mux"
+	"github.com/doppel-dev/doppel/internal/tunnel"
+	"github.com/doppel-dev/doppel/internal/uerr"
+	"github.com/doppel-dev/doppel/internal/wire"
+)
+
+func TestMain(m *testing.M) {
+	goleak.VerifyTestMain(m,
+		goleak.IgnoreTopFunction("k8s.io/klog/v2.(*flushDaemon).run.func1"),
+		goleak.IgnoreTopFunction("internal/poll.runtime_pollWait"), // client-go's cached transports keep idle connections
+		goleak.IgnoreTopFunction("net/http.(*persistConn).writeLoop"))
+}
+
+// deadline bounds every wait of a test.
+const deadline = 20 * time.Second
+
+// cluster is an API server with a traffic-manager behind its service proxy, in one process.
+type cluster struct {
+	*httptest.Server
+	t  *testing.T
+	id *tunnel.Identity
+
+	mu sync.Mutex
+	// guarded by mu
+	sessions   map[string]*v1alpha1.Session
+	intercepts map[string]*v1alpha1.Intercept
+	states     map[string]control.Intercept // what the manager says of intercepts, by UID; nil: it is silent
+	count      int
+	refuse     string       // methods that are forbidden, such as "POST intercepts"
+	reject     error        // what the manager says to a laptop that attaches
+	tunnel     *mux.Session // the last one
+	changed    chan struct{}
+}
+
+func newCluster(t *testing.T) *cluster {
+	t.Helper()
+	id, err := tunnel.NewIdentity("traffic-manager")
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := &cluster{t: t, id: id, sessions: map[string]*v1alpha1.Session{}, intercepts: map[string]*v1alpha1.Intercept{}, states: map[string]control.Intercept{}, changed: make(chan struct{})}
+	api := http.NewServeMux()
+	api.Handle("GET /api/v1/namespaces/doppel/services/http:traffic-manager:api/proxy/attach", tunnel.UpgradeHandler(c.serveTunnel))
+	api.HandleFunc("/apis/doppel.dev/v1alpha1/namespaces/{ns}/{resource}", c.objects)
+	api.HandleFunc("/apis/doppel.dev/v1alpha1/namespaces/{ns}/{resource}/{name}", c.objects)
+	c.Server = httptest.NewServer(api)
+	t.Cleanup(func() {
+		c.set(func() {
+			if c.tunnel != nil {
+				_ = c.tunnel.Close()
+			}
+		})
+		c.Close()
+	})
+	return c
+}
+
+func (c *cluster) set(fn func()) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	fn()
+	close(c.changed)
+	c.changed = make(chan struct{})
+}
+
+func (c *cluster) objects(w http.ResponseWriter, r *http.Request) {
+	c.set(func() {
+		w.Header().Set("Content-Type", "application/json")
+		fail := func(code int, reason metav1.StatusReason) {
+			w.WriteHeader(code)
+			_ = json.NewEncoder(w).Encode(metav1.Status{TypeMeta: metav1.TypeMeta{Kind: "Status", APIVersion: "v1"}, Status: "Failure", Code: int32(code), Reason: reason, Message: string(reason)})
+		}
+		resource, name := r.PathValue("resource"), r.PathValue("name")
+		if c.refuse == r.Method+" "+resource {
+			fail(http.StatusForbidden, metav1.StatusReasonForbidden)
+			return
+		}
+		switch r.Method {
+		case http.MethodPost:
+			c.count++
+			name = fmt.Sprintf("%s-%d", resource, c.count)
+			meta := metav1.ObjectMeta{Name: name, Namespace: r.PathValue("ns"), UID: types.UID(name), CreationTimestamp: metav1.Now()}
+			if resource == "sessions" {
+				s := &v1alpha1.Session{}
+				_ = json.NewDecoder(r.Body).Decode(s)
+				s.ObjectMeta = meta
+				c.sessions[name] = s
+				_ = json.NewEncoder(w).Encode(s)
+				return
+			}
+			in := &v1alpha1.Intercept{}
+			_ = json.NewDecoder(r.Body).Decode(in)
+			in.ObjectMeta = meta
+			c.intercepts[name] = in
+			_ = json.NewEncoder(w).Encode(in)
+		case http.MethodPatch:
+			s := c.sessions[name]
+			if s == nil {
+				fail(http.StatusNotFound, metav1.StatusReasonNotFound)
+				return
+			}
+			_ = json.NewDecoder(r.Body).Decode(s)
+			_ = json.NewEncoder(w).Encode(s)
+		case http.MethodDelete:
+			delete(c.sessions, name)
+			delete(c.intercepts, name)
+			delete(c.states, name)
+			_ = json.NewEncoder(w).Encode(metav1.Status{Status: "Success"})
+		}
+	})
+}
+
+func (c *cluster) serveTunnel(raw net.Conn) {
+	s, _, err := tunnel.Server(context.Background(), raw, tunnel.ServerConfig{
+		Identity: c.id,
+		Authorize: func(_ context.Context, h wire.Hello, fingerprint string) (wire.HelloReply, error) {
+			c.mu.Lock()
+			defer c.mu.Unlock()
+			if c.reject != nil {
+				return wire.HelloReply{}, c.reject
+			}
+			if o := c.sessions[h.Session]; o == nil || o.Spec.Key != fingerprint {
+				return wire.HelloReply{}, &mux.RejectError{Code: wire.CodeGone, Msg: "no such session"}
+			}
+			return wire.HelloReply{Info: json.RawMessage(`{"renewInterval":"10m"}`)}, nil
+		},
+	})
+	if err != nil {
+		return
+	}
+	c.set(func() { c.tunnel = s })
+	_ = tunnel.Serve(context.Background(), s, tunnel.Handlers{Watch: func(ctx context.Context, method string, _ []byte, send func(any) error) error {
+		if method == control.LaptopCluster {
+			_ = send(control.Cluster{Domain: "cluster.test", Services: map[string][]control.Service{}})
+			<-ctx.Done()
+			return nil
+		}
+		for {
+			c.mu.Lock()
+			m, changed := control.Intercepts{Items: []control.Intercept{}}, c.changed
+			for _, st := range c.states {
+				m.Items = append(m.Items, st)
+			}
+			c.mu.Unlock()
+			if err := send(m); err != nil {
+				return err
+			}
+			select {
+			case <-ctx.Done():
+				return nil
+			case <-changed:
+			}
+		}
+	}})
+}
+
+// say has the manager say how an intercept stands.
+func (c *cluster) say(uid, state, reason, msg string) {
+	c.set(func() {
+		c.states[uid] = control.Intercept{UID: uid, Namespace: "shop", State: state, Reason: reason, Message: msg, Kind: "Deployment", Workload: "web", Port: 8080}
+	})
+}
+
+// names lists the objects that are there.
+func (c *cluster) names() string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var out []string
+	for n := range c.sessions {
+		out = append(out, n)
+	}
+	for n := range c.intercepts {
+		out = append(out, n)
+	}
+	slices.Sort(out)
+	return strings.Join(out, " ")
+}
+
+func (c *cluster) until(what string, ok func() bool) {
+	c.t.Helper()
+	for end := time.Now().Add(deadline); !ok(); {
+		if time.Now().After(end) {
+			c.t.Fatalf("never: %s", what)
+		}
+		time.Sleep(2 * time.Millisecond) // polling, not synchronisation
+	}
+}
+
+// connect opens a session without a network of the laptop: that takes root and is the end-to-end tests'.
+func (c *cluster) connect() *session {
+	c.t.Helper()
+	file := filepath.Join(c.t.TempDir(), "config")
+	text := fmt.Sprintf(`{apiVersion: v1, kind: Config, current-context: x, clusters: [{name: c, cluster: {server: %q}}],
+users: [{name: u, user: {token: t}}], contexts: [{name: x, context: {cluster: c, user: u, namespace: shop}}]}`, c.URL)
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+		c.t.Fatal(err)
+	}
+	kc, err := kube.Load(kube.Options{Kubeconfig: file})
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	log := slog.New(slog.NewTextHandler(c.t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug}))
+	s := &session{
+		cfg:     sessionConfig{cluster: kc, managerNS: "doppel", log: log, progress: func(string, ...any) {}},
+		cluster: kc, log: log, user: "ada", manager: kube.ManagerInfo{Key: c.id.Fingerprint(), Version: "test"}, firstInfo: make(chan control.Cluster, 1),
+	}
+	s.intercepts = newIntercepts(s)
+	if s.identity, err = tunnel.NewIdentity("laptop"); err != nil {
+		c.t.Fatal(err)
+	}
+	if err := s.createObject(c.t.Context()); err != nil {
+		c.t.Fatal(err)
+	}
+	s.group = lifecycle.New(context.Background(), log)
+	s.link = tunnel.NewLink(tunnel.LinkConfig{Dial: s.dial, Serve: s.serve, OnUp: s.onUp, OnDown: s.onDown, OnRetry: s.onRetry, Permanent: permanent, Log: log})
+	s.group.Go("tunnel", s.link.Run)
+	c.t.Cleanup(func() { s.close(true) })
+	return s
+}
+
+func (c *cluster) up(s *session) {
+	c.t.Helper()
+	ctx, cancel := context.WithTimeout(c.t.Context(), deadline)
+	defer cancel()
+	if _, err := s.link.Wait(ctx); err != nil {
+		c.t.Fatal(err)
+	}
+}
+
+type outcome struct {
+	in    localapi.Intercept
+	err   error
+	steps []string
+}
+
+// create makes an intercept in the background.
+func create(ctx context.Context, s *session, req localapi.InterceptRequest) chan outcome {
+	done := make(chan outcome, 1)
+	go func() {
+		var o outcome
+		o.in, o.err = s.intercepts.create(ctx, req, func(format string, args ...any) { o.steps = append(o.steps, fmt.Sprintf(format, args...)) })
+		done <- o
+	}()
+	return done
+}
+
+func wantError(t *testing.T, err error, kind uerr.Kind, msg, hint string) {
+	t.Helper()
+	if err == nil {
+		t.Fatalf("no error, want %s %q", kind, msg)
+	}
+	if e := uerr.From(err); e.Kind != kind || !strings.Contains(e.Msg, msg) || !strings.Contains(e.Hint, hint) {
+		t.Errorf("got %s %q, hint %q; want %s %q, hint %q", e.Kind, e.Msg, e.Hint, kind, msg, hint)
+	}
+}
+
+// An intercept is there when the manager says so, with its steps on the way, and gone when left.
+func TestIntercept(t *testing.T) {
+	c := newCluster(t)
+	s := c.connect()
+	done := create(t.Context(), s, localapi.InterceptRequest{Name: "web", Port: "3000:http", Service: "web", Container: "app"})
+	c.until("the object is there", func() bool { return strings.Contains(c.names(), "intercepts-2") })
+	c.mu.Lock()
+	spec := c.intercepts["intercepts-2"].Spec
+	c.mu.Unlock()
+	want := v1alpha1.InterceptSpec{User: "ada", Session: "sessions-1", Name: "web", Workload: v1alpha1.WorkloadRef{Kind: "Deployment", Name: "web"}, Port: "http", Service: "web", Container: "app", Target: "127.0.0.1:3000"}
+	if spec != want {
+		t.Errorf("created %+v", spec)
+	}
+	wantError(t, s.intercepts.leave(t.Context(), "nope"), uerr.NotFound, `no intercept "nope" of yours`, "doppel list -i")
+	c.say("intercepts-2", "Pending", "", "restarting the workload to install the traffic-agent")
+	c.until("the step was seen", func() bool { list, _ := s.intercepts.all(); return len(list) == 1 && list[0].Message != "" })
+	c.say("intercepts-2", "Active", "", "")
+	o := <-done
+	if o.err != nil || o.in.State != "ACTIVE" || o.in.Port != 8080 || o.in.Target != "127.0.0.1:3000" || !o.in.Mine || o.in.User != "ada" {
+		t.Errorf("%+v, %v", o.in, o.err)
+	}
+	if got := strings.Join(o.steps, "; "); !strings.HasPrefix(got, "Creating intercept web in namespace shop") {
+		t.Errorf("steps %q", got)
+	}
+
+	// The name and the local port are taken now.
+	o = <-create(t.Context(), s, localapi.InterceptRequest{Name: "web", Port: "3001"})
+	wantError(t, o.err, uerr.Conflict, "there is an intercept web already", "doppel leave web")
+	o = <-create(t.Context(), s, localapi.InterceptRequest{Name: "api", Port: "3000"})
+	wantError(t, o.err, uerr.Conflict, "127.0.0.1:3000 is taken by intercept web already", "-p")
+	if err := s.intercepts.leave(t.Context(), "web"); err != nil {
+		t.Fatal(err)
+	}
+	if got := c.names(); got != "sessions-1" {
+		t.Errorf("there is still %s", got)
+	}
+	wantError(t, s.intercepts.leave(t.Context(), "web"), uerr.NotFound, "no intercept", "")
+}
+
+func TestInterceptUsage(t *testing.T) {
+	s := newCluster(t).connect()
+	for _, tt := range []struct{ port, address, msg string }{
+		{"", "", `port "": want LOCAL[:REMOTE]`},
+		{"http", "", "want LOCAL[:REMOTE]"},
+		{"0", "", "want LOCAL[:REMOTE]"},
+		{"65536", "", "want LOCAL[:REMOTE]"},
+		{"-1", "", "want LOCAL[:REMOTE]"},
+		{"80:", "", "nothing after the colon"},
+		{":80", "", "want LOCAL[:REMOTE]"},
+		{"80", "localhost", `address "localhost" is not an IP address`},
+	} {
+		o := <-create(t.Context(), s, localapi.InterceptRequest{Name: "web", Port: tt.port, Address: tt.address})
+		wantError(t, o.err, uerr.Usage, tt.msg, "for example")
+	}
+	spec, target, err := s.intercepts.plan(localapi.InterceptRequest{Name: "a", Workload: "b", Port: "80:8080", Address: "::1"})
+	if err != nil || target.String() != "[::1]:80" || spec.Port != "8080" || spec.Workload.Name != "b" {
+		t.Errorf("%+v, %s, %v", spec, target, err)
+	}
+}
+
+// Whatever ends the wait removes what was created, and says why.
+func TestInterceptFails(t *testing.T) {
+	for name, tt := range map[string]struct {
+		req       localapi.InterceptRequest
+		then      func(*cluster, *session, context.CancelFunc)
+		kind      uerr.Kind
+		msg, hint string
+	}{
+		"no workload": {then: func(c *cluster, _ *session, _ context.CancelFunc) {
+			c.say("intercepts-2", "Failed", "NoWorkload", "no Deployment")
+		}, kind: uerr.NotFound, msg: "no Deployment", hint: "doppel list -n shop"},
+		"no port": {then: func(c *cluster, _ *session, _ context.CancelFunc) {
+			c.say("intercepts-2", "Failed", "NoPort", "no TCP port")
+		}, kind: uerr.NotFound, msg: "no TCP port", hint: "containerPort"},
+		"several": {then: func(c *cluster, _ *session, _ context.CancelFunc) {
+			c.say("intercepts-2", "Failed", "AmbiguousPort", "several")
+		}, kind: uerr.Usage, msg: "several", hint: "LOCAL:REMOTE"},
+		"service": {then: func(c *cluster, _ *session, _ context.CancelFunc) {
+			c.say("intercepts-2", "Failed", "NoSuchService", "no service")
+		}, kind: uerr.NotFound, msg: "no service"},
+		"held": {then: func(c *cluster, _ *session, _ context.CancelFunc) {
+			c.say("intercepts-2", "Failed", "PortHeld", "by eve")
+		}, kind: uerr.Conflict, msg: "by eve", hint: "talk to them"},
+		"not injected": {then: func(c *cluster, _ *session, _ context.CancelFunc) {
+			c.say("intercepts-2", "Failed", "NotInjected", "no agent")
+		}, kind: uerr.Cluster, msg: "no agent", hint: "10250"},
+		"image": {then: func(c *cluster, _ *session, _ context.CancelFunc) {
+			c.say("intercepts-2", "Failed", "AgentNotStarted", "ErrImagePull")
+		}, kind: uerr.Cluster, msg: "ErrImagePull", hint: "kubectl -n shop get pods"},
+		"a new reason": {then: func(c *cluster, _ *session, _ context.CancelFunc) {
+			c.say("intercepts-2", "Failed", "Teapot", "short and stout")
+		}, kind: uerr.Cluster, msg: "short and stout"},
+		"time is up": {req: localapi.InterceptRequest{Timeout: 200 * time.Millisecond}, then: func(c *cluster, _ *session, _ context.CancelFunc) {
+			c.say("intercepts-2", "Pending", "", "waiting for pods")
+		}, kind: uerr.Cluster, msg: "did not become active in time: waiting for pods", hint: "--timeout"},
+		"silence": {req: localapi.InterceptRequest{Timeout: 50 * time.Millisecond}, then: func(*cluster, *session, context.CancelFunc) {}, kind: uerr.Cluster, msg: "the traffic-manager has not answered", hint: "--timeout"},
+		"Ctrl-C":  {then: func(_ *cluster, _ *session, cancel context.CancelFunc) { cancel() }, kind: uerr.Canceled, msg: "interrupted; the intercept was removed"},
+		"removed by somebody": {then: func(c *cluster, s *session, _ context.CancelFunc) {
+			c.say("intercepts-2", "Pending", "", "waiting")
+			c.until("the laptop was told", func() bool { return seen(s, "intercepts-2") })
+			c.set(func() { delete(c.states, "intercepts-2"); delete(c.intercepts, "intercepts-2") })
+		}, kind: uerr.Conflict, msg: "removed in the cluster by somebody else"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := newCluster(t)
+			s := c.connect()
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			tt.req.Name, tt.req.Port = "web", "3000"
+			done := create(ctx, s, tt.req)
+			c.until("the object was created", func() bool { c.mu.Lock(); defer c.mu.Unlock(); return c.count == 2 })
+			tt.then(c, s, cancel)
+			o := <-done
+			wantError(t, o.err, tt.kind, tt.msg, tt.hint)
+			if got := c.names(); got != "sessions-1" {
+				t.Errorf("left behind: %s", got)
+			}
+			if list, _ := s.intercepts.all(); len(list) != 0 {
+				t.Errorf("still known: %v", list)
+			}
+		})
+	}
+}
+
+// seen says whether the laptop has been told of the intercept.
+func seen(s *session, uid string) bool {
+	x := s.intercepts
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	_, ok := x.states[uid]
+	return ok
+}
+
+// A refusal of the API server leaves the name free.
+func TestInterceptForbidden(t *testing.T) {
+	c := newCluster(t)
+	s := c.connect()
+	c.set(func() { c.refuse = "POST intercepts" })
+	for range 2 {
+		o := <-create(t.Context(), s, localapi.InterceptRequest{Name: "web", Port: "3000"})
+		wantError(t, o.err, uerr.Denied, "create an intercept in namespace shop", "administrator")
+	}
+}
+
+// Of two commands that want the same name at once, one creates; what is being created can not be left.
+func TestInterceptAtOnce(t *testing.T) {
+	c := newCluster(t)
+	s := c.connect()
+	var all []chan outcome
+	for range 5 {
+		all = append(all, create(t.Context(), s, localapi.InterceptRequest{Name: "web", Port: "3000"}))
+	}
+	c.until("one was created", func() bool { c.mu.Lock(); defer c.mu.Unlock(); return c.count == 2 })
+	c.say("intercepts-2", "Active", "", "")
+	good := 0
+	for _, ch := range all {
+		if o := <-ch; o.err == nil {
+			good++
+		} else {
+			wantError(t, o.err, uerr.Conflict, "there is an intercept web already", "")
+		}
+	}
+	if good != 1 || c.names() != "intercepts-2 sessions-1" {
+		t.Errorf("%d succeeded, there are %s", good, c.names())
+	}
+
+	s.intercepts.byName["half"] = &intercept{name: "half", object: &v1alpha1.Intercept{}}
+	wantError(t, s.intercepts.leave(t.Context(), "half"), uerr.Conflict, "is just being created", "wait for it")
+	if _, ok := s.intercepts.target(""); ok {
+		t.Error("a flow without an intercept has a target")
+	}
+}
+
+// A flow goes to the local process; where none listens the app in the cluster answers.
+func TestTake(t *testing.T) {
+	c := newCluster(t)
+	s := c.connect()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	go func() {
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			_, _ = io.WriteString(conn, "local")
+			_ = conn.Close()
+		}
+	}()
+	_, port, _ := net.SplitHostPort(l.Addr().String())
+	done := create(t.Context(), s, localapi.InterceptRequest{Name: "web", Port: port})
+	c.until("it was created", func() bool { c.mu.Lock(); defer c.mu.Unlock(); return c.count == 2 })
+	c.say("intercepts-2", "Active", "", "")
+	if o := <-done; o.err != nil {
+		t.Fatal(o.err)
+	}
+	open := func(uid string) (string, error) {
+		ctx, cancel := context.WithTimeout(t.Context(), deadline)
+		defer cancel()
+		c.mu.Lock()
+		m := c.tunnel
+		c.mu.Unlock()
+		st, err := tunnel.DialIntercept(ctx, m, wire.InterceptHeader{Intercept: uid, Proto: 6, Port: 8080})
+		if err != nil {
+			return "", err
+		}
+		defer st.Close()
+		b, err := io.ReadAll(st)
+		return string(b), err
+	}
+	if got, err := open("intercepts-2"); err != nil || got != "local" {
+		t.Errorf("%q, %v", got, err)
+	}
+	var re *mux.RejectError
+	if _, err := open("intercepts-9"); !errors.As(err, &re) || re.Code != wire.CodeNotFound {
+		t.Errorf("unknown intercept: %v", err)
+	}
+	_ = l.Close()
+	if _, err := open("intercepts-2"); !errors.As(err, &re) || re.Code != wire.CodeRefused {
+		t.Errorf("nobody listens: %v", err)
+	}
+}
+
+// The tunnel comes back by itself; when the manager does not know the session any more, a new one takes its place with all its intercepts.
+func TestResume(t *testing.T) {
+	c := newCluster(t)
+	s := c.connect()
+	done := create(t.Context(), s, localapi.InterceptRequest{Name: "web", Port: "3000"})
+	c.until("it was created", func() bool { c.mu.Lock(); defer c.mu.Unlock(); return c.count == 2 })
+	c.say("intercepts-2", "Active", "", "")
+	if o := <-done; o.err != nil {
+		t.Fatal(o.err)
+	}
+	c.mu.Lock()
+	first := c.tunnel
+	c.mu.Unlock()
+	_ = first.Close()
+	c.until("another tunnel is up", func() bool { c.mu.Lock(); defer c.mu.Unlock(); return c.tunnel != first })
+	c.up(s)
+	if got := c.names(); got != "intercepts-2 sessions-1" {
+		t.Errorf("after a short loss there is %s", got)
+	}
+
+	c.set(func() { // a long sleep: the manager has ended the session
+		c.sessions, c.intercepts, c.states = map[string]*v1alpha1.Session{}, map[string]*v1alpha1.Intercept{}, map[string]control.Intercept{}
+		_ = c.tunnel.Close()
+	})
+	c.until("session and intercept are there again", func() bool { return c.names() == "intercepts-4 sessions-3" })
+	c.say("intercepts-4", "Active", "", "")
+	c.until("it is active", func() bool {
+		list, _ := s.intercepts.all()
+		return seen(s, "intercepts-4") && len(list) == 1 && list[0].State == "ACTIVE" && list[0].Name == "web" && list[0].Mine
+	})
+	if st, _ := s.status(); st.UID != "sessions-3" || st.Tunnel != "up" {
+		t.Errorf("%+v", st)
+	}
+
+	// Somebody deletes it in the cluster: it is forgotten.
+	c.set(func() { delete(c.states, "intercepts-4") })
+	c.until("it is forgotten", func() bool { list, _ := s.intercepts.all(); return len(list) == 0 })
+}
+
+// What a manager says decides whether trying again makes sense.
+func TestRejected(t *testing.T) {
+	for name, tt := range map[string]struct {
+		reject error
+		ends   bool
+	}{
+		"denied": {&mux.RejectError{Code: wire.CodeDenied, Msg: "the admission policy is not in force"}, true},
+		"busy":   {&mux.RejectError{Code: wire.CodeBusy, Msg: "etcd is away"}, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := newCluster(t)
+			c.set(func() { c.reject = tt.reject })
+			s := c.connect()
+			if tt.ends {
+				<-s.group.Context().Done()
+				wantError(t, s.whyDown(context.Cause(s.group.Context())), uerr.Cluster, "refused the session: ", "kubectl -n doppel logs")
+				return
+			}
+			c.until("it is told why", func() bool { st, _ := s.status(); return strings.Contains(st.Tunnel, "etcd is away") })
+			c.set(func() { c.reject = nil })
+			c.up(s)
+		})
+	}
+}
+
+// Ending removes the objects, intercepts first.
+func TestClose(t *testing.T) {
+	c := newCluster(t)
+	s := c.connect()
+	done := create(t.Context(), s, localapi.InterceptRequest{Name: "web", Port: "3000"})
+	c.until("it was created", func() bool { c.mu.Lock(); defer c.mu.Unlock(); return c.count == 2 })
+	s.close(true) // while another command still waits for its intercept
+	o := <-done
+	wantError(t, o.err, uerr.NotConnected, "the session ended", "doppel connect")
+	if got := c.names(); got != "" {
+		t.Errorf("left behind: %s", got)
+	}
+	s.close(true) // again
+}

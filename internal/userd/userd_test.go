@@ -1,0 +1,102 @@
+package userd
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/doppel-dev/doppel/internal/buildinfo"
+	"github.com/doppel-dev/doppel/internal/localapi"
+	"github.com/doppel-dev/doppel/internal/rootapi"
+	"github.com/doppel-dev/doppel/internal/uerr"
+)
+
+// runDaemon runs a user daemon that has no root daemon; it ends with the test.
+func runDaemon(t *testing.T, ctx context.Context) (*localapi.Client, Config, chan error) {
+	t.Helper()
+	dir := t.TempDir()
+	cfg := Config{
+		Socket: filepath.Join(dir, "run", "daemon.sock"), LogFile: "/log", RootSocket: filepath.Join(dir, "rootd.sock"),
+		Root: func(context.Context, rootapi.Options) (*rootapi.Client, error) {
+			return nil, errors.New("no root daemon in this test")
+		},
+		Log: slog.New(slog.NewTextHandler(t.Output(), nil)),
+	}
+	d, err := New(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan error, 1)
+	go func() { done <- d.Run(ctx) }()
+	c := localapi.NewClient(cfg.Socket)
+	for end := time.Now().Add(deadline); ; time.Sleep(2 * time.Millisecond) { // polling, not synchronisation
+		if err := c.Call(ctx, localapi.MethodStatus, localapi.Empty{}, nil, nil); err == nil {
+			break
+		} else if time.Now().After(end) {
+			t.Fatal(err)
+		}
+	}
+	return c, cfg, done
+}
+
+func TestDaemonWithoutSession(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	c, cfg, done := runDaemon(t, ctx)
+	var st localapi.Status
+	if err := c.Call(ctx, localapi.MethodStatus, localapi.Empty{}, &st, nil); err != nil || st.Connected || st.Version != buildinfo.Version || st.PID != os.Getpid() || st.LogFile != "/log" {
+		t.Errorf("%+v, %v", st, err)
+	}
+	for method, req := range map[string]any{
+		localapi.MethodList: localapi.ListRequest{}, localapi.MethodIntercept: localapi.InterceptRequest{Name: "web"}, localapi.MethodLeave: localapi.LeaveRequest{Name: "web"},
+	} {
+		wantError(t, c.Call(ctx, method, req, nil, nil), uerr.NotConnected, "not connected", "doppel connect")
+	}
+	wantError(t, c.Call(ctx, localapi.MethodConnect, localapi.ConnectRequest{Kubeconfig: "/nonexistent"}, nil, nil), uerr.Usage, "no kubeconfig", "KUBECONFIG")
+	if err := c.Call(ctx, localapi.MethodQuit, localapi.QuitRequest{}, nil, nil); err != nil {
+		t.Errorf("quit without a session: %v", err)
+	}
+	second, err := New(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := second.Run(ctx); err == nil {
+		t.Error("a second daemon runs")
+	}
+	cancel() // SIGTERM
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Stat(cfg.Socket); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the socket is left behind: %v", err)
+	}
+}
+
+// quit -s is answered before the daemon ends.
+func TestQuitStopsTheDaemon(t *testing.T) {
+	c, _, done := runDaemon(t, t.Context())
+	var steps []string
+	if err := c.Call(t.Context(), localapi.MethodQuit, localapi.QuitRequest{Stop: true}, nil, func(s string) { steps = append(steps, s) }); err != nil || len(steps) != 1 {
+		t.Errorf("%v, %q", err, steps)
+	}
+	select {
+	case err := <-done:
+		if err != nil {
+			t.Error(err)
+		}
+	case <-time.After(deadline):
+		t.Error("it goes on")
+	}
+	if err := c.Call(t.Context(), localapi.MethodStatus, localapi.Empty{}, nil, nil); !errors.Is(err, localapi.ErrNoDaemon) {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestNew(t *testing.T) {
+	if _, err := New(Config{}); err == nil {
+		t.Error("an empty configuration was accepted")
+	}
+}
