@@ -154,9 +154,10 @@ func (d daemon) start(ctx context.Context, run func() error) error {
 	defer cancel()
 	for !answers(d.network, d.socket) {
 		select {
-		case <-ctx.Done():
-			return context.Cause(ctx)
 		case <-wctx.Done():
+			if ctx.Err() != nil {
+				return context.Cause(ctx)
+			}
 			return uerr.New(uerr.Internal, "its log is "+d.logFile, "%s did not start%s", d.what, lastLine(d.logFile, logged))
 		case <-time.After(10 * time.Millisecond):
 		}
