@@ -21,9 +21,9 @@ lab:
 
 images: traffic-manager traffic-agent colors lab ## image archives in dist/, built without Docker
 	mkdir -p dist
-	bin/lab image build --binary bin/traffic-manager --name $(REGISTRY)/traffic-manager:$(VERSION) -o dist/traffic-manager.tar
-	bin/lab image build --binary bin/traffic-agent --name $(REGISTRY)/traffic-agent:$(VERSION) -o dist/traffic-agent.tar
-	bin/lab image build --binary bin/colors --name $(REGISTRY)/colors:$(VERSION) -o dist/colors.tar
+	bin/lab image build --user 65532 --binary bin/traffic-manager --name $(REGISTRY)/traffic-manager:$(VERSION) -o dist/traffic-manager.tar
+	bin/lab image build --user 65532 --binary bin/traffic-agent --name $(REGISTRY)/traffic-agent:$(VERSION) -o dist/traffic-agent.tar
+	bin/lab image build --user 65532 --binary bin/colors --name $(REGISTRY)/colors:$(VERSION) -o dist/colors.tar
 
 images-push: images ## push them: make images-push REGISTRY=registry.example.com/team
 	for i in traffic-manager traffic-agent colors; do bin/lab image push dist/$$i.tar $(REGISTRY)/$$i:$(VERSION) || exit 1; done

@@ -275,6 +275,23 @@ func TestInterceptEndsWithSession(t *testing.T) {
 	}
 }
 
+// The cache may lack our own last write: what it says must not decide what is written.
+func TestWriteStatusBehindTheCache(t *testing.T) {
+	in := intercept("in-1", "ada", "mine")
+	r := newReconciler(t, in)
+	stale := &v1alpha1.Intercept{ObjectMeta: meta("shop", "in-1")}
+	r.world.get(stale)
+	now := stale.DeepCopy()
+	ports := []v1alpha1.InterceptedPort{{Protocol: "TCP", ContainerPort: 8080}}
+	r.must(r.writeStatus(t.Context(), now, v1alpha1.InterceptStatus{State: v1alpha1.InterceptPending, Reason: "R", Message: "waiting", Container: "app", Agents: 1, Ports: ports}))
+	want := v1alpha1.InterceptStatus{State: v1alpha1.InterceptActive}
+	r.must(r.writeStatus(t.Context(), stale, want))
+	r.world.get(now)
+	if d := cmp.Diff(want, now.Status); d != "" {
+		t.Errorf("-want +got:\n%s", d)
+	}
+}
+
 // A workload that agents kept from coming up is restarted without them when the last intercept is gone.
 func TestHeal(t *testing.T) {
 	r := newReconciler(t, intercept("in-1", "ada", "mine"))
