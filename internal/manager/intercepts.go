@@ -183,7 +183,7 @@ func (r *interceptReconciler) conflict(ctx context.Context, in *v1alpha1.Interce
 	}
 	for i := range list.Items {
 		o := &list.Items[i]
-		if o.UID == in.UID || o.Spec.Workload != in.Spec.Workload || o.Status.State == v1alpha1.InterceptFailed || !older(o, in) || !takes(o, port) {
+		if o.UID == in.UID || o.Spec.Workload != in.Spec.Workload || o.Status.State == v1alpha1.InterceptFailed || !older(o, in) || !r.takes(o, port) {
 			continue
 		}
 		holder := fmt.Sprintf("port %d of %s is intercepted by %s (intercept %s since %s)", port.ContainerPort, in.Spec.Workload.Name, o.Spec.User, o.Spec.Name, o.CreationTimestamp.Format(time.TimeOnly))
@@ -203,7 +203,11 @@ func (r *interceptReconciler) conflict(ctx context.Context, in *v1alpha1.Interce
 	return "", nil
 }
 
-func takes(o *v1alpha1.Intercept, port inject.Taken) bool {
+// takes says whether an intercept has the port. What is engaged is known here before the cache has the status that says so.
+func (r *interceptReconciler) takes(o *v1alpha1.Intercept, port inject.Taken) bool {
+	if g, ok := r.m.engaged.get(o.UID); ok {
+		return g.Port == port.ContainerPort && g.Protocol == string(port.Protocol)
+	}
 	return slices.ContainsFunc(o.Status.Ports, func(p v1alpha1.InterceptedPort) bool {
 		return p.ContainerPort == int32(port.ContainerPort) && p.Protocol == string(port.Protocol)
 	})

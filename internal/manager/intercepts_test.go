@@ -394,6 +394,24 @@ func TestConflict(t *testing.T) {
 	}
 }
 
+// Two at once: the second is refused although the cache does not know yet what the first has.
+func TestConflictBehindTheCache(t *testing.T) {
+	first := intercept("a", "eve", "hers")
+	second := intercept("b", "ada", "mine")
+	second.CreationTimestamp = first.CreationTimestamp
+	r := newReconciler(t, first, second, session("hers", "eve", "k2"))
+	r.laptops.tunnels["hers"] = &mux.Session{}
+	r.addPod("p", "rs-1", withAgent(8080), ready1)
+	r.acknowledge("p", "a", "b")
+	st, _ := r.look("a")
+	wantStatus(t, "first", st, v1alpha1.InterceptActive, "", "")
+	r.world.get(first)
+	first.Status = v1alpha1.InterceptStatus{}
+	r.must(r.kc.Status().Update(t.Context(), first))
+	st, _ = r.look("b")
+	wantStatus(t, "second", st, v1alpha1.InterceptFailed, "PortHeld", "by eve")
+}
+
 func TestOlder(t *testing.T) {
 	a, b := intercept("a", "", ""), intercept("b", "", "")
 	b.CreationTimestamp = a.CreationTimestamp
