@@ -154,7 +154,7 @@ func TestClientGone(t *testing.T) {
 }
 
 func TestBigAnswer(t *testing.T) {
-	big := strings.Repeat("0123456789abcdef", 1<<19) // 8 MiB
+	big := strings.Repeat("0123456789abcdef", 1<<18) // 4 MiB
 	c := serve(t, func(_ context.Context, _ request, p Progress) (result, error) {
 		p("%s", big[:1<<20])
 		return result{big}, nil
