@@ -31,14 +31,29 @@ metadata: {name: web, namespace: default}
 spec: {selector: {app: web}, ports: [{port: 80, targetPort: 8080}]}
 `
 
+const webService6 = `apiVersion: v1
+kind: Service
+metadata: {name: web6, namespace: default}
+spec: {ipFamilies: [IPv6], selector: {app: web}, ports: [{port: 80, targetPort: 8080}]}
+`
+
 // pod is what the test needs to know of a pod.
 type pod struct {
 	Metadata struct{ Name string }
 	Spec     struct{ NodeName string }
 	Status   struct {
 		PodIP      string
+		PodIPs     []struct{ IP string }
 		Conditions []struct{ Type, Status string }
 	}
+}
+
+// ip6 is the pod's IPv6 address.
+func (p pod) ip6() string {
+	if len(p.Status.PodIPs) < 2 {
+		return "none"
+	}
+	return p.Status.PodIPs[1].IP
 }
 
 func (p pod) ready() bool {
@@ -82,6 +97,7 @@ func (p program) deploy() []pod {
 	client, ctx := p.client(), context.Background()
 	for path, object := range map[string]string{
 		"/apis/apps/v1/namespaces/default/daemonsets/web": web, "/api/v1/namespaces/default/services/web": webService,
+		"/api/v1/namespaces/default/services/web6": webService6,
 	} {
 		if err := client.Apply(ctx, path, []byte(object)); err != nil {
 			p.t.Fatal(err)
@@ -124,6 +140,9 @@ func testPods(t *testing.T, p program, pods []pod) {
 		if got, err := p.fetch(c.from, "http://"+c.to.Status.PodIP+":8080"); err != nil || got != c.to.Metadata.Name {
 			t.Errorf("%s to %s: %q %v", c.from.Spec.NodeName, c.to.Spec.NodeName, got, err)
 		}
+		if got, err := p.fetch(c.from, "http://["+c.to.ip6()+"]:8080"); err != nil || got != c.to.Metadata.Name {
+			t.Errorf("%s to %s by IPv6: %q %v", c.from.Spec.NodeName, c.to.Spec.NodeName, got, err)
+		}
 	}
 	seen := map[string]bool{}
 	for range 30 {
@@ -135,6 +154,12 @@ func testPods(t *testing.T, p program, pods []pod) {
 	}
 	if len(seen) != 2 {
 		t.Errorf("30 requests to the service reached %v only", seen)
+	}
+	if got, err := p.fetch(a, "http://web6.default.svc.cluster.local"); err != nil || got != a.Metadata.Name && got != b.Metadata.Name {
+		t.Errorf("IPv6 service: %q %v", got, err)
+	}
+	if got, err := p.fetch(b, "http://["+plan.Outside6.String()+"]/x"); err != nil || !strings.Contains(got, "/x") {
+		t.Errorf("outside by IPv6: %q %v", got, err)
 	}
 	if got, err := p.fetch(b, "http://example.com/x"); err != nil || !strings.Contains(got, "GET example.com /x") {
 		t.Errorf("outside: %q %v", got, err)
@@ -160,6 +185,9 @@ func testLaptop(t *testing.T, p program, pods []pod) {
 		{"cluster DNS", plan.ClusterDNS.String(), 53},
 		{"a pod", pods[0].Status.PodIP, 8080},
 		{"another pod", pods[1].Status.PodIP, 8080},
+		{"a pod by IPv6", pods[0].ip6(), 8080},
+		{"the first node's kubelet by IPv6", lab.Node(1).IP6.String(), 10250},
+		{"cluster DNS by IPv6", plan.ClusterDNS6.String(), 53},
 		{"the machine", lab.HostIP().String(), 22},
 		{"the router's own web server", lab.Gateway().String(), 80},
 	} {

@@ -41,6 +41,9 @@ func Identities(l plan.Lab) map[string]pki.Identity {
 
 func (c Config) pki(name string) string { return filepath.Join(c.PKI, name) }
 
+// services are the subnets of services; the first is a service's when it asks for none.
+func services() string { return plan.ServiceCIDR.String() + "," + plan.ServiceCIDR6.String() }
+
 // Etcd is the command line of the store.
 func (c Config) Etcd() []string {
 	return []string{c.Kube, "etcd", "--data-dir=" + c.Data}
@@ -54,7 +57,7 @@ func (c Config) APIServer() []string {
 		"--bind-address=0.0.0.0",
 		fmt.Sprintf("--secure-port=%d", plan.APIPort),
 		"--advertise-address=" + c.Lab.Node(1).IP.String(),
-		"--service-cluster-ip-range=" + plan.ServiceCIDR.String(),
+		"--service-cluster-ip-range=" + services(),
 		"--allow-privileged=true",
 		"--authorization-mode=Node,RBAC",
 		"--enable-admission-plugins=NodeRestriction",
@@ -92,8 +95,8 @@ func (c Config) ControllerManager() []string {
 		"--cluster-signing-cert-file=" + c.pki("ca.crt"),
 		"--cluster-signing-key-file=" + c.pki("ca.key"),
 		"--allocate-node-cidrs=true",
-		"--cluster-cidr=" + plan.PodCIDR.String(),
-		"--service-cluster-ip-range=" + plan.ServiceCIDR.String(),
+		"--cluster-cidr=" + plan.PodCIDR.String() + "," + plan.PodCIDR6.String(),
+		"--service-cluster-ip-range=" + services(),
 		"--leader-elect=false",
 		// The default of 20 requests a second delays the start of the controllers by several seconds.
 		"--kube-api-qps=1000",

@@ -31,7 +31,7 @@ roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: "system:
 subjects: [{kind: ServiceAccount, name: coredns, namespace: kube-system}]
 `},
 		{core + "configmaps/coredns", corefile},
-		{core + "services/kube-dns", fmt.Sprintf(service, plan.ClusterDNS)},
+		{core + "services/kube-dns", fmt.Sprintf(service, plan.ClusterDNS, plan.ClusterDNS6)},
 		{apps + "deployments/coredns", fmt.Sprintf(deployment, image)},
 	}
 }
@@ -65,7 +65,10 @@ metadata:
   namespace: kube-system
   labels: {k8s-app: kube-dns, kubernetes.io/name: CoreDNS}
 spec:
-  clusterIP: %s
+  ipFamilyPolicy: RequireDualStack
+  ipFamilies: [IPv4, IPv6]
+  clusterIP: %[1]s
+  clusterIPs: ["%[1]s", "%[2]s"]
   selector: {k8s-app: kube-dns}
   ports:
   - {name: dns, port: 53, protocol: UDP, targetPort: 53}

@@ -19,26 +19,29 @@ func (c Config) Files() map[string]string {
 }
 
 // cni wires each pod to its node by a link of its own. All traffic between pods is routed, so kube-proxy's rules see
-// it in both directions without br_netfilter.
+// it in both directions without br_netfilter. The first two plugins switch duplicate address detection off before the
+// link is made: it would delay every pod by up to two seconds (RFC 4862, section 5.4.2), and nobody else is on the link.
 func (c Config) cni() string {
 	return fmt.Sprintf(`{
   "cniVersion": "1.0.0",
   "name": "lab",
   "plugins": [
+    {"type": "loopback"},
+    {"type": "tuning", "sysctl": {"net.ipv6.conf.default.accept_dad": "0"}},
     {
       "type": "ptp",
       "ipMasq": false,
       "ipam": {
         "type": "host-local",
         "dataDir": "/run/cni/ipam",
-        "ranges": [[{"subnet": %q}]],
-        "routes": [{"dst": "0.0.0.0/0"}]
+        "ranges": [[{"subnet": %q}], [{"subnet": %q}]],
+        "routes": [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}]
       }
     },
     {"type": "portmap", "capabilities": {"portMappings": true}}
   ]
 }
-`, c.Node.PodCIDR)
+`, c.Node.PodCIDR, c.Node.PodCIDR6)
 }
 
 // restrict_oom_score_adj: without CAP_SYS_RESOURCE runc may not lower scores and dies with "can't get final child's
@@ -106,11 +109,11 @@ func (c Config) proxy() string {
 	return fmt.Sprintf(`apiVersion: kubeproxy.config.k8s.io/v1alpha1
 kind: KubeProxyConfiguration
 mode: nftables
-clusterCIDR: %s
+clusterCIDR: "%s,%s"
 hostnameOverride: %s
 oomScoreAdj: 0
 clientConnection: {kubeconfig: %s/pki/proxy.conf}
 conntrack: {maxPerCore: 0, min: 0, tcpEstablishedTimeout: 0s, tcpCloseWaitTimeout: 0s}
 nftables: {minSyncPeriod: 100ms, syncPeriod: 30s}
-`, plan.PodCIDR, c.Node.Name, c.LabDir)
+`, plan.PodCIDR, plan.PodCIDR6, c.Node.Name, c.LabDir)
 }

@@ -75,14 +75,14 @@ func shadowedSettings() map[string]string {
 func Identity(n plan.Node) pki.Identity {
 	return pki.Identity{
 		User: "system:node:" + n.Name, Groups: []string{"system:nodes"},
-		DNS: []string{n.Name}, IPs: []netip.Addr{n.IP, netip.MustParseAddr("127.0.0.1")},
+		DNS: []string{n.Name}, IPs: []netip.Addr{n.IP, n.IP6, netip.MustParseAddr("127.0.0.1")},
 	}
 }
 
 // Object is the node's API object. The lab makes it before kubelet does, to choose the pods' subnet itself.
 func (c Config) Object() (path, yaml string) {
 	return "/api/v1/nodes/" + c.Node.Name, fmt.Sprintf(
-		`{apiVersion: v1, kind: Node, metadata: {name: %q}, spec: {podCIDR: %[2]q, podCIDRs: [%[2]q]}}`, c.Node.Name, c.Node.PodCIDR)
+		`{apiVersion: v1, kind: Node, metadata: {name: %q}, spec: {podCIDR: %[2]q, podCIDRs: [%[2]q, %[3]q]}}`, c.Node.Name, c.Node.PodCIDR, c.Node.PodCIDR6)
 }
 
 // Containerd is the command line of the container runtime.
@@ -95,7 +95,7 @@ func (c Config) Kubelet() []string {
 	return []string{
 		Kube, "kubelet", "--config=" + filepath.Join(c.Dir, "kubelet.yaml"),
 		"--kubeconfig=" + filepath.Join(c.LabDir, "pki", c.Node.Short+".conf"),
-		"--hostname-override=" + c.Node.Name, "--node-ip=" + c.Node.IP.String(),
+		"--hostname-override=" + c.Node.Name, "--node-ip=" + c.Node.IP.String() + "," + c.Node.IP6.String(),
 	}
 }
 

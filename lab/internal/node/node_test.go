@@ -22,7 +22,7 @@ func TestFiles(t *testing.T) {
 	files := c.Files()
 	for file, wants := range map[string][]string{
 		"resolv.conf":           {"nameserver 10.77.1.1\n"},
-		"cni.d/10-lab.conflist": {`"subnet": "10.244.2.0/24"`, `"ipMasq": false`},
+		"cni.d/10-lab.conflist": {`"subnet": "10.244.2.0/24"`, `"subnet": "fd10:244:0:2::/64"`, `"ipMasq": false`},
 		"containerd.toml":       {`sandbox_image = "doppel.lab/pause:1"`, "restrict_oom_score_adj = true"},
 		"kubelet.yaml":          {"cgroupRoot: /doppel-lab-lab/node2", "clusterDNS: [10.96.0.10]", "tlsCertFile: /state/lab/pki/node2.crt", "imagefs.available: 1%}"},
 		"proxy.yaml":            {"mode: nftables", "hostnameOverride: lab-node2", "maxPerCore: 0"},
@@ -68,7 +68,7 @@ func TestSpecHidesWhatItCovers(t *testing.T) {
 
 func TestObject(t *testing.T) {
 	path, object := config().Object()
-	if path != "/api/v1/nodes/lab-node2" || !strings.Contains(object, `podCIDR: "10.244.2.0/24"`) {
+	if path != "/api/v1/nodes/lab-node2" || !strings.Contains(object, `podCIDR: "10.244.2.0/24", podCIDRs: ["10.244.2.0/24", "fd10:244:0:2::/64"]`) {
 		t.Errorf("%s %s", path, object)
 	}
 }

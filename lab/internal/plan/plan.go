@@ -10,10 +10,13 @@ import (
 
 // What is the same in every lab: these addresses exist only inside a lab's own namespaces.
 var (
-	ServiceCIDR = netip.MustParsePrefix("10.96.0.0/16")
-	PodCIDR     = netip.MustParsePrefix("10.244.0.0/16")
-	ClusterDNS  = netip.MustParseAddr("10.96.0.10")
-	KubernetesI = netip.MustParseAddr("10.96.0.1")
+	ServiceCIDR  = netip.MustParsePrefix("10.96.0.0/16")
+	ServiceCIDR6 = netip.MustParsePrefix("fd10:96::/108")
+	PodCIDR      = netip.MustParsePrefix("10.244.0.0/16")
+	PodCIDR6     = netip.MustParsePrefix("fd10:244::/56")
+	ClusterDNS   = netip.MustParseAddr("10.96.0.10")
+	ClusterDNS6  = netip.MustParseAddr("fd10:96::a")
+	KubernetesI  = netip.MustParseAddr("10.96.0.1")
 	// Outside4 and Outside6 stand for the rest of the internet: a web server of the lab answers there.
 	Outside4 = netip.MustParseAddr("203.0.113.10")
 	Outside6 = netip.MustParseAddr("2001:db8:77::10")
@@ -74,8 +77,14 @@ func (l Lab) Net() netip.Prefix {
 	return netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 77, byte(l.Index), 0}), 24)
 }
 
+// Net6 is Net's IPv6 subnet. The machine itself has no address there.
+func (l Lab) Net6() netip.Prefix { return netip.PrefixFrom(l.host6(0), 64) }
+
 // Gateway is the router's address on Net; the lab's resolver listens there too.
 func (l Lab) Gateway() netip.Addr { return l.host(1) }
+
+// Gateway6 is the router's address on Net6.
+func (l Lab) Gateway6() netip.Addr { return l.host6(1) }
 
 // HostIP is the machine's own address on Net.
 func (l Lab) HostIP() netip.Addr { return l.host(254) }
@@ -87,22 +96,27 @@ func (l Lab) host(n int) netip.Addr {
 	return netip.AddrFrom4([4]byte{10, 77, byte(l.Index), byte(n)})
 }
 
+func (l Lab) host6(n int) netip.Addr {
+	return netip.AddrFrom16([16]byte{0: 0xfd, 1: 0x77, 7: byte(l.Index), 15: byte(n)})
+}
+
 // Node is one node of the cluster, counted from 1.
 type Node struct {
-	Name    string
-	Short   string
-	IP      netip.Addr
-	PodCIDR netip.Prefix
+	Name              string
+	Short             string
+	IP, IP6           netip.Addr
+	PodCIDR, PodCIDR6 netip.Prefix
 }
 
 // Node returns the k-th node, counted from 1.
 func (l Lab) Node(k int) Node {
 	short := fmt.Sprintf("node%d", k)
 	return Node{
-		Name:    l.Name + "-" + short,
-		Short:   short,
-		IP:      l.host(10 + k),
-		PodCIDR: netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 244, byte(k), 0}), 24),
+		Name:  l.Name + "-" + short,
+		Short: short,
+		IP:    l.host(10 + k), IP6: l.host6(10 + k),
+		PodCIDR:  netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 244, byte(k), 0}), 24),
+		PodCIDR6: netip.PrefixFrom(netip.AddrFrom16([16]byte{0: 0xfd, 1: 0x10, 2: 0x02, 3: 0x44, 7: byte(k)}), 64),
 	}
 }
 

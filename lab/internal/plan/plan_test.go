@@ -16,6 +16,9 @@ func TestAddresses(t *testing.T) {
 		{"first node", l.Node(1).Name, "demo-node1"},
 		{"second node", l.Node(2).IP.String(), "10.77.3.12"},
 		{"second node's pods", l.Node(2).PodCIDR.String(), "10.244.2.0/24"},
+		{"IPv6 network", l.Net6().String(), "fd77:0:0:3::/64"},
+		{"second node's IPv6", l.Node(2).IP6.String(), "fd77:0:0:3::c"},
+		{"second node's IPv6 pods", l.Node(2).PodCIDR6.String(), "fd10:244:0:2::/64"},
 		{"laptop", LaptopNet(4).IP.String(), "10.78.4.2"},
 		{"laptop's gateway", LaptopNet(4).Gateway.String(), "10.78.4.1"},
 		{"laptop's IPv6", LaptopNet(4).IP6.String(), "fd78:0:0:4::2"},
@@ -41,11 +44,13 @@ func TestNoOverlap(t *testing.T) {
 	for _, index := range []int{0, MaxIndex} {
 		l := Lab{Name: "x", Index: index, Nodes: MaxNodes}
 		take(l.Gateway(), l.Net(), "gateway")
+		take(l.Gateway6(), l.Net6(), "gateway")
 		take(l.HostIP(), l.Net(), "machine")
 		for _, n := range l.AllNodes() {
 			take(n.IP, l.Net(), n.Name)
-			if !PodCIDR.Overlaps(n.PodCIDR) {
-				t.Errorf("%s has pods in %s", n.Name, n.PodCIDR)
+			take(n.IP6, l.Net6(), n.Name)
+			if !PodCIDR.Overlaps(n.PodCIDR) || !PodCIDR6.Overlaps(n.PodCIDR6) {
+				t.Errorf("%s has pods in %s and %s", n.Name, n.PodCIDR, n.PodCIDR6)
 			}
 		}
 		if len(l.HostLink()) > 15 {

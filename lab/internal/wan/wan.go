@@ -41,7 +41,7 @@ func SetUp(l plan.Lab, router state.Process) error {
 		return fmt.Errorf("add bridge: %w", err)
 	}
 	if err := errors.Join(
-		configure(h, Bridge, netip.PrefixFrom(l.Gateway(), l.Net().Bits())),
+		configure(h, Bridge, netip.PrefixFrom(l.Gateway(), l.Net().Bits()), netip.PrefixFrom(l.Gateway6(), l.Net6().Bits())),
 		configure(h, "lo", netip.PrefixFrom(plan.Outside4, 32), netip.PrefixFrom(plan.Outside6, 128)),
 		sysctl(router, "net/ipv4/ip_forward", "1"),
 		// Every refused packet is answered, so that nobody waits for a timeout.
@@ -118,9 +118,13 @@ func JoinNode(l plan.Lab, router, holder state.Process, node plan.Node) error {
 	defer inner.Close()
 	if err := errors.Join(
 		configure(inner, "lo"),
-		configure(inner, "eth0", netip.PrefixFrom(node.IP, l.Net().Bits())),
+		configure(inner, "eth0", netip.PrefixFrom(node.IP, l.Net().Bits()), netip.PrefixFrom(node.IP6, l.Net6().Bits())),
 		route(inner, "eth0", netip.PrefixFrom(netip.IPv4Unspecified(), 0), l.Gateway()),
+		route(inner, "eth0", netip.PrefixFrom(netip.IPv6Unspecified(), 0), l.Gateway6()),
 		sysctl(holder, "net/ipv4/ip_forward", "1"),
+		sysctl(holder, "net/ipv6/conf/all/forwarding", "1"),
+		// Of the links to pods, which are made later; see the pods' own in package node.
+		sysctl(holder, "net/ipv6/conf/default/accept_dad", "0"),
 		sysctl(holder, "net/ipv4/conf/all/send_redirects", "0"),
 		sysctl(holder, "net/ipv4/conf/default/send_redirects", "0"),
 		nft(holder, masquerade(l)),
@@ -129,7 +133,7 @@ func JoinNode(l plan.Lab, router, holder state.Process, node plan.Node) error {
 	}
 	for _, other := range l.AllNodes() {
 		if other != node {
-			if err := route(inner, "eth0", other.PodCIDR, other.IP); err != nil {
+			if err := errors.Join(route(inner, "eth0", other.PodCIDR, other.IP), route(inner, "eth0", other.PodCIDR6, other.IP6)); err != nil {
 				return fmt.Errorf("network of %s: %w", node.Name, err)
 			}
 		}
@@ -139,17 +143,19 @@ func JoinNode(l plan.Lab, router, holder state.Process, node plan.Node) error {
 
 // masquerade gives pods the node's address on their way out, but not on their way to nodes and other pods.
 func masquerade(l plan.Lab) string {
-	var nodes string
+	var nodes, nodes6 string
 	for _, n := range l.AllNodes() {
 		nodes += ", " + n.IP.String()
+		nodes6 += ", " + n.IP6.String()
 	}
-	return fmt.Sprintf(`table ip doppel_lab {
+	return fmt.Sprintf(`table inet doppel_lab {
 	chain postrouting {
 		type nat hook postrouting priority srcnat;
 		ip saddr %[1]s ip daddr != { %[1]s%[2]s } oifname "eth0" masquerade
+		ip6 saddr %[3]s ip6 daddr != { %[3]s%[4]s } oifname "eth0" masquerade
 	}
 }
-`, plan.PodCIDR, nodes)
+`, plan.PodCIDR, nodes, plan.PodCIDR6, nodes6)
 }
 
 func handle(p state.Process) (*netlink.Handle, error) {
