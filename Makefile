@@ -41,7 +41,7 @@ TESTSUM   := bin/tools/gotestsum-v1.13.0
 FUZZTIME  ?= 3s
 CHART_TESTS := ^Test(Chart|ChartChild|Policy)$$
 # What the tests use beside Go; the lab installs its own packages.
-TEST_PKGS := curl dnsutils iproute2 nftables procps sudo netcat-openbsd openssl
+TEST_PKGS := curl dnsutils iproute2 iputils-ping nftables procps sudo netcat-openbsd openssl
 
 .PHONY: deps lint unit fuzz bench cross lab-test e2e e2e-lab e2e-doppel e2e-chart
 

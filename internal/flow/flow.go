@@ -18,3 +18,15 @@ type Packets interface {
 	WritePacket(p []byte) error
 	Close() error
 }
+
+// PacketSource is Packets that bring their own memory, so that a flow holds none while it waits.
+type PacketSource interface {
+	// NextPacket waits for a datagram and calls fn with it, which must not keep it.
+	NextPacket(fn func(p []byte) error) error
+}
+
+// Aborter is Packets whose other end can be told why they end.
+type Aborter interface {
+	// Abort closes because of err.
+	Abort(err error)
+}

@@ -81,7 +81,7 @@ func transfer(dst, src Stream) (int64, error) {
 }
 
 // RelayPackets copies datagrams both ways between a and b until one end fails or closes, or nothing came for idle, and closes
-// both. Idling out and io.EOF are no errors.
+// both, telling an Aborter of a failure. Idling out and io.EOF are no errors.
 func RelayPackets(a, b Packets, idle time.Duration) error {
 	r := packetRelay{a: a, b: b, idle: idle}
 	r.last.Store(time.Now().UnixNano())
@@ -120,8 +120,13 @@ func (r *packetRelay) stop(err error) {
 	r.stopped, r.err = true, err
 	r.timer.Stop()
 	r.mu.Unlock()
-	_ = r.a.Close()
-	_ = r.b.Close()
+	for _, p := range []Packets{r.a, r.b} {
+		if a, ok := p.(Aborter); ok && err != nil && !errors.Is(err, io.EOF) {
+			a.Abort(err)
+		} else {
+			_ = p.Close()
+		}
+	}
 }
 
 func (r *packetRelay) check() {
@@ -138,6 +143,21 @@ func (r *packetRelay) check() {
 }
 
 func (r *packetRelay) direction(dst, src Packets) error {
+	return EachPacket(src, func(p []byte) error {
+		r.last.Store(time.Now().UnixNano())
+		return dst.WritePacket(p)
+	})
+}
+
+// EachPacket calls fn with every datagram of src until one of the two fails.
+func EachPacket(src Packets, fn func(p []byte) error) error {
+	if s, ok := src.(PacketSource); ok {
+		for {
+			if err := s.NextPacket(fn); err != nil {
+				return err
+			}
+		}
+	}
 	buf := buffers.Get().(*[bufferSize]byte)
 	defer buffers.Put(buf)
 	for {
@@ -145,8 +165,7 @@ func (r *packetRelay) direction(dst, src Packets) error {
 		if err != nil {
 			return err
 		}
-		r.last.Store(time.Now().UnixNano())
-		if err := dst.WritePacket(buf[:n]); err != nil {
+		if err := fn(buf[:n]); err != nil {
 			return err
 		}
 	}

@@ -1,6 +1,7 @@
 package flow
 
 import (
+	"errors"
 	"io"
 	"net"
 )
@@ -69,17 +70,38 @@ func splice(dst, src Stream) (n int64, ok bool, err error) {
 }
 
 // FromUDP makes a flow's end of a connected UDP socket.
-func FromUDP(c *net.UDPConn) Packets { return udpPackets{c} }
+func FromUDP(c *net.UDPConn) Packets { return &udpPackets{c: c} }
 
 type udpPackets struct {
 	c *net.UDPConn
+	r *readiness // NextPacket's
 }
 
-func (u udpPackets) ReadPacket(p []byte) (int, error) { return u.c.Read(p) }
+func (u *udpPackets) ReadPacket(p []byte) (int, error) { return u.c.Read(p) }
 
-func (u udpPackets) WritePacket(p []byte) error {
+// NextPacket implements PacketSource, for one goroutine: an idle flow holds no buffer.
+func (u *udpPackets) NextPacket(fn func(p []byte) error) error {
+	if u.r == nil {
+		r, err := newReadiness(u.c)
+		if err != nil {
+			return err
+		}
+		u.r = r
+	}
+	buf, n, err := u.r.read()
+	if buf == nil {
+		return err
+	}
+	defer buffers.Put(buf)
+	if err != nil && !errors.Is(err, io.EOF) { // io.EOF: an empty datagram
+		return err
+	}
+	return fn(buf[:n])
+}
+
+func (u *udpPackets) WritePacket(p []byte) error {
 	_, err := u.c.Write(p)
 	return err
 }
 
-func (u udpPackets) Close() error { return u.c.Close() }
+func (u *udpPackets) Close() error { return u.c.Close() }

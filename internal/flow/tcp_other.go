@@ -6,10 +6,10 @@ import "net"
 
 // readiness reads with a buffer from the pool; elsewhere it is taken only when there is something to read.
 type readiness struct {
-	c *net.TCPConn
+	c net.Conn
 }
 
-func newReadiness(c *net.TCPConn) (*readiness, error) { return &readiness{c}, nil }
+func newReadiness(c net.Conn) (*readiness, error) { return &readiness{c}, nil }
 
 func (r *readiness) read() (*[bufferSize]byte, int, error) {
 	buf := buffers.Get().(*[bufferSize]byte)

@@ -4,7 +4,6 @@ package flow
 
 import (
 	"io"
-	"net"
 	"os"
 	"syscall"
 )
@@ -18,7 +17,7 @@ type readiness struct {
 	err error
 }
 
-func newReadiness(c *net.TCPConn) (*readiness, error) {
+func newReadiness(c syscall.Conn) (*readiness, error) {
 	rc, err := c.SyscallConn()
 	if err != nil {
 		return nil, err

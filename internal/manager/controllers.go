@@ -126,6 +126,10 @@ func (m *Manager) watchIntercepts(ctx context.Context, session types.UID, send f
 		if p := m.policy.problem(); p != "" {
 			now.Problems = append(now.Problems, p)
 		}
+		if m.noEcho != nil {
+			now.Problems = append(now.Problems, "ping of cluster addresses gets no answer: the traffic-manager's pod may not send ICMP echo ("+m.noEcho.Error()+
+				"); keep the chart's manager.podSecurityContext.sysctls, or allow its net.ipv4.ping_group_range")
+		}
 		if !first && slices.Equal(now.Items, last.Items) && slices.Equal(now.Problems, last.Problems) {
 			continue
 		}

@@ -312,9 +312,10 @@ func (l *laptops) drop(uid types.UID) {
 func (l *laptops) handlers(sess *v1alpha1.Session) tunnel.Handlers {
 	d := &net.Dialer{Timeout: dialTimeout}
 	return tunnel.Handlers{
-		TCP: func(r *mux.Request, h wire.FlowHeader) { serveDial(r, h, d) },
-		UDP: func(r *mux.Request, h wire.FlowHeader) { serveDial(r, h, d) },
-		DNS: l.m.dns.query,
+		TCP:  func(r *mux.Request, h wire.FlowHeader) { serveDial(r, h, d) },
+		UDP:  func(r *mux.Request, h wire.FlowHeader) { serveDial(r, h, d) },
+		Echo: func(r *mux.Request, h wire.FlowHeader) { serveEcho(r, h) },
+		DNS:  l.m.dns.query,
 		Watch: func(ctx context.Context, method string, _ []byte, send func(any) error) error {
 			switch method {
 			case control.LaptopCluster:
@@ -329,6 +330,14 @@ func (l *laptops) handlers(sess *v1alpha1.Session) tunnel.Handlers {
 
 // dialTimeout is how long a laptop's SYN may wait for the cluster; the laptop's own TCP gives up later than that.
 const dialTimeout = 10 * time.Second
+
+func serveEcho(r *mux.Request, h wire.FlowHeader) {
+	if !mayDial(h.Dst) {
+		_ = r.Reject(wire.CodeUnreachable, "not an address of the cluster")
+		return
+	}
+	_ = tunnel.ServeEcho(r, h)
+}
 
 func serveDial(r *mux.Request, h wire.FlowHeader, d *net.Dialer) {
 	if !mayDial(h.Dst) {

@@ -213,6 +213,7 @@ func TestLaptopRequests(t *testing.T) {
 	l := newLaptop(t)
 	other := intercept("theirs", "eve", "other")
 	w := newWorld(t, session("mine", "ada", l.id.Fingerprint()), intercept("web-1", "ada", "mine"), other)
+	w.noEcho = errors.New("permission denied")
 	s, err := l.attach(w, wire.Hello{Role: wire.RoleLaptop, Session: "mine"})
 	if err != nil {
 		t.Fatal(err)
@@ -226,6 +227,10 @@ func TestLaptopRequests(t *testing.T) {
 		if !errors.As(err, &re) || re.Code != wire.CodeUnreachable {
 			t.Errorf("dial %s: %v", dst, err)
 		}
+	}
+	var unreachable *mux.RejectError
+	if _, err := tunnel.DialEcho(ctx, s, netip.Addr{}, netip.MustParseAddr("169.254.169.254")); !errors.As(err, &unreachable) || unreachable.Code != wire.CodeUnreachable {
+		t.Errorf("ping of the metadata service: %v", err)
 	}
 	if _, err := tunnel.Watch(ctx, s, "laptop/secrets", nil); err == nil {
 		t.Error("an unknown watch was accepted")
@@ -260,7 +265,7 @@ func TestLaptopRequests(t *testing.T) {
 	}
 	w.set(func() { w.policyErr = nil })
 	_ = w.policy.check(ctx)
-	if err := watch.Next(ctx, &got); err != nil || len(got.Problems) != 1 || !strings.Contains(got.Problems[0], "not in force") {
+	if err := watch.Next(ctx, &got); err != nil || len(got.Problems) != 2 || !strings.Contains(got.Problems[0], "not in force") || !strings.Contains(got.Problems[1], "ping") {
 		t.Errorf("told of %+v, %v", got, err)
 	}
 }

@@ -25,6 +25,7 @@ import (
 	metricsserver "sigs.k8s.io/controller-runtime/pkg/metrics/server"
 
 	"github.com/doppel-dev/doppel/api/v1alpha1"
+	"github.com/doppel-dev/doppel/internal/flow"
 	"github.com/doppel-dev/doppel/internal/tunnel"
 )
 
@@ -93,6 +94,7 @@ type Manager struct {
 	cluster   *clusterInfo
 	dns       *dnsForwarder
 	watchers  watchers
+	noEcho    error                        // why this pod cannot ping for laptops; nil: it can
 	allowed   []string                     // namespaces; empty: all
 	resources *corev1.ResourceRequirements // of injected agents; nil: the injector's default
 	wakeups   chan event.GenericEvent      // "look at this workload's intercepts again"
@@ -121,6 +123,7 @@ func New(ctx context.Context, cfg Config) (*Manager, error) {
 	if err != nil {
 		return nil, err
 	}
+	m.noEcho = flow.EchoAllowed()
 	return m, m.setupControllers(ctx)
 }
 

@@ -4,7 +4,7 @@ import "sync"
 
 // minWindow is what every stream is granted at least, in bytes: it is set aside for Config.MaxStreams, so that no stream
 // is ever without credit because of others.
-const minWindow = 4 << 10
+const minWindow = 1 << 10
 
 // budget shares the session's memory among its streams. Each stream holds a window: credit the peer may still use, bytes in
 // the buffer, and bytes read but not yet granted again. minWindow of it is set aside; the rest comes from the pool here.

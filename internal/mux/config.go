@@ -31,7 +31,7 @@ type Config struct {
 	InitialWindow int
 	// Budget bounds the receive buffers and all credit of the session, in bytes; 32 MiB, at least 1 MiB.
 	Budget int
-	// MaxStreams bounds the streams open at once, of both ends together; 4,096.
+	// MaxStreams bounds the streams open at once, of both ends together; 16,384.
 	MaxStreams int
 	// Backlog bounds the peer's streams that Accept has not yet returned; MaxStreams. More are rejected with CodeBusy, as are
 	// those that come while the headers of streams not yet answered take 4 MiB.
@@ -57,7 +57,7 @@ func (c Config) withDefaults() (Config, error) {
 	def(&c.Window, 4<<20)
 	def(&c.InitialWindow, min(256<<10, c.Window))
 	def(&c.Budget, 32<<20)
-	def(&c.MaxStreams, 4096)
+	def(&c.MaxStreams, 16384)
 	def(&c.Backlog, c.MaxStreams)
 	def(&c.KeepAliveMisses, 3)
 	if c.KeepAlive == 0 {

@@ -625,3 +625,42 @@ func TestOpenOnSilentTransport(t *testing.T) {
 		_ = p.b.Close()
 	})
 }
+
+// TestTenThousandStreams: as many idle flows as one laptop may have leave the session its budget, and a later one its speed.
+func TestTenThousandStreams(t *testing.T) {
+	p := newPair(t, muxtest.Config{}, mux.Config{}, mux.Config{})
+	for range 10_000 {
+		a, b := accepted(t, p)
+		if _, err := a.Write(make([]byte, 100)); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.ReadFull(b, make([]byte, 100)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	windows, used := p.b.Held()
+	if n := p.b.NumStreams(); n != 10_000 || windows > 32<<20 || used > windows {
+		t.Errorf("%d streams hold %d bytes, %d of them credited or stored", n, windows, used)
+	}
+	a, b := accepted(t, p)
+	const size = 64 << 20
+	go func() {
+		_, _ = a.Write(make([]byte, size))
+		_ = a.CloseWrite()
+	}()
+	window, got := 0, 0
+	buf := make([]byte, 64<<10)
+	for {
+		n, err := b.Read(buf)
+		got, window = got+n, max(window, b.Window())
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got != size || window < 256<<10 {
+		t.Errorf("%d bytes came, with a window of at most %d beside the idle streams", got, window)
+	}
+}

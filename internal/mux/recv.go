@@ -149,6 +149,35 @@ func (st *Stream) ReadPacket(p []byte) (int, error) {
 	return st.readMessage(p)
 }
 
+// NextPacket waits for one message and calls fn with it, which must not keep it. Nothing is held while it waits.
+func (st *Stream) NextPacket(fn func(p []byte) error) error {
+	st.readMu.Lock()
+	defer st.readMu.Unlock()
+	if st.cur == nil {
+		if err := st.next(); err != nil {
+			return err
+		}
+	}
+	c := st.cur
+	if !c.messages { // bytes read as a message
+		st.cur = nil
+		err := fn(c.b[c.r:c.w])
+		size := c.w - c.r
+		c.recycle()
+		st.consumed(size)
+		return err
+	}
+	size := int(binary.BigEndian.Uint16(c.b[c.r:]))
+	err := fn(c.b[c.r+2 : c.r+2+size])
+	c.r += 2 + size
+	if c.r == c.w {
+		st.cur = nil
+		c.recycle()
+	}
+	st.consumed(wire.HeaderLen + size)
+	return err
+}
+
 func (st *Stream) readMessage(p []byte) (int, error) {
 	c := st.cur
 	size := int(binary.BigEndian.Uint16(c.b[c.r:]))

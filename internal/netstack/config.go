@@ -40,18 +40,27 @@ type Config struct {
 	// unreachable in the place of the RST.
 	DialUDP func(ctx context.Context, src, dst netip.AddrPort) (flow.Packets, error)
 
+	// DialEcho opens the flow for the ICMP echo requests (ping) from src to dst; each message is one of wire.KindEcho. Nil drops them.
+	// EHOSTUNREACH and ENETUNREACH are told to the application, by this and by the flow; other errors are silence.
+	DialEcho func(ctx context.Context, src, dst netip.Addr) (flow.Packets, error)
+
 	// Log gets what a flow ends with at level debug, and defects; default: none.
 	Log *slog.Logger
 
 	// MaxConnecting bounds the TCP connections whose dial or handshake runs; more SYNs are dropped, so that the application
 	// retransmits them. Default 4096.
 	MaxConnecting int
-	// MaxUDP bounds the UDP conversations; the first datagrams of more are dropped. Default 2048.
+	// MaxUDP bounds the UDP conversations; the first datagrams of more are dropped. Default 4096.
 	MaxUDP int
+	// MaxEcho bounds the ICMP echo conversations (one for each running ping); requests of more are dropped. Default 256.
+	MaxEcho int
 	// DialTimeout bounds one dial. Default 2 minutes, about what an application's kernel waits (tcp_syn_retries 6: 127 s).
 	DialTimeout time.Duration
-	// UDPIdle ends a UDP conversation without datagrams in either direction; DNSIdle does where the port is 53. Defaults 60 s, 5 s.
+	// UDPIdle ends a UDP conversation without datagrams in either direction; DNSIdle does where the port is 53. Defaults 2 min
+	// (RFC 4787, REQ-5), 5 s.
 	UDPIdle, DNSIdle time.Duration
+	// EchoIdle ends an ICMP echo conversation without requests and replies. Default 30 s.
+	EchoIdle time.Duration
 	// BufferMax bounds the bytes that one TCP connection queues in each direction; default 4 MiB. Connections that begin while many
 	// are open get less: see BufferBudget.
 	BufferMax int
@@ -62,9 +71,11 @@ type Config struct {
 
 const (
 	defaultMaxConnecting = 4096
-	defaultMaxUDP        = 2048
+	defaultMaxUDP        = 4096
+	defaultMaxEcho       = 256
 	defaultDialTimeout   = 2 * time.Minute
-	defaultUDPIdle       = time.Minute
+	defaultUDPIdle       = 2 * time.Minute
+	defaultEchoIdle      = 30 * time.Second
 	defaultDNSIdle       = 5 * time.Second
 	defaultBufferMax     = 4 << 20
 	defaultBufferBudget  = 32 << 20
@@ -93,9 +104,11 @@ func (c Config) withDefaults() (Config, error) {
 	errs = append(errs,
 		orDefault("MaxConnecting", &c.MaxConnecting, defaultMaxConnecting),
 		orDefault("MaxUDP", &c.MaxUDP, defaultMaxUDP),
+		orDefault("MaxEcho", &c.MaxEcho, defaultMaxEcho),
 		orDefault("DialTimeout", &c.DialTimeout, defaultDialTimeout),
 		orDefault("UDPIdle", &c.UDPIdle, defaultUDPIdle),
 		orDefault("DNSIdle", &c.DNSIdle, defaultDNSIdle),
+		orDefault("EchoIdle", &c.EchoIdle, defaultEchoIdle),
 		orDefault("BufferMax", &c.BufferMax, defaultBufferMax),
 		orDefault("BufferBudget", &c.BufferBudget, defaultBufferBudget),
 	)

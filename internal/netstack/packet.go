@@ -11,54 +11,115 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/header"
 )
 
-// classify says which protocol an inbound packet is for, or false for one that the stack must not see:
-//   - anything but unicast: the kernel sends router solicitations, MLD and mDNS into every interface that is up;
-//   - ICMP other than errors, because gVisor in promiscuous mode would answer every ping itself.
-func classify(p []byte) (tcpip.NetworkProtocolNumber, bool) {
-	if len(p) == 0 {
-		return 0, false
-	}
-	switch p[0] >> 4 {
-	case 4:
-		return header.IPv4ProtocolNumber, passIPv4(p)
-	case 6:
-		return header.IPv6ProtocolNumber, passIPv6(p)
-	}
-	return 0, false
+// fate is what becomes of an inbound packet.
+type fate int
+
+const (
+	// drop: anything but unicast (the kernel sends router solicitations, MLD and mDNS into every interface that is up), and ICMP that
+	// is neither an error nor an echo request.
+	drop fate = iota
+	// deliver: to the stack.
+	deliver
+	// echo: an ICMP echo request or a part of one, which gVisor in promiscuous mode would answer itself, or a later part of another
+	// ICMP message.
+	echo
+)
+
+// ipInfo is what an inbound packet's IP headers say.
+type ipInfo struct {
+	proto    tcpip.NetworkProtocolNumber
+	next     uint8  // the transport protocol
+	payload  []byte // behind the IP headers; nil if it is not ICMP
+	fragment bool
+	id       uint32 // of a fragment
+	offset   int    // of a fragment, in bytes
+	more     bool   // fragments follow
 }
 
-func passIPv4(p []byte) bool {
+// classify says what becomes of an inbound packet.
+func classify(p []byte) (ipInfo, fate) {
+	if len(p) == 0 {
+		return ipInfo{}, drop
+	}
+	var in ipInfo
+	var ok bool
+	switch p[0] >> 4 {
+	case 4:
+		in, ok = parseIPv4(p)
+	case 6:
+		in, ok = parseIPv6(p)
+	}
+	switch {
+	case !ok:
+		return in, drop
+	case in.next != uint8(header.ICMPv4ProtocolNumber) && in.next != uint8(header.ICMPv6ProtocolNumber):
+		return in, deliver
+	case in.fragment && in.offset > 0:
+		return in, echo // whoever puts them together knows what the first one was
+	case len(in.payload) == 0:
+		return in, drop
+	case in.proto == header.IPv4ProtocolNumber:
+		return in, icmpv4Fate(header.ICMPv4Type(in.payload[0]))
+	default:
+		return in, icmpv6Fate(header.ICMPv6Type(in.payload[0]))
+	}
+}
+
+func icmpv4Fate(t header.ICMPv4Type) fate {
+	switch t {
+	case header.ICMPv4Echo:
+		return echo
+	case header.ICMPv4DstUnreachable, header.ICMPv4TimeExceeded, header.ICMPv4ParamProblem:
+		return deliver
+	default:
+		return drop
+	}
+}
+
+func icmpv6Fate(t header.ICMPv6Type) fate {
+	switch {
+	case t == header.ICMPv6EchoRequest:
+		return echo
+	case t < 128: // errors (RFC 4443, section 2.1)
+		return deliver
+	default:
+		return drop
+	}
+}
+
+func parseIPv4(p []byte) (ipInfo, bool) {
+	in := ipInfo{proto: header.IPv4ProtocolNumber}
 	if len(p) < header.IPv4MinimumSize {
-		return false
+		return in, false
 	}
 	hlen := int(p[0]&0x0f) * 4
 	if hlen < header.IPv4MinimumSize || hlen > len(p) {
-		return false
+		return in, false
 	}
 	if p[16] >= 224 || p[16] == 0 { // multicast, reserved, broadcast; "this" network
-		return false
+		return in, false
 	}
-	if p[9] != byte(header.ICMPv4ProtocolNumber) {
-		return true
+	in.next = p[9]
+	if in.next != uint8(header.ICMPv4ProtocolNumber) {
+		return in, in.next != uint8(header.ICMPv6ProtocolNumber)
 	}
-	// A later fragment has no ICMP header; what it belongs to was judged by its first, so without that it is never whole.
-	if binary.BigEndian.Uint16(p[6:])&0x1fff != 0 || hlen >= len(p) {
-		return false
+	if total := int(binary.BigEndian.Uint16(p[2:])); total >= hlen && total < len(p) {
+		p = p[:total]
 	}
-	switch header.ICMPv4Type(p[hlen]) {
-	case header.ICMPv4DstUnreachable, header.ICMPv4TimeExceeded, header.ICMPv4ParamProblem:
-		return true
-	default:
-		return false
-	}
+	flags := binary.BigEndian.Uint16(p[6:])
+	in.id, in.offset, in.more = uint32(binary.BigEndian.Uint16(p[4:])), int(flags&0x1fff)*8, flags&0x2000 != 0
+	in.fragment = in.more || in.offset > 0
+	in.payload = p[hlen:]
+	return in, true
 }
 
-func passIPv6(p []byte) bool {
+func parseIPv6(p []byte) (ipInfo, bool) {
+	in := ipInfo{proto: header.IPv6ProtocolNumber}
 	if len(p) < header.IPv6MinimumSize {
-		return false
+		return in, false
 	}
 	if p[24] == 0xff { // multicast
-		return false
+		return in, false
 	}
 	next, rest := p[6], p[header.IPv6MinimumSize:]
 	// Walk the extension headers (RFC 8200, section 4); each is bounded by the packet, and 8 are more than anybody sends.
@@ -66,28 +127,30 @@ func passIPv6(p []byte) bool {
 		switch next {
 		case 0, 43, 60: // hop-by-hop, routing, destination options
 			if len(rest) < 8 {
-				return false
+				return in, false
 			}
 			n := (int(rest[1]) + 1) * 8
 			if n > len(rest) {
-				return false
+				return in, false
 			}
 			next, rest = rest[0], rest[n:]
 		case 44: // fragment
 			if len(rest) < 8 {
-				return false
+				return in, false
 			}
-			if binary.BigEndian.Uint16(rest[2:])&0xfff8 != 0 {
-				return rest[0] != byte(header.ICMPv6ProtocolNumber)
-			}
+			off := binary.BigEndian.Uint16(rest[2:])
+			in.fragment, in.id, in.offset, in.more = true, binary.BigEndian.Uint32(rest[4:]), int(off&0xfff8), off&1 != 0
 			next, rest = rest[0], rest[8:]
-		case byte(header.ICMPv6ProtocolNumber):
-			return len(rest) > 0 && rest[0] < 128 // errors are below 128 (RFC 4443, section 2.1)
+			if in.offset > 0 { // what follows is data
+				in.next, in.payload = next, rest
+				return in, next != uint8(header.ICMPv4ProtocolNumber)
+			}
 		default:
-			return true
+			in.next, in.payload = next, rest
+			return in, next != uint8(header.ICMPv4ProtocolNumber)
 		}
 	}
-	return false
+	return in, false
 }
 
 // headerLen is how many bytes of a packet that classify lets through are IP and TCP headers, as far as they can be told at once; where they
@@ -125,12 +188,12 @@ func judge(err error) verdict {
 	switch {
 	case errors.Is(err, syscall.ECONNREFUSED):
 		return verdict{reset: true, icmp: unreachPort}
-	case errors.Is(err, syscall.ECONNRESET):
-		return verdict{reset: true}
 	case errors.Is(err, syscall.ENETUNREACH):
 		return verdict{icmp: unreachNet}
 	case errors.Is(err, syscall.EHOSTUNREACH):
 		return verdict{icmp: unreachHost}
+	case errors.Is(err, syscall.ECONNRESET): // a stream that was reset is this beside its reason: last
+		return verdict{reset: true}
 	}
 	return verdict{}
 }

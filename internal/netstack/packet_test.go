@@ -2,6 +2,7 @@ package netstack
 
 import (
 	"context"
+	"encoding/binary"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -37,34 +38,36 @@ func TestClassify(t *testing.T) {
 	for _, tc := range []struct {
 		name string
 		p    []byte
-		want bool
+		want fate
 	}{
-		{"empty", nil, false},
-		{"version 5", []byte{0x50, 0, 0}, false},
-		{"short", v4(6, unicast)[:19], false},
-		{"header length over the end", append([]byte{0x4f}, v4(6, unicast)[1:]...), false},
-		{"tcp", v4(6, unicast, make([]byte, 20)...), true},
-		{"udp", v4(17, unicast, make([]byte, 8)...), true},
-		{"multicast", v4(17, [4]byte{224, 0, 0, 251}), false},
-		{"broadcast", v4(17, [4]byte{255, 255, 255, 255}), false},
-		{"echo", v4(1, unicast, 8, 0, 0, 0), false},
-		{"echo reply", v4(1, unicast, 0, 0, 0, 0), false},
-		{"unreachable", v4(1, unicast, 3, 3, 0, 0), true},
-		{"icmp without header", v4(1, unicast), false},
-		{"icmp fragment", frag, false},
-		{"tcp6", v6(6, 0xfd, make([]byte, 20)...), true},
-		{"short6", v6(6, 0xfd)[:39], false},
-		{"multicast6", v6(17, 0xff), false},
-		{"echo6", v6(58, 0xfd, 128, 0, 0, 0), false},
-		{"neighbour solicitation", v6(58, 0xfd, 135, 0, 0, 0), false},
-		{"unreachable6", v6(58, 0xfd, 1, 4, 0, 0), true},
-		{"icmp6 without header", v6(58, 0xfd), false},
-		{"echo6 behind hop-by-hop", v6(0, 0xfd, 58, 0, 0, 0, 0, 0, 0, 0, 128, 0), false},
-		{"tcp behind options", v6(60, 0xfd, 6, 0, 0, 0, 0, 0, 0, 0, 1, 2), true},
-		{"echo6, first fragment", v6(44, 0xfd, 58, 0, 0, 1, 0, 0, 0, 1, 128, 0), false},
-		{"icmp6, later fragment", v6(44, 0xfd, 58, 0, 1, 0, 0, 0, 0, 1, 3, 0), false},
-		{"udp, later fragment", v6(44, 0xfd, 17, 0, 1, 0, 0, 0, 0, 1, 3, 0), true},
-		{"extension over the end", v6(0, 0xfd, 58, 200, 0, 0, 0, 0, 0, 0), false},
+		{"empty", nil, drop},
+		{"version 5", []byte{0x50, 0, 0}, drop},
+		{"short", v4(6, unicast)[:19], drop},
+		{"header length over the end", append([]byte{0x4f}, v4(6, unicast)[1:]...), drop},
+		{"tcp", v4(6, unicast, make([]byte, 20)...), deliver},
+		{"udp", v4(17, unicast, make([]byte, 8)...), deliver},
+		{"multicast", v4(17, [4]byte{224, 0, 0, 251}), drop},
+		{"broadcast", v4(17, [4]byte{255, 255, 255, 255}), drop},
+		{"echo", v4(1, unicast, 8, 0, 0, 0), echo},
+		{"echo reply", v4(1, unicast, 0, 0, 0, 0), drop},
+		{"unreachable", v4(1, unicast, 3, 3, 0, 0), deliver},
+		{"icmp without header", v4(1, unicast), drop},
+		{"icmp fragment", frag, echo},
+		{"tcp6", v6(6, 0xfd, make([]byte, 20)...), deliver},
+		{"short6", v6(6, 0xfd)[:39], drop},
+		{"multicast6", v6(17, 0xff), drop},
+		{"echo6", v6(58, 0xfd, 128, 0, 0, 0), echo},
+		{"neighbour solicitation", v6(58, 0xfd, 135, 0, 0, 0), drop},
+		{"unreachable6", v6(58, 0xfd, 1, 4, 0, 0), deliver},
+		{"icmp6 without header", v6(58, 0xfd), drop},
+		{"echo6 behind hop-by-hop", v6(0, 0xfd, 58, 0, 0, 0, 0, 0, 0, 0, 128, 0), echo},
+		{"tcp behind options", v6(60, 0xfd, 6, 0, 0, 0, 0, 0, 0, 0, 1, 2), deliver},
+		{"echo6, first fragment", v6(44, 0xfd, 58, 0, 0, 1, 0, 0, 0, 1, 128, 0), echo},
+		{"icmp6, later fragment", v6(44, 0xfd, 58, 0, 1, 0, 0, 0, 0, 1, 3, 0), echo},
+		{"udp, later fragment", v6(44, 0xfd, 17, 0, 1, 0, 0, 0, 0, 1, 3, 0), deliver},
+		{"extension over the end", v6(0, 0xfd, 58, 200, 0, 0, 0, 0, 0, 0), drop},
+		{"icmp6 in IPv4", v4(58, unicast, 128, 0, 0, 0), drop},
+		{"icmp in IPv6", v6(1, 0xfd, 8, 0, 0, 0), drop},
 	} {
 		if _, got := classify(tc.p); got != tc.want {
 			t.Errorf("%s: %v", tc.name, got)
@@ -76,11 +79,19 @@ func FuzzPackets(f *testing.F) {
 	f.Add(v4(6, [4]byte{10, 0, 0, 2}, make([]byte, 20)...))
 	f.Add(v6(44, 0xfd, 58, 0, 0, 1, 0, 0, 0, 1, 128, 0))
 	f.Add(v6(6, 0xfd, make([]byte, 20)...))
+	f.Add(v4(1, [4]byte{10, 0, 0, 2}, 8, 0, 0, 0, 0, 1, 0, 1, 'x'))
 	f.Fuzz(func(t *testing.T, p []byte) {
-		proto, ok := classify(p)
-		if !ok {
+		in, what := classify(p)
+		if what == echo {
+			var r reassembler
+			if m, ok := r.add(p, in); ok {
+				_, _ = parseEcho(m)
+			}
+		}
+		if what != deliver {
 			return
 		}
+		proto := in.proto
 		if n := headerLen(p); n < 20 || n > len(p) {
 			t.Errorf("headers of %d bytes in %d", n, len(p))
 		}
@@ -160,6 +171,56 @@ func TestBufferShare(t *testing.T) {
 	for _, tc := range []struct{ open, want int }{{0, 4 * mib}, {1, 4 * mib}, {4, 4 * mib}, {8, 2 * mib}, {64, mib / 4}, {256, mib / 16}, {10000, mib / 16}} {
 		if got := bufferShare(32*mib, 4*mib, tc.open); got != tc.want {
 			t.Errorf("%d open: %d, want %d", tc.open, got, tc.want)
+		}
+	}
+}
+
+// fragment is an IPv4 packet with a part of an ICMP message.
+func fragment(id byte, offset int, more bool, payload ...byte) []byte {
+	p := v4(1, [4]byte{10, 0, 0, 2}, payload...)
+	p[5] = id
+	binary.BigEndian.PutUint16(p[6:], uint16(offset/8))
+	if more {
+		p[6] |= 0x20
+	}
+	return p
+}
+
+func TestReassembler(t *testing.T) {
+	head := []byte{8, 0, 0, 0, 0, 9, 0, 7}
+	for _, tc := range []struct {
+		name  string
+		parts [][]byte
+		want  string // the data of the echo request that the last part completes
+	}{
+		{"whole", [][]byte{fragment(1, 0, false, append(head, "abc"...)...)}, "abc"},
+		{"two", [][]byte{fragment(1, 0, true, append(head, "abcdefgh"...)...), fragment(1, 16, false, 'i', 'j')}, "abcdefghij"},
+		{"two messages interleaved", [][]byte{fragment(1, 0, true, head...), fragment(2, 0, true, head...), fragment(2, 8, false, 'x'), fragment(1, 8, false, 'y')}, "y"},
+		{"no beginning", [][]byte{fragment(1, 8, false, 'x')}, ""},
+		{"a gap", [][]byte{fragment(1, 0, true, head...), fragment(1, 16, false, 'x')}, ""},
+		{"after a gap", [][]byte{fragment(1, 0, true, head...), fragment(1, 16, false, 'x'), fragment(1, 8, false, 'x')}, ""},
+		{"another identification", [][]byte{fragment(1, 0, true, head...), fragment(2, 8, false, 'x')}, ""},
+		{"no end", [][]byte{fragment(1, 0, true, head...), fragment(1, 8, true, head...)}, ""},
+	} {
+		var r reassembler
+		got := ""
+		for i, p := range tc.parts {
+			in, what := classify(p)
+			if what != echo {
+				t.Fatalf("%s: part %d is %v", tc.name, i, what)
+			}
+			if m, ok := r.add(p, in); ok {
+				req, ok := parseEcho(m)
+				if !ok || req.id != 9 || req.seq != 7 || req.dst.String() != "10.0.0.2" || len(m.head) < 28 {
+					t.Errorf("%s: %+v", tc.name, req)
+				}
+				if i == len(tc.parts)-1 {
+					got = string(req.data)
+				}
+			}
+		}
+		if got != tc.want {
+			t.Errorf("%s: %q, want %q", tc.name, got, tc.want)
 		}
 	}
 }

@@ -43,6 +43,8 @@ type Stats struct {
 	SYNDropped, UDPDropped   uint64 // beyond MaxConnecting and MaxUDP
 	TCPUpBytes, TCPDownBytes uint64
 	UDPUpBytes, UDPDownBytes uint64
+	EchoOpen                 int    // echo conversations open now
+	EchoTotal, EchoReplies   uint64 // echo conversations opened, and replies given, since the start
 	WriteFails               uint64 // packets that the device did not take
 }
 
@@ -62,9 +64,13 @@ type Stack struct {
 	synDropped, udpDropped   atomic.Uint64
 	tcpUp, tcpDown           atomic.Uint64
 	udpUpBytes, udpDownBytes atomic.Uint64
+	echoTotal, echoReplies   atomic.Uint64
+
+	parts reassembler // the reader goroutine's
 
 	mu         sync.Mutex
 	connecting map[stack.TransportEndpointID][]byte // guarded by mu: the beginning of the SYN of each running dial, for ICMP errors
+	echoes     map[echoKey]*echoFlow                // guarded by mu: the open ones
 	stopped    bool                                 // guarded by mu
 	flows      sync.WaitGroup                       // Add only under mu while not stopped
 }
@@ -75,7 +81,7 @@ func New(cfg Config) (*Stack, error) {
 	if err != nil {
 		return nil, fmt.Errorf("netstack: %w", err)
 	}
-	s := &Stack{cfg: cfg, link: newLink(cfg.Device, cfg.MTU), connecting: map[stack.TransportEndpointID][]byte{}}
+	s := &Stack{cfg: cfg, link: newLink(cfg.Device, cfg.MTU), connecting: map[stack.TransportEndpointID][]byte{}, echoes: map[echoKey]*echoFlow{}}
 	s.ctx, s.cancel = context.WithCancelCause(context.Background())
 	s.ns = stack.New(stack.Options{
 		NetworkProtocols:   []stack.NetworkProtocolFactory{ipv4.NewProtocol, ipv6.NewProtocol},
@@ -142,14 +148,19 @@ func (s *Stack) readLoop(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		proto, ok := classify(v.AsSlice()[:n])
-		if !ok {
+		in, what := classify(v.AsSlice()[:n])
+		switch what {
+		case drop:
 			continue
+		case echo:
+			s.handleEcho(v.AsSlice()[:n], in)
+			continue
+		case deliver:
 		}
 		var b buffer.Buffer
 		b, v = packetBuffer(v, n)
 		pkt := stack.NewPacketBuffer(stack.PacketBufferOptions{Payload: b})
-		s.link.deliver(proto, pkt)
+		s.link.deliver(in.proto, pkt)
 		pkt.DecRef()
 		if ctx.Err() != nil {
 			return nil
@@ -237,7 +248,7 @@ func quote(pkt *stack.PacketBuffer) []byte {
 // Stats returns the counters.
 func (s *Stack) Stats() Stats {
 	s.mu.Lock()
-	connecting := len(s.connecting)
+	connecting, echoes := len(s.connecting), len(s.echoes)
 	s.mu.Unlock()
 	return Stats{
 		TCPOpen: int(s.tcpOpen.Load()), UDPOpen: int(s.udpOpen.Load()), TCPConnecting: connecting,
@@ -245,6 +256,7 @@ func (s *Stack) Stats() Stats {
 		SYNDropped: s.synDropped.Load(), UDPDropped: s.udpDropped.Load(),
 		TCPUpBytes: s.tcpUp.Load(), TCPDownBytes: s.tcpDown.Load(),
 		UDPUpBytes: s.udpUpBytes.Load(), UDPDownBytes: s.udpDownBytes.Load(),
+		EchoOpen: echoes, EchoTotal: s.echoTotal.Load(), EchoReplies: s.echoReplies.Load(),
 		WriteFails: s.link.writeFails.Load(),
 	}
 }

@@ -25,6 +25,7 @@ import (
 	"github.com/doppel-dev/doppel/internal/nettest"
 	"github.com/doppel-dev/doppel/internal/osroute"
 	"github.com/doppel-dev/doppel/internal/tundev"
+	"github.com/doppel-dev/doppel/internal/wire"
 )
 
 // The application's side of the tests: everything in these subnets goes into the TUN.
@@ -149,7 +150,14 @@ func TestTUN(t *testing.T) {
 	t.Run("concurrent", testConcurrent)
 	t.Run("connecting limit", testConnectingLimit)
 	t.Run("stop with open flows", testStop)
-	t.Run("no echo reply", testNoPing)
+	t.Run("udp refused later", func(t *testing.T) { both(t, testUDPRefusedLater) })
+	if err := os.WriteFile("/proc/sys/net/ipv4/ping_group_range", []byte("0 0"), 0); err != nil {
+		t.Fatal(err)
+	}
+	t.Run("ping", func(t *testing.T) { both(t, testPing) })
+	t.Run("ping unreachable", func(t *testing.T) { both(t, testPingUnreachable) })
+	t.Run("ping unanswered", func(t *testing.T) { both(t, testPingUnanswered) })
+	t.Run("ping limit and idle", testPingLimit)
 }
 
 func testEcho(t *testing.T, host string) {
@@ -537,16 +545,162 @@ func testStop(t *testing.T) {
 	}
 }
 
-func testNoPing(t *testing.T) {
-	start(t, netstack.Config{DialTCP: netstacktest.DialTCP(to(""))})
-	c, err := net.Dial("ip4:icmp", host4)
+// testUDPRefusedLater is a port that refuses once datagrams come: every conversation ends with what the network said.
+func testUDPRefusedLater(t *testing.T, host string) {
+	pc, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	closed := pc.LocalAddr().String()
+	pc.Close()
+	s := start(t, netstack.Config{DialTCP: netstacktest.DialTCP(to("")), DialUDP: netstacktest.DialUDP(to(closed))})
+	c, err := net.Dial("udp", net.JoinHostPort(host, "7"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer c.Close()
-	c.Write([]byte{8, 0, 0xf7, 0xfe, 0, 0, 0, 1}) // echo request, id 0, seq 1
-	c.SetReadDeadline(time.Now().Add(300 * time.Millisecond))
-	if n, err := c.Read(make([]byte, 100)); !errors.Is(err, os.ErrDeadlineExceeded) {
-		t.Errorf("got %d bytes, %v: the stack must not answer pings itself", n, err)
+	for range 2 {
+		if _, err := c.Write([]byte("x")); err != nil {
+			t.Fatal(err)
+		}
+		c.SetReadDeadline(time.Now().Add(5 * time.Second))
+		if _, err := c.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNREFUSED) {
+			t.Errorf("got %v, want ECONNREFUSED", err)
+		}
+		nettest.Poll(t, 5*time.Second, "conversation ended", func() bool { return s.Stats().UDPOpen == 0 })
+	}
+}
+
+// pings is a flow that answers every request by fn, or not.
+type pings struct {
+	replies chan []byte
+	done    chan struct{}
+	once    sync.Once
+	err     error
+}
+
+func newPings() *pings { return &pings{replies: make(chan []byte, 16), done: make(chan struct{})} }
+
+func (p *pings) ReadPacket(b []byte) (int, error) {
+	select {
+	case m := <-p.replies:
+		return copy(b, m), nil
+	case <-p.done:
+		return 0, errors.Join(p.err, net.ErrClosed)
+	}
+}
+
+func (p *pings) WritePacket(m []byte) error {
+	if p.err != nil {
+		p.Close()
+		return nil
+	}
+	p.replies <- bytes.Clone(m)
+	return nil
+}
+
+func (p *pings) Close() error {
+	p.once.Do(func() { close(p.done) })
+	return nil
+}
+
+// pingSocket is an application that pings host.
+func pingSocket(t *testing.T, host string) flow.Packets {
+	t.Helper()
+	app, err := flow.DialEcho(netip.MustParseAddr(host))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { app.Close() })
+	return app
+}
+
+func testPing(t *testing.T, host string) {
+	var asked netip.Addr
+	s := start(t, netstack.Config{DialTCP: netstacktest.DialTCP(to("")), DialEcho: func(_ context.Context, _, dst netip.Addr) (flow.Packets, error) {
+		asked = dst
+		return newPings(), nil
+	}})
+	app := pingSocket(t, host)
+	got := make([]byte, 65536)
+	for seq, n := range []int{0, 56, 1472, 1473, 5000, 60000} {
+		want := wire.AppendEchoMessage(nil, uint16(seq), bytes.Repeat([]byte{byte(n)}, n))
+		if err := app.WritePacket(want); err != nil {
+			t.Fatal(err)
+		}
+		m, err := app.ReadPacket(got)
+		if err != nil || !bytes.Equal(got[:m], want) {
+			t.Fatalf("%d bytes: got %d, %v", n, m, err)
+		}
+	}
+	if st := s.Stats(); st.EchoTotal != 1 || st.EchoOpen != 1 || st.EchoReplies != 6 || asked.String() != host {
+		t.Errorf("stats %+v, asked for %v", st, asked)
+	}
+}
+
+func testPingUnreachable(t *testing.T, host string) {
+	for name, dial := range map[string]func() (flow.Packets, error){
+		"dial": func() (flow.Packets, error) { return nil, syscall.EHOSTUNREACH },
+		"flow": func() (flow.Packets, error) {
+			p := newPings()
+			p.err = syscall.EHOSTUNREACH
+			return p, nil
+		},
+	} {
+		start(t, netstack.Config{DialTCP: netstacktest.DialTCP(to("")), DialEcho: func(context.Context, netip.Addr, netip.Addr) (flow.Packets, error) { return dial() }})
+		app := pingSocket(t, host)
+		if err := app.WritePacket(wire.AppendEchoMessage(nil, 1, []byte("x"))); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := app.ReadPacket(make([]byte, 100)); !errors.Is(err, syscall.EHOSTUNREACH) {
+			t.Errorf("%s: got %v, want EHOSTUNREACH", name, err)
+		}
+	}
+}
+
+// testPingUnanswered: gVisor must not answer by itself.
+func testPingUnanswered(t *testing.T, host string) {
+	for name, dial := range map[string]func(context.Context, netip.Addr, netip.Addr) (flow.Packets, error){
+		"not served": nil,
+		"refused":    func(context.Context, netip.Addr, netip.Addr) (flow.Packets, error) { return nil, syscall.EACCES },
+	} {
+		s := start(t, netstack.Config{DialTCP: netstacktest.DialTCP(to("")), DialEcho: dial})
+		app := pingSocket(t, host)
+		if err := app.WritePacket(wire.AppendEchoMessage(nil, 1, []byte("x"))); err != nil {
+			t.Fatal(err)
+		}
+		answered := make(chan error, 1)
+		go func() { _, err := app.ReadPacket(make([]byte, 100)); answered <- err }()
+		select {
+		case err := <-answered:
+			t.Errorf("%s: an answer, or %v", name, err)
+		case <-time.After(300 * time.Millisecond):
+		}
+		if n := s.Stats().EchoReplies; n != 0 {
+			t.Errorf("%s: %d replies", name, n)
+		}
+	}
+}
+
+func testPingLimit(t *testing.T) {
+	s := start(t, netstack.Config{DialTCP: netstacktest.DialTCP(to("")), MaxEcho: 1, EchoIdle: 200 * time.Millisecond, DialEcho: func(context.Context, netip.Addr, netip.Addr) (flow.Packets, error) {
+		return newPings(), nil
+	}})
+	first, second := pingSocket(t, host4), pingSocket(t, host4)
+	got := make([]byte, 100)
+	for _, app := range []flow.Packets{first, second} {
+		if err := app.WritePacket(wire.AppendEchoMessage(nil, 1, nil)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := first.ReadPacket(got); err != nil {
+		t.Fatal(err)
+	}
+	nettest.Poll(t, 5*time.Second, "the first one idle", func() bool { return s.Stats().EchoOpen == 0 })
+	if err := second.WritePacket(wire.AppendEchoMessage(nil, 2, nil)); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := second.ReadPacket(got); err != nil || !bytes.Equal(got[:n], []byte{0, 2}) {
+		t.Errorf("got %x, %v: want the second request's reply only", got[:n], err)
 	}
 }

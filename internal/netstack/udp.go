@@ -78,7 +78,7 @@ func (f *udpFlow) run(src, dst netip.AddrPort) error {
 		f.s.sendUnreachable(f.first, judge(err).icmp)
 		return err
 	}
-	f.first, f.remote = nil, remote
+	f.remote = remote
 	f.last.Store(time.Now().UnixNano())
 	unhook := context.AfterFunc(f.s.ctx, func() { f.stop(context.Cause(f.s.ctx)) })
 	defer unhook()
@@ -97,6 +97,8 @@ func (f *udpFlow) run(src, dst netip.AddrPort) error {
 	if errors.Is(f.err, errIdle) {
 		return nil
 	}
+	// What the cluster's network said of a datagram is said to the application: its next call fails (udp(7)).
+	f.s.sendUnreachable(f.first, judge(f.err).icmp)
 	return f.err
 }
 
@@ -157,23 +159,18 @@ func (f *udpFlow) uploadOne() (int, error) {
 
 // download carries datagrams to the application; one that finds no room is lost, as on a network.
 func (f *udpFlow) download() error {
-	b := getBuffer(udpBuffer)
-	defer putBuffer(b)
 	var r bytes.Reader
-	for {
-		n, err := f.remote.ReadPacket(*b)
-		if err != nil {
-			return err
-		}
-		r.Reset((*b)[:n])
+	return flow.EachPacket(f.remote, func(p []byte) error {
+		r.Reset(p)
 		_, terr := f.ep.Write(&r, tcpip.WriteOptions{})
 		switch terr.(type) {
 		case nil:
-			f.s.udpDownBytes.Add(uint64(n))
+			f.s.udpDownBytes.Add(uint64(len(p)))
 			f.last.Store(time.Now().UnixNano())
 		case *tcpip.ErrWouldBlock, *tcpip.ErrNoBufferSpace, *tcpip.ErrMessageTooLong:
 		default:
 			return &endpointError{terr}
 		}
-	}
+		return nil
+	})
 }

@@ -36,6 +36,12 @@ func DialUDP(ctx context.Context, s *mux.Session, src, dst netip.AddrPort) (*mux
 	return st, err
 }
 
+// DialEcho opens a conversation of ICMP echo requests to dst on behalf of src; the stream's messages are those of wire.KindEcho.
+func DialEcho(ctx context.Context, s *mux.Session, src, dst netip.Addr) (*mux.Stream, error) {
+	st, _, err := s.Open(ctx, wire.AppendEcho(nil, src, dst))
+	return st, err
+}
+
 // DialIntercept hands an intercepted flow on towards the laptop.
 func DialIntercept(ctx context.Context, s *mux.Session, h wire.InterceptHeader) (*mux.Stream, error) {
 	st, _, err := s.Open(ctx, wire.AppendIntercept(nil, h))

@@ -24,6 +24,19 @@ type Dialer interface {
 	DialContext(ctx context.Context, network, address string) (net.Conn, error)
 }
 
+// ServeEcho serves a request of wire.KindEcho: it accepts, and has this machine's kernel send the pings.
+func ServeEcho(req *mux.Request, hdr wire.FlowHeader) error {
+	p, err := flow.DialEcho(hdr.Dst.Addr())
+	if err != nil {
+		return errors.Join(err, req.Reject(wire.CodeOf(err), err.Error()))
+	}
+	st, err := req.Accept(nil)
+	if err != nil {
+		return errors.Join(err, p.Close())
+	}
+	return flow.RelayPackets(packetStream{st}, p, UDPIdle)
+}
+
 // ServeDial serves a request of wire.KindTCP or wire.KindUDP: it dials hdr.Dst, rejects the request with the dial's error or
 // accepts it, and relays until the flow has ended, whose error it returns.
 func ServeDial(req *mux.Request, hdr wire.FlowHeader, d Dialer) error {
@@ -52,9 +65,9 @@ func ServeConn(req *mux.Request, c net.Conn) error {
 	case *net.TCPConn:
 		_, _, err = flow.Relay(st, flow.FromTCP(c))
 	case *net.UDPConn:
-		err = relayPackets(st, flow.FromUDP(c))
+		err = flow.RelayPackets(packetStream{st}, flow.FromUDP(c), UDPIdle)
 	case flow.Packets:
-		err = relayPackets(st, c)
+		err = flow.RelayPackets(packetStream{st}, c, UDPIdle)
 	case flow.Stream:
 		_, _, err = flow.Relay(st, c)
 	default:
@@ -65,11 +78,8 @@ func ServeConn(req *mux.Request, c net.Conn) error {
 	return err
 }
 
-// relayPackets tells the other end why a UDP flow ended: a port that refuses is heard of only after datagrams were sent.
-func relayPackets(st *mux.Stream, p flow.Packets) error {
-	err := flow.RelayPackets(st, p, UDPIdle)
-	if err != nil {
-		st.ResetCode(wire.CodeOf(err))
-	}
-	return err
-}
+// packetStream tells the other end why a conversation ended: a port that refuses is heard of only after datagrams were sent.
+type packetStream struct{ *mux.Stream }
+
+// Abort implements flow.Aborter.
+func (p packetStream) Abort(err error) { p.ResetCode(wire.CodeOf(err)) }

@@ -14,7 +14,7 @@ import (
 )
 
 // defaultLimit is how many requests of one session are handled at once.
-const defaultLimit = 8192
+const defaultLimit = 16384
 
 // Handlers say what this end of a tunnel does for the other. A kind without handler is rejected with wire.CodeDenied. An
 // error of DNS, Control or Watch goes to the other end: the code and text of a *mux.RejectError, else a code by
@@ -22,6 +22,7 @@ const defaultLimit = 8192
 type Handlers struct {
 	TCP       func(*mux.Request, wire.FlowHeader)
 	UDP       func(*mux.Request, wire.FlowHeader)
+	Echo      func(*mux.Request, wire.FlowHeader)
 	Intercept func(*mux.Request, wire.InterceptHeader)
 	DNS       func(ctx context.Context, msg []byte) ([]byte, error)
 	// Control returns what is sent back as JSON; a json.RawMessage goes as it is.
@@ -30,7 +31,7 @@ type Handlers struct {
 	// error before that is a rejection. send fails when the other end is gone.
 	Watch func(ctx context.Context, method string, body []byte, send func(any) error) error
 
-	Limit int          // requests handled at once; 0: 8,192. More are rejected with wire.CodeBusy.
+	Limit int          // requests handled at once; 0: 16,384. More are rejected with wire.CodeBusy.
 	Log   *slog.Logger // nil: nothing is logged
 }
 
@@ -89,11 +90,8 @@ func (h *Handlers) dispatch(req *mux.Request) error {
 	}
 	denied := &mux.RejectError{Code: wire.CodeDenied, Msg: fmt.Sprintf("%s is not served here", kind)}
 	switch kind {
-	case wire.KindTCP, wire.KindUDP:
-		serve := h.TCP
-		if kind == wire.KindUDP {
-			serve = h.UDP
-		}
+	case wire.KindTCP, wire.KindUDP, wire.KindEcho:
+		serve := h.flow(kind)
 		if serve == nil {
 			return denied
 		}
@@ -131,6 +129,18 @@ func (h *Handlers) dispatch(req *mux.Request) error {
 	case wire.KindHello:
 	}
 	return denied
+}
+
+// flow returns the handler of a kind of flow.
+func (h *Handlers) flow(k wire.Kind) func(*mux.Request, wire.FlowHeader) {
+	switch k {
+	case wire.KindTCP:
+		return h.TCP
+	case wire.KindUDP:
+		return h.UDP
+	default:
+		return h.Echo
+	}
 }
 
 func protocolError(err error) error {

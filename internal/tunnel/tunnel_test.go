@@ -139,6 +139,18 @@ func TestFlows(t *testing.T) {
 		}
 	}
 	_ = u.Close()
+
+	// A port that refuses is heard of after a datagram was sent; the end must not look like an ordinary one.
+	gone, _ := net.ListenPacket("udp", "127.0.0.1:0")
+	_ = gone.Close()
+	u, err = tunnel.DialUDP(context.Background(), client, netip.AddrPort{}, netip.MustParseAddrPort(gone.LocalAddr().String()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = u.WritePacket([]byte("x"))
+	if _, err := u.ReadPacket(make([]byte, 1)); !errors.Is(err, syscall.ECONNREFUSED) {
+		t.Errorf("a closed UDP port: %v", err)
+	}
 }
 
 func TestCalls(t *testing.T) {

@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"sync"
 	"time"
 
@@ -28,6 +29,9 @@ const vifName = "doppel0"
 // vifAddr is the TUN device's own address, the source of the laptop's connections into the cluster as far as the laptop sees.
 // It is from the range for benchmarks of interconnected devices (RFC 2544, RFC 6890), which no network routes.
 var vifAddr = netip.MustParsePrefix("198.18.0.1/32")
+
+// vifAddr6 is its IPv6 address, from the range for the same purpose (RFC 5180, RFC 6890).
+var vifAddr6 = netip.MustParsePrefix("2001:2::1/128")
 
 // rootRecovery is how long the laptop may be without a root daemon before the network is taken down (D4).
 const rootRecovery = 5 * time.Second
@@ -90,7 +94,7 @@ func (n *network) startStack(tun *os.File) error {
 	if err != nil {
 		return errors.Join(err, tun.Close())
 	}
-	n.stack, err = netstack.New(netstack.Config{Device: dev, DialTCP: n.dialTCP, DialUDP: n.dialUDP, Log: n.s.log})
+	n.stack, err = netstack.New(netstack.Config{Device: dev, DialTCP: n.dialTCP, DialUDP: n.dialUDP, DialEcho: n.dialEcho, Log: n.s.log})
 	if err != nil {
 		return errors.Join(err, dev.Close())
 	}
@@ -106,11 +110,22 @@ func (n *network) rootOptions() rootapi.Options {
 // desired is the state asked of the root daemon for what the cluster says of itself.
 func (n *network) desired(info control.Cluster) rootapi.Network {
 	w := rootapi.Network{
-		Name: vifName, Addrs: []netip.Prefix{vifAddr}, Exclude: n.exclude,
+		Name: vifName, Exclude: n.exclude,
 		DNS: &rootapi.DNS{Listen: n.resolver.Addr()},
 	}
 	w.Routes = append(append(w.Routes, info.ServiceCIDRs...), info.PodCIDRs...)
+	w.Addrs = vifAddrs(w.Routes)
 	return w
+}
+
+// vifAddrs are the VIF's addresses: IPv4 always, IPv6 where something is routed there, so that a laptop with IPv6 off hears of that only
+// when it matters.
+func vifAddrs(routes []netip.Prefix) []netip.Prefix {
+	out := []netip.Prefix{vifAddr}
+	if slices.ContainsFunc(routes, func(p netip.Prefix) bool { return p.Addr().Is6() }) {
+		out = append(out, vifAddr6)
+	}
+	return out
 }
 
 // names translates the manager's message for the resolver.
@@ -260,6 +275,14 @@ func (n *network) dialUDP(ctx context.Context, src, dst netip.AddrPort) (flow.Pa
 		return nil, os.ErrDeadlineExceeded
 	}
 	return tunnel.DialUDP(ctx, m, src, dst)
+}
+
+func (n *network) dialEcho(ctx context.Context, src, dst netip.Addr) (flow.Packets, error) {
+	m := n.s.link.Session()
+	if m == nil {
+		return nil, os.ErrDeadlineExceeded
+	}
+	return tunnel.DialEcho(ctx, m, src, dst)
 }
 
 func (n *network) query(ctx context.Context, q []byte) ([]byte, error) {

@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 
@@ -98,5 +100,16 @@ func TestQuitStopsTheDaemon(t *testing.T) {
 func TestNew(t *testing.T) {
 	if _, err := New(Config{}); err == nil {
 		t.Error("an empty configuration was accepted")
+	}
+}
+
+// The VIF has an IPv6 address only where something is routed there: a laptop with IPv6 off need not hear of it.
+func TestVIFAddrs(t *testing.T) {
+	v4, v6 := netip.MustParsePrefix("10.96.0.0/16"), netip.MustParsePrefix("fd10:96::/108")
+	if got := vifAddrs([]netip.Prefix{v4}); !slices.Equal(got, []netip.Prefix{vifAddr}) {
+		t.Errorf("IPv4 alone: %v", got)
+	}
+	if got := vifAddrs([]netip.Prefix{v4, v6}); !slices.Equal(got, []netip.Prefix{vifAddr, vifAddr6}) {
+		t.Errorf("both: %v", got)
 	}
 }

@@ -45,6 +45,15 @@ func FuzzFlow(f *testing.F) {
 	})
 }
 
+func FuzzEcho(f *testing.F) {
+	seed(f)
+	f.Fuzz(func(t *testing.T, b []byte) {
+		if seq, data, err := ParseEchoMessage(b); err == nil {
+			again(t, b, AppendEchoMessage(nil, seq, data))
+		}
+	})
+}
+
 func FuzzIntercept(f *testing.F) {
 	seed(f)
 	f.Fuzz(func(t *testing.T, b []byte) {

@@ -20,10 +20,11 @@ const (
 	KindControl   Kind = 5 // call: method and JSON body → JSON
 	KindWatch     Kind = 6 // stream: method and JSON body, then newline-delimited JSON values from the acceptor
 	KindIntercept Kind = 7 // stream or messages: an intercepted flow on its way to the laptop
+	KindEcho      Kind = 8 // messages: ICMP echo requests, and the replies; each a sequence number and the data
 )
 
 var kindNames = [...]string{
-	KindHello: "hello", KindTCP: "tcp", KindUDP: "udp", KindDNS: "dns", KindControl: "control", KindWatch: "watch", KindIntercept: "intercept",
+	KindHello: "hello", KindTCP: "tcp", KindUDP: "udp", KindDNS: "dns", KindControl: "control", KindWatch: "watch", KindIntercept: "intercept", KindEcho: "echo",
 }
 
 // String returns the kind's name.
@@ -79,19 +80,44 @@ func AppendTCP(b []byte, h FlowHeader) []byte { return appendFlow(b, KindTCP, h)
 // AppendUDP appends an OPEN payload of KindUDP.
 func AppendUDP(b []byte, h FlowHeader) []byte { return appendFlow(b, KindUDP, h) }
 
+// AppendEcho appends an OPEN payload of KindEcho; the ports mean nothing and are sent as 0.
+func AppendEcho(b []byte, src, dst netip.Addr) []byte {
+	return appendFlow(b, KindEcho, FlowHeader{Src: netip.AddrPortFrom(src, 0), Dst: netip.AddrPortFrom(dst, 0)})
+}
+
 func appendFlow(b []byte, k Kind, h FlowHeader) []byte {
 	return appendAddrPort(appendAddrPort(append(b, byte(k)), h.Src), h.Dst)
 }
 
-// ParseFlow reads an OPEN payload of KindTCP or KindUDP.
+// ParseFlow reads an OPEN payload of KindTCP, KindUDP or KindEcho.
 func ParseFlow(p []byte) (FlowHeader, error) {
 	d := decoder{p: p}
-	d.kind(KindTCP, KindUDP)
+	d.kind(KindTCP, KindUDP, KindEcho)
 	h := FlowHeader{Src: d.addrPort(), Dst: d.addrPort()}
-	if d.err == nil && !h.Dst.IsValid() {
+	switch {
+	case d.err != nil:
+	case !h.Dst.IsValid():
 		d.fail("flow without destination")
+	case Kind(p[0]) == KindEcho && h.Src.Port()|h.Dst.Port() != 0:
+		d.fail("echo with ports")
 	}
 	return h, d.end()
+}
+
+// EchoHeaderLen is what precedes the data in a message of KindEcho: the sequence number.
+const EchoHeaderLen = 2
+
+// AppendEchoMessage appends a message of KindEcho.
+func AppendEchoMessage(b []byte, seq uint16, data []byte) []byte {
+	return append(binary.BigEndian.AppendUint16(b, seq), data...)
+}
+
+// ParseEchoMessage reads a message of KindEcho; data is a part of p.
+func ParseEchoMessage(p []byte) (seq uint16, data []byte, err error) {
+	if len(p) < EchoHeaderLen {
+		return 0, nil, violation("echo of %d bytes", len(p))
+	}
+	return binary.BigEndian.Uint16(p), p[EchoHeaderLen:], nil
 }
 
 // AppendIntercept appends an OPEN payload of KindIntercept.

@@ -73,6 +73,8 @@ func vectors() []struct {
 		{"header dns", AppendDNS(nil, []byte("\x12\x34\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00\x01a\x00\x00\x01\x00\x01"))},
 		{"header control", AppendControl(nil, ControlHeader{"session.get", []byte(`{"uid":"6f1c"}`)})},
 		{"header watch", AppendWatch(nil, ControlHeader{"services", nil})},
+		{"header echo", AppendEcho(nil, v4.Addr(), v6.Addr())},
+		{"message echo", AppendEchoMessage(nil, 7, []byte("ping"))},
 		{"header intercept", AppendIntercept(nil, InterceptHeader{Intercept: "7a0e", Proto: ProtoTCP, Src: v4, Dst: v6, Port: 8080})},
 	}
 }
@@ -129,6 +131,12 @@ func TestHeadersRoundTrip(t *testing.T) {
 	if got, err := ParseFlow(AppendTCP(nil, mapped)); err != nil || got.Dst != v4 {
 		t.Error(got, err)
 	}
+	if got, err := ParseFlow(AppendEcho(nil, v4.Addr(), v6.Addr())); err != nil || got.Src.Addr() != v4.Addr() || got.Dst.Addr() != v6.Addr() {
+		t.Error(got, err)
+	}
+	if seq, data, err := ParseEchoMessage(AppendEchoMessage(nil, 9, []byte("x"))); err != nil || seq != 9 || string(data) != "x" {
+		t.Error(seq, data, err)
+	}
 	zone := FlowHeader{Dst: netip.MustParseAddrPort("[fe80::1%eth0]:1")}
 	if got, err := ParseFlow(AppendTCP(nil, zone)); err != nil || got.Dst.Addr().Zone() != "" {
 		t.Error(got, err)
@@ -157,11 +165,12 @@ func TestMalformedHeaders(t *testing.T) {
 	flow := AppendTCP(nil, FlowHeader{v4, v6})
 	long := strings.Repeat("x", MaxMethod+1)
 	parse := map[string]func([]byte) error{
-		"flow":      func(b []byte) error { _, err := ParseFlow(b); return err },
-		"intercept": func(b []byte) error { _, err := ParseIntercept(b); return err },
-		"control":   func(b []byte) error { _, err := ParseControl(b); return err },
-		"dns":       func(b []byte) error { _, err := ParseDNS(b); return err },
-		"hello":     func(b []byte) error { _, err := ParseHello(b); return err },
+		"flow":         func(b []byte) error { _, err := ParseFlow(b); return err },
+		"intercept":    func(b []byte) error { _, err := ParseIntercept(b); return err },
+		"echo message": func(b []byte) error { _, _, err := ParseEchoMessage(b); return err },
+		"control":      func(b []byte) error { _, err := ParseControl(b); return err },
+		"dns":          func(b []byte) error { _, err := ParseDNS(b); return err },
+		"hello":        func(b []byte) error { _, err := ParseHello(b); return err },
 	}
 	for _, tt := range []struct {
 		parser, name string
@@ -175,6 +184,8 @@ func TestMalformedHeaders(t *testing.T) {
 		{"flow", "address of 5 bytes", []byte{2, 5, 1, 2, 3, 4, 5, 0, 1}},
 		{"flow", "no destination", AppendTCP(nil, FlowHeader{Src: v4})},
 		{"flow", "mapped", append([]byte{2, 0, 16, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 1, 2, 3, 4}, 0, 1)},
+		{"flow", "echo with a port", append([]byte{byte(KindEcho)}, flow[1:]...)},
+		{"echo message", "too short", []byte{1}},
 		{"intercept", "protocol 1", AppendIntercept(nil, InterceptHeader{Intercept: "u", Proto: 1})},
 		{"intercept", "no UID", AppendIntercept(nil, InterceptHeader{Proto: 6})},
 		{"intercept", "long UID", AppendIntercept(nil, InterceptHeader{Intercept: long, Proto: 6})},
@@ -260,7 +271,7 @@ func TestProtocolDoc(t *testing.T) {
 	for i := TypeOpen; i <= TypeGoAway; i++ {
 		row(int(i), i.String())
 	}
-	for k := KindHello; k <= KindIntercept; k++ {
+	for k := KindHello; k <= KindEcho; k++ {
 		row(int(k), k.String())
 	}
 	for c := CodeNone; c <= CodeCanceled; c++ {

@@ -1,0 +1,31 @@
+// Command probe is both ends of the end-to-end tests of the data path: a server for a pod, and the checks that are run against it.
+package main
+
+import (
+	"fmt"
+	"os"
+	"strconv"
+)
+
+func main() {
+	var err error
+	switch args := os.Args[1:]; {
+	case len(args) == 1 && args[0] == "serve":
+		err = serve()
+	case len(args) == 2 && args[0] == "check": // ADDRESS: every check, side by side
+		err = check(args[1])
+	case len(args) == 2 && args[0] == "dial": // HOST:PORT: one word on how connect(2) ends
+		fmt.Println(dialResult(args[1]))
+	case len(args) == 3 && args[0] == "hold": // HOST:PORT COUNT: that many connections at once, until standard input ends
+		var n int
+		if n, err = strconv.Atoi(args[2]); err == nil {
+			err = hold(args[1], n)
+		}
+	default:
+		err = fmt.Errorf("usage: probe serve | check ADDRESS | dial HOST:PORT | hold HOST:PORT COUNT")
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "probe:", err)
+		os.Exit(1)
+	}
+}
