@@ -50,8 +50,10 @@ func TestIdentity(t *testing.T) {
 			"agents' port speaks no HTTP": "curl -s -m 3 http://" + ip + ":8082/; test $? -ne 0",
 			"a TLS client without a key":  "timeout 5 openssl s_client -connect " + ip + ":8082 </dev/null 2>/dev/null | grep 'no peer certificate available'",
 		} {
-			if out, err := c.lab("node", "exec", "--", "sh", "-c", line); err != nil {
-				t.Errorf("%s: %v\n%s", name, err, out)
+			for from, enter := range map[string]string{"the node": "", "a pod": "nsenter -n -t $(pgrep -o -f dataprocessingservice) "} {
+				if out, err := c.lab("node", "exec", "--", "sh", "-c", enter+"sh -c '"+strings.ReplaceAll(line, "'", `'\''`)+"'"); err != nil {
+					t.Errorf("%s, from %s: %v\n%s", name, from, err, out)
+				}
 			}
 		}
 		if n := len(c.sessions(t)); n != 1 {

@@ -277,6 +277,7 @@ func TestPolicy(t *testing.T) {
 	t.Run("revoke", w.revoke)
 	t.Run("manager", w.managers)
 	t.Run("garbage collector", w.collector)
+	t.Run("reach", w.reach)
 	t.Run("users have what they need and no more", w.users)
 	t.Run("namespace goes away", w.namespaceGoes)
 	t.Run("back without the policy", func(t *testing.T) {
@@ -348,7 +349,13 @@ func (w *policyWorld) wipe(t *testing.T) {
 
 // typed asks the API server what its type checker says about the expressions.
 func (w *policyWorld) typed(t *testing.T) {
-	for _, name := range []string{"doppel-identity-sessions", "doppel-identity-intercepts"} {
+	w.apply(t, "policy-reach.yaml")
+	defer w.remove(t, "policy-reach.yaml")
+	names := []string{"doppel-identity-sessions", "doppel-identity-intercepts"}
+	for part := range 8 {
+		names = append(names, fmt.Sprintf("doppel-reach-%d", part))
+	}
+	for _, name := range names {
 		eventually(t, 30*time.Second, func() error {
 			p, err := w.dyn.Resource(policiesGVR).Get(t.Context(), name, metav1.GetOptions{})
 			if err != nil {

@@ -29,10 +29,31 @@ type SessionSpec struct {
 	Key string `json:"key"`
 	// Namespace is the namespace the laptop is connected to (single-label names are looked up there).
 	Namespace string `json:"namespace,omitempty"`
+	// Reach is what the laptop may reach through the manager. The admission policy checks it against its creator's rights, at creation
+	// and at each renewal.
+	Reach Reach `json:"reach,omitempty"`
 	// Client describes the laptop for people: product and version, host name.
 	Client string `json:"client,omitempty"`
 	// RenewTime is set at creation and renewed by the laptop; two missed renewals end the session.
 	RenewTime metav1.MicroTime `json:"renewTime"`
+}
+
+// MaxReach is how many namespaces a session can name. It is what the chart's policies have room for: the API server allows an expression
+// two checks of rights, and a policy 28 in all.
+const MaxReach = 208
+
+// ReachAll in Reach.Namespaces, alone, stands for the whole cluster and whatever lies beyond it.
+const ReachAll = "*"
+
+// Reach is a part of a cluster's network.
+type Reach struct {
+	// Namespaces are those whose pods and services are wanted, for which their user needs the right to connect to
+	// networks.doppel.dev. "*" alone is the whole cluster and whatever lies beyond, and needs that right in the whole cluster.
+	// +kubebuilder:validation:MaxItems=208
+	Namespaces []string `json:"namespaces,omitempty"`
+	// Outside is what belongs to no namespace: nodes, addresses and names beyond the cluster. It needs the right to connect to
+	// outside.doppel.dev.
+	Outside bool `json:"outside,omitempty"`
 }
 
 // SessionState says where a session stands.

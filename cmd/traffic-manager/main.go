@@ -24,9 +24,9 @@ func main() {
 }
 
 func run() error {
-	log, _ := xlog.New(os.Stderr, "traffic-manager")
+	log, level := xlog.New(os.Stderr, "traffic-manager")
 	cfg := manager.Config{
-		Log: log, PodName: os.Getenv("POD_NAME"),
+		Log: log, Level: level, PodName: os.Getenv("POD_NAME"),
 		AgentPullPolicy: os.Getenv("DOPPEL_AGENT_PULL_POLICY"), AgentLogLevel: os.Getenv("DOPPEL_AGENT_LOG_LEVEL"),
 		AgentResources: os.Getenv("DOPPEL_AGENT_RESOURCES"), Namespaces: os.Getenv("DOPPEL_NAMESPACES"),
 	}
@@ -35,6 +35,7 @@ func run() error {
 	flag.StringVar(&cfg.AgentImage, "agent-image", "", "image of the traffic-agent that is injected")
 	flag.DurationVar(&cfg.RenewInterval, "renew-interval", 0, "how often laptops renew their session (10m)")
 	flag.DurationVar(&cfg.LostGrace, "lost-grace", 0, "how long a session outlives its tunnel (30s)")
+	flag.BoolVar(&cfg.CheckReach, "check-reach", true, "let sessions get to the namespaces on their object only")
 	version := flag.Bool("version", false, "print the version and exit")
 	flag.Parse()
 	if *version {

@@ -2,6 +2,7 @@ package chart
 
 import (
 	"flag"
+	"fmt"
 	"io/fs"
 	"os"
 	"os/exec"
@@ -19,6 +20,7 @@ import (
 	"k8s.io/client-go/kubernetes/scheme"
 	"sigs.k8s.io/yaml"
 
+	"github.com/doppel-dev/doppel/api/v1alpha1"
 	doppel "github.com/doppel-dev/doppel/charts/doppel"
 	"github.com/doppel-dev/doppel/internal/buildinfo"
 	"github.com/doppel-dev/doppel/internal/uerr"
@@ -149,7 +151,7 @@ func TestObjects(t *testing.T) {
 	}
 	wantArgs := []string{
 		"--namespace=$(POD_NAMESPACE)", "--pod-ip=$(POD_IP)",
-		"--agent-image=ghcr.io/doppel-dev/traffic-agent:" + buildinfo.Version, "--renew-interval=10m", "--lost-grace=30s",
+		"--agent-image=ghcr.io/doppel-dev/traffic-agent:" + buildinfo.Version, "--renew-interval=10m", "--lost-grace=30s", "--check-reach=true",
 	}
 	if diff := cmp.Diff(wantArgs, c.Args); diff != "" {
 		t.Error(diff)
@@ -196,6 +198,27 @@ func TestObjects(t *testing.T) {
 		b := get[*admission.ValidatingAdmissionPolicyBinding](t, objs, "ValidatingAdmissionPolicyBinding /doppel-identity-"+kind)
 		if b.Spec.PolicyName != p.Name || !slices.Equal(b.Spec.ValidationActions, []admission.ValidationAction{admission.Deny}) {
 			t.Errorf("binding %+v", b.Spec)
+		}
+	}
+	checks := 0
+	for part := range 8 {
+		p := get[*admission.ValidatingAdmissionPolicy](t, objs, fmt.Sprintf("ValidatingAdmissionPolicy /doppel-reach-%d", part))
+		if *p.Spec.FailurePolicy != admission.Fail {
+			t.Errorf("%s: failure policy %s", p.Name, *p.Spec.FailurePolicy)
+		}
+		for i := range v1alpha1.MaxReach {
+			for _, v := range p.Spec.Validations {
+				checks += strings.Count(v.Expression, fmt.Sprintf("namespace(variables.ns[%d])", i))
+			}
+		}
+		get[*admission.ValidatingAdmissionPolicyBinding](t, objs, "ValidatingAdmissionPolicyBinding /"+p.Name)
+	}
+	if checks != v1alpha1.MaxReach {
+		t.Errorf("%d namespaces of a session's reach are checked, %d may be named", checks, v1alpha1.MaxReach)
+	}
+	for key := range objects(t, Options{Set: []string{"reach.check=false"}}) {
+		if strings.Contains(key, "doppel-reach-") {
+			t.Errorf("%s although reach is not checked", key)
 		}
 	}
 	if _, ok := objs["PodDisruptionBudget doppel/traffic-manager"]; ok {

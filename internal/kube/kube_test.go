@@ -295,7 +295,7 @@ func TestManager(t *testing.T) {
 				}
 				return
 			}
-			if want := (ManagerInfo{"sha256:k", "1.0", 1}); err != nil || m != want {
+			if want := (ManagerInfo{"sha256:k", "1.0", 1, false}); err != nil || m != want {
 				t.Errorf("%+v, %v", m, err)
 			}
 		})

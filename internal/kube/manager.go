@@ -28,7 +28,8 @@ var ErrNoManager = errors.New("no traffic-manager")
 type ManagerInfo struct {
 	Key      string // fingerprint of its tunnel key
 	Version  string
-	Protocol int // version of the tunnel protocol it speaks
+	Protocol int  // version of the tunnel protocol it speaks
+	ReachAll bool // it lets every session get to the whole cluster
 }
 
 // Manager reads the manager's ConfigMap.
@@ -54,7 +55,7 @@ func (c *Cluster) Manager(ctx context.Context, ns string) (ManagerInfo, error) {
 	if err != nil {
 		return ManagerInfo{}, uerr.Wrap(err, uerr.Cluster, "install it again with: doppel helm upgrade", "ConfigMap %s/%s", ns, managerName)
 	}
-	return ManagerInfo{Key: cm.Data["key"], Version: cm.Data["version"], Protocol: protocol}, nil
+	return ManagerInfo{Key: cm.Data["key"], Version: cm.Data["version"], Protocol: protocol, ReachAll: cm.Data["reach"] == "all"}, nil
 }
 
 // Attach opens the way in: the API server's service proxy with an HTTP Upgrade (D1).
@@ -142,6 +143,15 @@ func (c *Cluster) Intercepts(ctx context.Context, ns string) ([]v1alpha1.Interce
 	var list v1alpha1.InterceptList
 	err := c.resources.Get().NamespaceIfScoped(ns, ns != "").Resource("intercepts").Do(ctx).Into(&list)
 	return list.Items, c.explain(err, "list intercepts")
+}
+
+// Sessions lists the sessions; only administrators may.
+func (c *Cluster) Sessions(ctx context.Context, managerNS string) ([]v1alpha1.Session, error) {
+	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
+	defer cancel()
+	var list v1alpha1.SessionList
+	err := c.resources.Get().Namespace(managerNS).Resource("sessions").Do(ctx).Into(&list)
+	return list.Items, c.explain(err, "list sessions")
 }
 
 func (c *Cluster) remove(ctx context.Context, resource, ns, name string, uid types.UID, doing string) error {

@@ -13,6 +13,7 @@ const (
 	MethodList      = "list"
 	MethodIntercept = "intercept"
 	MethodLeave     = "leave"
+	MethodLogLevel  = "loglevel"
 )
 
 // Empty is a request or result without content.
@@ -54,9 +55,32 @@ type Session struct {
 	UID              string      `json:"uid"`
 	ManagerNamespace string      `json:"managerNamespace"`
 	ManagerVersion   string      `json:"managerVersion"`
-	Tunnel           string      `json:"tunnel"` // up, or why it is down
+	Tunnel           string      `json:"tunnel"`              // up, or why it is down
+	LatencyMS        float64     `json:"latencyMS,omitempty"` // a ping through the tunnel and back; 0 while there is none
+	Reach            Reach       `json:"reach"`
+	Flows            *Flows      `json:"flows,omitempty"`
 	Problems         []string    `json:"problems,omitempty"`
 	Intercepts       []Intercept `json:"intercepts"`
+}
+
+// Reach is what a session gets to: "*" stands for the whole cluster and whatever lies beyond.
+type Reach struct {
+	Namespaces []string `json:"namespaces"`
+	Outside    bool     `json:"outside,omitempty"` // nodes, addresses and names beyond the cluster
+}
+
+// Flows counts what went through the tunnel since the connect; up is from the laptop to the cluster.
+type Flows struct {
+	TCPOpen   int    `json:"tcpOpen"`
+	UDPOpen   int    `json:"udpOpen"`
+	Total     uint64 `json:"total"` // TCP and UDP, open or ended
+	UpBytes   uint64 `json:"upBytes"`
+	DownBytes uint64 `json:"downBytes"`
+
+	DNSQueries uint64 `json:"dnsQueries"` // that programs of the laptop asked
+	DNSCluster uint64 `json:"dnsCluster"` // of these for the cluster's names
+	DNSCached  uint64 `json:"dnsCached"`  // answered from the cache
+	DNSFailed  uint64 `json:"dnsFailed"`
 }
 
 // RootStatus is what the root daemon has set on this machine.
@@ -118,6 +142,12 @@ type Intercept struct {
 // LeaveRequest ends an intercept.
 type LeaveRequest struct {
 	Name string `json:"name"`
+}
+
+// LogLevelRequest changes the log level of the daemons.
+type LogLevelRequest struct {
+	Level string        `json:"level"` // error, warn, info or debug; "" is the one that they were started with
+	For   time.Duration `json:"for"`   // 0: until it is changed again
 }
 
 // QuitRequest ends the session, and with Stop both daemons.

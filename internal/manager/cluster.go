@@ -165,16 +165,18 @@ func sortPrefixes(ps []netip.Prefix) {
 	})
 }
 
-// watch sends the information at the start and whenever it changes.
-func (c *clusterInfo) watch(ctx context.Context, send func(any) error) error {
+// watch sends what is within reach at the start and whenever it changes.
+func (c *clusterInfo) watch(ctx context.Context, to reach, send func(any) error) error {
+	var last control.Cluster
 	for {
 		c.mu.Lock()
 		cur, next := c.current, c.next
 		c.mu.Unlock()
-		if cur.Services != nil {
+		if cur = to.cluster(cur); cur.Services != nil && !reflect.DeepEqual(cur, last) {
 			if err := send(cur); err != nil {
 				return err
 			}
+			last = cur
 		}
 		select {
 		case <-ctx.Done():

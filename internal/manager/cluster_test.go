@@ -96,7 +96,7 @@ func TestClusterWatch(t *testing.T) {
 	got := make(chan control.Cluster)
 	done := make(chan error, 1)
 	go func() {
-		done <- w.cluster.watch(ctx, func(v any) error { got <- v.(control.Cluster); return nil })
+		done <- w.cluster.watch(ctx, reach{all: true}, func(v any) error { got <- v.(control.Cluster); return nil })
 	}()
 	refresh := func() {
 		if err := w.cluster.refresh(t.Context()); err != nil {
@@ -118,7 +118,7 @@ func TestClusterWatch(t *testing.T) {
 		t.Error(err)
 	}
 	gone := errors.New("the laptop is gone")
-	if err := w.cluster.watch(t.Context(), func(any) error { return gone }); !errors.Is(err, gone) {
+	if err := w.cluster.watch(t.Context(), reach{all: true}, func(any) error { return gone }); !errors.Is(err, gone) {
 		t.Errorf("got %v", err)
 	}
 }

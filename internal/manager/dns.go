@@ -33,17 +33,27 @@ func newDNSForwarder(resolvConf string) (*dnsForwarder, error) {
 	return f, nil
 }
 
-// query asks over UDP and, if the answer was truncated, again over TCP: the tunnel has room for it.
-func (f *dnsForwarder) query(ctx context.Context, msg []byte) ([]byte, error) {
+// answer is query for one session: names out of its reach do not exist.
+func (m *Manager) answer(ctx context.Context, r reach, msg []byte) ([]byte, error) {
 	var q dns.Msg
 	if err := q.Unpack(msg); err != nil {
 		return nil, fmt.Errorf("DNS question: %w", err)
 	}
+	if ok, err := r.question(ctx, m.ctrl.GetClient(), m.cluster.domain, &q); err != nil {
+		return nil, err
+	} else if !ok {
+		return unknown(&q)
+	}
+	return m.dns.query(ctx, &q)
+}
+
+// query asks over UDP and, if the answer was truncated, again over TCP: the tunnel has room for it.
+func (f *dnsForwarder) query(ctx context.Context, q *dns.Msg) ([]byte, error) {
 	var errs []error
 	for _, s := range f.servers {
 		for _, network := range []string{"udp", "tcp"} {
 			c := dns.Client{Net: network, Timeout: dnsTimeout}
-			a, _, err := c.ExchangeContext(ctx, &q, s)
+			a, _, err := c.ExchangeContext(ctx, q, s)
 			if err != nil {
 				errs = append(errs, err)
 				break

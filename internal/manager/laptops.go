@@ -310,16 +310,16 @@ func (l *laptops) drop(uid types.UID) {
 
 // handlers is what a laptop may ask for.
 func (l *laptops) handlers(sess *v1alpha1.Session) tunnel.Handlers {
-	d := &net.Dialer{Timeout: dialTimeout}
+	to := l.m.reachOf(sess)
+	dial := func(r *mux.Request, h wire.FlowHeader) { l.serveDial(r, h, to) }
 	return tunnel.Handlers{
-		TCP:  func(r *mux.Request, h wire.FlowHeader) { serveDial(r, h, d) },
-		UDP:  func(r *mux.Request, h wire.FlowHeader) { serveDial(r, h, d) },
-		Echo: func(r *mux.Request, h wire.FlowHeader) { serveEcho(r, h) },
-		DNS:  l.m.dns.query,
+		TCP: dial, UDP: dial,
+		Echo: func(r *mux.Request, h wire.FlowHeader) { l.serveEcho(r, h, to) },
+		DNS:  func(ctx context.Context, msg []byte) ([]byte, error) { return l.m.answer(ctx, to, msg) },
 		Watch: func(ctx context.Context, method string, _ []byte, send func(any) error) error {
 			switch method {
 			case control.LaptopCluster:
-				return l.m.cluster.watch(ctx, send)
+				return l.m.cluster.watch(ctx, to, send)
 			case control.LaptopIntercepts:
 				return l.m.watchIntercepts(ctx, sess.UID, send)
 			}
@@ -331,20 +331,32 @@ func (l *laptops) handlers(sess *v1alpha1.Session) tunnel.Handlers {
 // dialTimeout is how long a laptop's SYN may wait for the cluster; the laptop's own TCP gives up later than that.
 const dialTimeout = 10 * time.Second
 
-func serveEcho(r *mux.Request, h wire.FlowHeader) {
-	if !mayDial(h.Dst) {
-		_ = r.Reject(wire.CodeUnreachable, "not an address of the cluster")
-		return
+func (l *laptops) serveEcho(r *mux.Request, h wire.FlowHeader, to reach) {
+	if l.admit(r, h, to) {
+		_ = tunnel.ServeEcho(r, h)
 	}
-	_ = tunnel.ServeEcho(r, h)
 }
 
-func serveDial(r *mux.Request, h wire.FlowHeader, d *net.Dialer) {
+func (l *laptops) serveDial(r *mux.Request, h wire.FlowHeader, to reach) {
+	if l.admit(r, h, to) {
+		_ = tunnel.ServeDial(r, h, &net.Dialer{Timeout: dialTimeout}) // how a flow ended is between its two ends
+	}
+}
+
+// admit says whether the flow may go where it wants, or rejects it.
+func (l *laptops) admit(r *mux.Request, h wire.FlowHeader, to reach) bool {
 	if !mayDial(h.Dst) {
 		_ = r.Reject(wire.CodeUnreachable, "not an address of the cluster")
-		return
+		return false
 	}
-	_ = tunnel.ServeDial(r, h, d) // how a flow ended is between its two ends
+	ok, err := to.address(r.Context(), l.m.ctrl.GetClient(), h.Dst.Addr())
+	switch {
+	case err != nil:
+		_ = r.Reject(wire.CodeInternal, err.Error())
+	case !ok:
+		_ = r.Reject(wire.CodeUnreachable, "out of this session's reach")
+	}
+	return ok && err == nil
 }
 
 // sessionByUID looks in the cache, and asks the API server when the cache does not know the session yet.

@@ -14,7 +14,9 @@ import (
 
 	"github.com/go-logr/logr"
 	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/runtime"
 	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
 	"k8s.io/client-go/rest"
@@ -27,6 +29,7 @@ import (
 	"github.com/doppel-dev/doppel/api/v1alpha1"
 	"github.com/doppel-dev/doppel/internal/flow"
 	"github.com/doppel-dev/doppel/internal/tunnel"
+	"github.com/doppel-dev/doppel/internal/xlog"
 )
 
 // Config is what a manager is started with. Zero values mean the defaults written at each field.
@@ -42,12 +45,14 @@ type Config struct {
 	Namespaces      string        // comma-separated: where workloads may be intercepted; empty: everywhere
 	RenewInterval   time.Duration // how often laptops renew (10 min); two missed renewals end a session
 	LostGrace       time.Duration // how long a session outlives its tunnel (30 s)
+	CheckReach      bool          // sessions get to the namespaces on their object only
 	APIAddr         string        // attach and webhook (":10250")
 	AgentsAddr      string        // agents (":8082")
 	HealthAddr      string        // metrics and health (":8081")
 	ResolvConf      string        // where the cluster's DNS is found ("/etc/resolv.conf")
 	Kube            *rest.Config  // required
 	Log             *slog.Logger  // required
+	Level           *xlog.Level   // Log's, changed by the ConfigMap traffic-manager-logging; nil: it is not
 }
 
 func (c *Config) complete() error {
@@ -93,6 +98,7 @@ type Manager struct {
 	engaged   *engagements
 	cluster   *clusterInfo
 	dns       *dnsForwarder
+	logging   *logging
 	watchers  watchers
 	noEcho    error                        // why this pod cannot ping for laptops; nil: it can
 	allowed   []string                     // namespaces; empty: all
@@ -124,6 +130,11 @@ func New(ctx context.Context, cfg Config) (*Manager, error) {
 		return nil, err
 	}
 	m.noEcho = flow.EchoAllowed()
+	if cfg.CheckReach {
+		if err := indexIPs(ctx, cm.GetFieldIndexer()); err != nil {
+			return nil, err
+		}
+	}
 	return m, m.setupControllers(ctx)
 }
 
@@ -142,9 +153,10 @@ func assemble(ctx context.Context, cfg Config, cm ctrl.Manager) (_ *Manager, err
 	if m.identity, err = ensureIdentity(ctx, cm, cfg); err != nil {
 		return nil, err
 	}
-	m.policy = newPolicyProbe(cm, cfg.Namespace, cfg.Log, m.notifyIntercepts)
+	m.policy = newPolicyProbe(cm, cfg, m.notifyIntercepts)
 	m.engaged = newEngagements()
 	m.agents = newAgents(m)
+	m.logging = &logging{client: cm.GetAPIReader(), namespace: cfg.Namespace, level: cfg.Level, log: cfg.Log, onChange: m.agents.pushAll}
 	m.laptops = newLaptops(m)
 	m.cluster = newClusterInfo(cm.GetClient(), cm.GetCache(), clusterDomain(cfg.ResolvConf), cfg.Log)
 	if m.dns, err = newDNSForwarder(cfg.ResolvConf); err != nil {
@@ -155,22 +167,31 @@ func assemble(ctx context.Context, cfg Config, cm ctrl.Manager) (_ *Manager, err
 
 // cacheOptions keeps the informers small: sessions of one namespace, and no managedFields of anything.
 func cacheOptions(namespace string) cache.Options {
+	byHand, err := labels.Parse(handmade)
+	if err != nil {
+		panic(err) // a constant
+	}
 	return cache.Options{
 		DefaultTransform: cache.TransformStripManagedFields(),
 		ByObject: map[client.Object]cache.ByObject{
 			&v1alpha1.Session{}: {Namespaces: map[string]cache.Config{namespace: {}}},
 			&corev1.Node{}:      {Transform: pruneNode},
 			&corev1.Service{}:   {Transform: pruneService},
+			&corev1.Pod{}:       {Transform: prunePod},
+
+			&discoveryv1.EndpointSlice{}: {Label: byHand},
 		},
 	}
 }
 
-// pruneNode and pruneService keep what we read; a large cluster's nodes and services are otherwise megabytes of labels and status.
+// pruneNode, pruneService and prunePod keep what we read through the cache; a large cluster's objects are otherwise megabytes of
+// labels, containers and status. Pods are looked up by address only (see owners); whoever needs more of one asks the API server.
 func pruneNode(o any) (any, error) {
 	if n, ok := o.(*corev1.Node); ok {
 		return &corev1.Node{
 			TypeMeta: n.TypeMeta, ObjectMeta: pruneMeta(n),
-			Spec: corev1.NodeSpec{PodCIDR: n.Spec.PodCIDR, PodCIDRs: n.Spec.PodCIDRs},
+			Spec:   corev1.NodeSpec{PodCIDR: n.Spec.PodCIDR, PodCIDRs: n.Spec.PodCIDRs},
+			Status: corev1.NodeStatus{Addresses: n.Status.Addresses},
 		}, nil
 	}
 	return o, nil
@@ -185,6 +206,16 @@ func pruneService(o any) (any, error) {
 		return &corev1.Service{
 			TypeMeta: s.TypeMeta, ObjectMeta: pruneMeta(s),
 			Spec: corev1.ServiceSpec{Selector: s.Spec.Selector, Ports: s.Spec.Ports, ClusterIP: s.Spec.ClusterIP, ClusterIPs: s.Spec.ClusterIPs, Type: s.Spec.Type},
+		}, nil
+	}
+	return o, nil
+}
+
+func prunePod(o any) (any, error) {
+	if p, ok := o.(*corev1.Pod); ok {
+		return &corev1.Pod{
+			TypeMeta: p.TypeMeta, ObjectMeta: pruneMeta(p), Spec: corev1.PodSpec{HostNetwork: p.Spec.HostNetwork},
+			Status: corev1.PodStatus{Phase: p.Status.Phase, PodIPs: p.Status.PodIPs},
 		}, nil
 	}
 	return o, nil
@@ -216,6 +247,7 @@ func (m *Manager) Run(ctx context.Context) error {
 		add("cluster info", m.cluster.run),
 		add("leases", m.laptops.runLeases),
 		add("webhook certificate", m.publishCABundle),
+		add("log level", m.logging.run),
 	)
 	if err != nil {
 		return errors.Join(err, api.Close(), agentsL.Close())

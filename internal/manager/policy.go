@@ -20,11 +20,14 @@ import (
 // policyInterval is how often the manager tries a forged session.
 const policyInterval = time.Minute
 
-// policyPrefix begins the names of our admission policies; the API server's refusal says which one it was.
-const policyPrefix = "ValidatingAdmissionPolicy 'doppel-identity-"
+// policyRule is one of our admission policies: what begins its name, which the API server's refusal says, and words from the message of the
+// rule that matters; a policy that lost it refuses the probe for another reason at most.
+type policyRule struct{ policy, message string }
 
-// policyRule is from the message of the rule that matters; a policy that lost it refuses the probe for another reason at most.
-const policyRule = "must be the name by which this cluster knows you"
+var (
+	identityRule = policyRule{"ValidatingAdmissionPolicy 'doppel-identity-", "must be the name by which this cluster knows you"}
+	reachRule    = policyRule{"ValidatingAdmissionPolicy 'doppel-reach-", "needs the right to connect to networks.doppel.dev there"}
+)
 
 // policyGrace is how long a manager that has just started waits for the policy before it says that it is ready all the same:
 // laptops shall hear then why they are refused.
@@ -39,10 +42,11 @@ var errNoPolicy = errors.New("the admission policy is not in force")
 // policyProbe knows whether the admission policy that ties objects to their creator is in force (D2).
 // It tries what the policy forbids, as a dry run; without the policy no new session is accepted.
 type policyProbe struct {
-	client    client.Client
-	namespace string
-	log       *slog.Logger
-	onChange  func() // called when the policy came into force or left it
+	client     client.Client
+	namespace  string
+	checkReach bool
+	log        *slog.Logger
+	onChange   func() // called when the policy came into force or left it
 
 	mu sync.Mutex
 	// guarded by mu
@@ -51,8 +55,11 @@ type policyProbe struct {
 	seen    bool // the policy has been in force
 }
 
-func newPolicyProbe(cm ctrl.Manager, namespace string, log *slog.Logger, onChange func()) *policyProbe {
-	return &policyProbe{client: cm.GetClient(), namespace: namespace, log: log, onChange: onChange, err: fmt.Errorf("the admission policy has not been checked yet")}
+func newPolicyProbe(cm ctrl.Manager, cfg Config, onChange func()) *policyProbe {
+	return &policyProbe{
+		client: cm.GetClient(), namespace: cfg.Namespace, checkReach: cfg.CheckReach, log: cfg.Log, onChange: onChange,
+		err: fmt.Errorf("the admission policy has not been checked yet"),
+	}
 }
 
 func (p *policyProbe) run(ctx context.Context) error {
@@ -77,19 +84,21 @@ func (p *policyProbe) run(ctx context.Context) error {
 	}
 }
 
-// check tries both forged objects and remembers the outcome.
+// check tries what the policies forbid and remembers the outcome.
 func (p *policyProbe) check(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
-	err := p.refused(ctx, &v1alpha1.Session{
-		ObjectMeta: metav1.ObjectMeta{Namespace: p.namespace, GenerateName: "policy-probe-"},
-		Spec:       v1alpha1.SessionSpec{User: forgedUser, Key: "sha256:probe", RenewTime: metav1.NowMicro()},
-	})
+	err := p.refused(ctx, p.session(forgedUser), identityRule)
 	if err == nil {
 		err = p.refused(ctx, &v1alpha1.Intercept{
 			ObjectMeta: metav1.ObjectMeta{Namespace: p.namespace, GenerateName: "policy-probe-"},
 			Spec:       v1alpha1.InterceptSpec{User: forgedUser, Session: "probe", Name: "probe", Workload: v1alpha1.WorkloadRef{Kind: "Deployment", Name: "probe"}},
-		})
+		}, identityRule)
+	}
+	if err == nil && p.checkReach { // the manager itself has the right to connect to nothing
+		greedy := p.session("system:serviceaccount:" + p.namespace + ":" + objectName)
+		greedy.Spec.Reach.Namespaces = []string{p.namespace}
+		err = p.refused(ctx, greedy, reachRule)
 	}
 	p.mu.Lock()
 	changed := (p.err == nil) != (err == nil)
@@ -101,13 +110,20 @@ func (p *policyProbe) check(ctx context.Context) error {
 	return err
 }
 
-// refused is nil if the API server refuses the forged object.
-func (p *policyProbe) refused(ctx context.Context, o client.Object) error {
+func (p *policyProbe) session(user string) *v1alpha1.Session {
+	return &v1alpha1.Session{
+		ObjectMeta: metav1.ObjectMeta{Namespace: p.namespace, GenerateName: "policy-probe-"},
+		Spec:       v1alpha1.SessionSpec{User: user, Key: "sha256:probe", RenewTime: metav1.NowMicro()},
+	}
+}
+
+// refused is nil if the API server refuses the forged object by the rule.
+func (p *policyProbe) refused(ctx context.Context, o client.Object, rule policyRule) error {
 	err := p.client.Create(ctx, o, client.DryRunAll)
 	switch {
 	case err == nil:
 		return fmt.Errorf("%w: a forged %T was accepted", errNoPolicy, o)
-	case (apierrors.IsForbidden(err) || apierrors.IsInvalid(err)) && strings.Contains(err.Error(), policyPrefix) && strings.Contains(err.Error(), policyRule):
+	case (apierrors.IsForbidden(err) || apierrors.IsInvalid(err)) && strings.Contains(err.Error(), rule.policy) && strings.Contains(err.Error(), rule.message):
 		return nil // by the policy itself; a missing right, a quota or another policy says nothing about ours
 	}
 	return fmt.Errorf("check the admission policy: %w", err)

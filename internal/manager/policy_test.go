@@ -63,6 +63,26 @@ func TestPolicyForInterceptsToo(t *testing.T) {
 	}
 }
 
+// Where reach is checked, its policy has to be in force as well.
+func TestPolicyForReach(t *testing.T) {
+	w := newWorld(t)
+	w.policy.checkReach = true
+	for name, tt := range map[string]struct {
+		answer error
+		want   string
+	}{
+		"refused by the policy": {refusedByReach(), ""},
+		"accepted":              {nil, "not in force"},
+		"refused by another":    {refusedByPolicy(), "check the admission policy"},
+	} {
+		w.set(func() { w.reachErr = tt.answer })
+		err := w.policy.check(t.Context())
+		if (err == nil) != (tt.want == "") || err != nil && !strings.Contains(err.Error(), tt.want) {
+			t.Errorf("%s: got %v, want %q", name, err, tt.want)
+		}
+	}
+}
+
 // A result is good for a second; whoever asks later waits for a new one. Changes are told.
 func TestPolicyOK(t *testing.T) {
 	w := newWorld(t)

@@ -56,6 +56,7 @@ type world struct {
 	mu sync.Mutex
 	// guarded by mu
 	policyErr error                                           // what a forged object gets; nil: it is accepted
+	reachErr  error                                           // what a session gets that wants too much; nil: it is accepted
 	tokens    map[string]authenticationv1.TokenReviewStatus   // by token
 	fail      func(verb string, o runtime.Object) (err error) // nil: nothing fails
 	patched   []client.Object
@@ -86,12 +87,16 @@ var (
 // newWorld starts a manager in namespace doppel with the objects in the cluster.
 func newWorld(t *testing.T, objs ...client.Object) *world {
 	t.Helper()
-	w := &world{t: t, policyErr: refusedByPolicy(), tokens: map[string]authenticationv1.TokenReviewStatus{}}
+	w := &world{t: t, policyErr: refusedByPolicy(), reachErr: refusedByReach(), tokens: map[string]authenticationv1.TokenReviewStatus{}}
 	objs = append(objs,
 		&corev1.Secret{ObjectMeta: meta("doppel", objectName)}, &corev1.ConfigMap{ObjectMeta: meta("doppel", objectName)},
 		&corev1.Service{ObjectMeta: meta("doppel", objectName), Spec: corev1.ServiceSpec{ClusterIP: "10.96.0.99"}},
 	)
-	w.kc = fake.NewClientBuilder().WithScheme(scheme()).WithRESTMapper(mapper()).WithObjects(objs...).
+	b := fake.NewClientBuilder()
+	for _, k := range ipIndexes {
+		b = b.WithIndex(k.object, ipIndex, k.ips)
+	}
+	w.kc = b.WithScheme(scheme()).WithRESTMapper(mapper()).WithObjects(objs...).
 		WithStatusSubresource(&v1alpha1.Session{}, &v1alpha1.Intercept{}, &appsv1.Deployment{}, &corev1.Pod{}).
 		WithInterceptorFuncs(w.funcs()).Build()
 	resolvConf := filepath.Join(t.TempDir(), "resolv.conf")
@@ -116,6 +121,11 @@ func newWorld(t *testing.T, objs ...client.Object) *world {
 func refusedByPolicy() error {
 	return apierrors.NewForbidden(schema.GroupResource{Group: "doppel.dev", Resource: "sessions"}, "",
 		errors.New("ValidatingAdmissionPolicy 'doppel-identity-sessions' with binding 'doppel-identity-sessions' denied request: spec.user must be the name by which this cluster knows you"))
+}
+
+func refusedByReach() error {
+	return apierrors.NewForbidden(schema.GroupResource{Group: "doppel.dev", Resource: "sessions"}, "",
+		errors.New("ValidatingAdmissionPolicy 'doppel-reach-0' with binding 'doppel-reach-0' denied request: a namespace in spec.reach.namespaces (number 0 or 1) needs the right to connect to networks.doppel.dev there"))
 }
 
 func refusedByRBAC() error {
@@ -148,6 +158,9 @@ func (w *world) funcs() interceptor.Funcs {
 				return nil
 			}
 			if slices.Contains(opts, client.CreateOption(client.DryRunAll)) {
+				if s, ok := o.(*v1alpha1.Session); ok && s.Spec.User != forgedUser {
+					return w.reachErr
+				}
 				return w.policyErr
 			}
 			return c.Create(ctx, o, opts...)

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"slices"
 	"sync"
 	"time"
 
@@ -103,13 +104,21 @@ func (s *session) introduce(ctx context.Context) error {
 	return s.createObject(context.WithoutCancel(ctx)) // an interrupt must not leave an object that nobody knows of
 }
 
+// createObject creates the Session, with what its user may reach at this moment.
 func (s *session) createObject(ctx context.Context) error {
+	reach := v1alpha1.Reach{Namespaces: []string{v1alpha1.ReachAll}}
+	if !s.manager.ReachAll {
+		var err error
+		if reach, err = s.cluster.Reach(ctx, nil); err != nil {
+			return err
+		}
+	}
 	host, err := os.Hostname()
 	if err != nil {
 		host = "unknown host"
 	}
 	o, err := s.cluster.CreateSession(ctx, s.cfg.managerNS, v1alpha1.SessionSpec{
-		User: s.user, Key: s.identity.Fingerprint(), Namespace: s.cluster.Namespace,
+		User: s.user, Key: s.identity.Fingerprint(), Namespace: s.cluster.Namespace, Reach: reach,
 		Client: fmt.Sprintf("doppel/%s %s", buildinfo.Version, host),
 	})
 	if err != nil {
@@ -345,7 +354,7 @@ func (s *session) status() (*localapi.Session, *localapi.RootStatus) {
 	out := &localapi.Session{
 		Context: s.cluster.Context, Namespace: s.cluster.Namespace, Server: s.cluster.Server, User: s.user,
 		Name: o.Name, UID: string(o.UID), ManagerNamespace: s.cfg.managerNS, ManagerVersion: s.manager.Version,
-		Tunnel: "up",
+		Tunnel: "up", Reach: localapi.Reach{Namespaces: o.Spec.Reach.Namespaces, Outside: o.Spec.Reach.Outside},
 	}
 	out.Intercepts, out.Problems = s.intercepts.all()
 	if down != nil {
@@ -354,9 +363,48 @@ func (s *session) status() (*localapi.Session, *localapi.RootStatus) {
 	if renewErr != nil {
 		out.Problems = append(out.Problems, "the session could not be renewed and will end: "+renewErr.Error())
 	}
+	if p := reachProblem(o.Spec.Reach, s.cluster.Namespace); p != "" {
+		out.Problems = append(out.Problems, p)
+	}
 	if n == nil {
 		return out, nil
 	}
 	out.Problems = append(out.Problems, n.problems()...)
+	out.Flows = n.flows()
 	return out, n.status()
+}
+
+// pingTimeout bounds the ping that status sends.
+const pingTimeout = time.Second
+
+// latency is the time of a ping through the tunnel and back, or 0.
+func (s *session) latency(ctx context.Context) time.Duration {
+	m := s.link.Session()
+	if m == nil {
+		return 0
+	}
+	ctx, cancel := context.WithTimeout(ctx, pingTimeout)
+	defer cancel()
+	d, err := m.Ping(ctx)
+	if err != nil {
+		s.log.Debug("no answer to a ping", "err", err)
+		return 0
+	}
+	return d
+}
+
+// reachProblem says what a user lacks who is connected and cannot reach what they connected to, or "".
+func reachProblem(r v1alpha1.Reach, namespace string) string {
+	const ask = "ask an administrator to bind role doppel-reach or doppel-intercept there, then connect again"
+	switch {
+	case slices.Equal(r.Namespaces, []string{v1alpha1.ReachAll}):
+		return ""
+	case len(r.Namespaces) == 0:
+		return "you may not reach any namespace that you may see; " + ask
+	case len(r.Namespaces) == v1alpha1.MaxReach:
+		return fmt.Sprintf("a session reaches %d namespaces at most, and there are more that you may reach; name those that you need", v1alpha1.MaxReach)
+	case !slices.Contains(r.Namespaces, namespace):
+		return "you may not reach namespace " + namespace + "; " + ask
+	}
+	return ""
 }

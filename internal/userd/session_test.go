@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"go.uber.org/goleak"
+	authorizationv1 "k8s.io/api/authorization/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 
@@ -58,6 +59,7 @@ type cluster struct {
 	refuse     string       // methods that are forbidden, such as "POST intercepts"
 	reject     error        // what the manager says to a laptop that attaches
 	tunnel     *mux.Session // the last one
+	may        map[string]bool
 	changed    chan struct{}
 }
 
@@ -70,6 +72,7 @@ func newCluster(t *testing.T) *cluster {
 	c := &cluster{t: t, id: id, sessions: map[string]*v1alpha1.Session{}, intercepts: map[string]*v1alpha1.Intercept{}, states: map[string]control.Intercept{}, changed: make(chan struct{})}
 	api := http.NewServeMux()
 	api.Handle("GET /api/v1/namespaces/doppel/services/http:traffic-manager:api/proxy/attach", tunnel.UpgradeHandler(c.serveTunnel))
+	api.HandleFunc("POST /apis/authorization.k8s.io/v1/selfsubjectaccessreviews", c.rights)
 	api.HandleFunc("/apis/doppel.dev/v1alpha1/namespaces/{ns}/{resource}", c.objects)
 	api.HandleFunc("/apis/doppel.dev/v1alpha1/namespaces/{ns}/{resource}/{name}", c.objects)
 	c.Server = httptest.NewServer(api)
@@ -90,6 +93,18 @@ func (c *cluster) set(fn func()) {
 	fn()
 	close(c.changed)
 	c.changed = make(chan struct{})
+}
+
+// rights says yes to whatever is in c.may ("" is the whole cluster), and to everything while that is nil.
+func (c *cluster) rights(w http.ResponseWriter, r *http.Request) {
+	var review authorizationv1.SelfSubjectAccessReview
+	_ = json.NewDecoder(r.Body).Decode(&review)
+	c.set(func() {
+		a := review.Spec.ResourceAttributes
+		review.Status.Allowed = c.may == nil || c.may[a.Resource+" "+a.Namespace]
+	})
+	w.Header().Set("Content-Type", "application/json")
+	_ = json.NewEncoder(w).Encode(review)
 }
 
 func (c *cluster) objects(w http.ResponseWriter, r *http.Request) {
