@@ -46,7 +46,7 @@ func run(cfg rootd.Config, logFile string, args []string) error {
 	if err != nil {
 		return err
 	}
-	cfg.Log, _ = xlog.New(log, "doppel-rootd")
+	cfg.Log, cfg.Level = xlog.New(log, "doppel-rootd")
 	srv, err := rootd.New(cfg)
 	if err != nil {
 		return err

@@ -17,15 +17,15 @@ import (
 )
 
 func main() {
-	log, _ := xlog.New(os.Stderr, "traffic-agent")
-	if err := run(log, os.Args[1:]); err != nil {
+	log, level := xlog.New(os.Stderr, "traffic-agent")
+	if err := run(log, level, os.Args[1:]); err != nil {
 		fmt.Fprintln(os.Stderr, "traffic-agent: error:", err)
 		os.Exit(1)
 	}
 }
 
 // run is the agent, or with the argument "redirect" the init container that sets the pod's nftables rules and exits.
-func run(log *slog.Logger, args []string) error {
+func run(log *slog.Logger, level *xlog.Level, args []string) error {
 	cfg, err := agentcfg.Parse(os.Getenv(agentcfg.EnvConfig))
 	if err != nil {
 		return err
@@ -44,7 +44,7 @@ func run(log *slog.Logger, args []string) error {
 			b, err := os.ReadFile(agentcfg.TokenFile)
 			return strings.TrimSpace(string(b)), err
 		},
-		Log: log,
+		Log: log, Level: level,
 	})
 	if err != nil {
 		return err

@@ -14,6 +14,7 @@ import (
 
 	"github.com/doppel-dev/doppel/internal/agentcfg"
 	"github.com/doppel-dev/doppel/internal/lifecycle"
+	"github.com/doppel-dev/doppel/internal/xlog"
 )
 
 // Config is what an agent needs; every field but PodIP is required.
@@ -26,6 +27,8 @@ type Config struct {
 	// Token returns the current projected service account token.
 	Token func() (string, error)
 	Log   *slog.Logger
+	// Level is Log's, changed on the manager's word; nil: it is not.
+	Level *xlog.Level
 }
 
 // Agent is one pod's traffic-agent.

@@ -126,6 +126,11 @@ func (u *uplink) serve(ctx context.Context, s *mux.Session) error {
 				return nil, err
 			}
 			u.table.set(t)
+			if u.cfg.Level != nil {
+				if err := u.cfg.Level.Change(t.LogLevel, 0); err != nil {
+					u.cfg.Log.Warn("log level not changed", "err", err)
+				}
+			}
 			u.cfg.Log.Info("intercepts set", "count", len(t.Items))
 			return struct{}{}, nil
 		},

@@ -20,6 +20,10 @@ const (
 	Annotation = "doppel.dev/agent"
 	// AnnotationInject on a pod template set to "false" forbids injection.
 	AnnotationInject = "doppel.dev/inject"
+	// AnnotationProbe on a pod that is created as a dry run asks the webhook whether it is there: ProbeAsked becomes ProbeAnswered.
+	AnnotationProbe = "doppel.dev/probe"
+	ProbeAsked      = "asked"
+	ProbeAnswered   = "answered"
 	// Container and InitContainer name what is added to the pod.
 	Container     = "traffic-agent"
 	InitContainer = "doppel-redirect"

@@ -29,7 +29,7 @@ var layers = []layer{
 		packages: []string{
 			"internal/agentcfg", "internal/config", "internal/control", "internal/localapi", "internal/mux", "internal/rootapi", "internal/wire",
 		},
-		only:  []string{"golang.org/x/", "sigs.k8s.io/yaml"},
+		only:  []string{"golang.org/x/", "sigs.k8s.io/yaml", "go.yaml.in/yaml/v3"}, // the last one for line numbers
 		never: noKubernetes,
 	},
 	{
@@ -65,6 +65,7 @@ var noKubernetes = map[string]bool{
 
 // sideways are the allowed imports inside a layer.
 var sideways = map[string][]string{
+	"internal/config":   {"internal/localapi"},
 	"internal/mux":      {"internal/wire"},
 	"internal/netstack": {"internal/flow", "internal/tundev"},
 	"internal/tunnel":   {"internal/flow"},

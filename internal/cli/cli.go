@@ -2,6 +2,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -16,6 +17,7 @@ import (
 	"golang.org/x/term"
 	"sigs.k8s.io/yaml"
 
+	"github.com/doppel-dev/doppel/internal/config"
 	"github.com/doppel-dev/doppel/internal/localapi"
 	"github.com/doppel-dev/doppel/internal/uerr"
 )
@@ -33,6 +35,10 @@ type app struct {
 	Streams
 	output string // text, json or yaml
 	client *localapi.Client
+
+	config     config.Config // the user's file; zero if configErr
+	configFile string
+	configErr  error
 }
 
 // Main runs the command line and returns the exit code.
@@ -47,6 +53,7 @@ func Main(args []string) int {
 
 func run(ctx context.Context, args []string, s Streams) int {
 	a := &app{Streams: s, client: localapi.NewClient(localapi.DaemonSocket())}
+	a.loadConfig()
 	root := a.root()
 	root.SetArgs(args)
 	err := root.ExecuteContext(ctx)
@@ -115,15 +122,16 @@ func (a *app) root() *cobra.Command {
 			return uerr.New(uerr.Usage, "use -o text, -o json or -o yaml", "unknown output format %q", a.output)
 		},
 	}
-	root.PersistentFlags().StringVarP(&a.output, "output", "o", "text", "output format: text, json or yaml")
+	root.PersistentFlags().StringVarP(&a.output, "output", "o", cmp.Or(a.config.Output, "text"), "output format: text, json or yaml")
 	root.SetOut(a.Out)
 	root.SetErr(a.Err)
 	root.SetIn(a.In)
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error { return usageError{sub(c), err} })
 	root.AddCommand(
 		a.connectCmd(), a.quitCmd(), a.statusCmd(), a.listCmd(), a.interceptCmd(), a.leaveCmd(),
-		a.helmCmd(), a.uninstallCmd(), a.versionCmd(), a.daemonCmd(),
+		a.helmCmd(), a.uninstallCmd(), a.versionCmd(), a.daemonCmd(), a.doctorCmd(), a.configCmd(), a.loglevelCmd(), a.gatherLogsCmd(),
 	)
+	a.completions(root)
 	wrapArgs(root)
 	return root
 }

@@ -21,6 +21,7 @@ import (
 	"github.com/doppel-dev/doppel/internal/localapi"
 	"github.com/doppel-dev/doppel/internal/spawn"
 	"github.com/doppel-dev/doppel/internal/uerr"
+	"github.com/doppel-dev/doppel/internal/xlog"
 )
 
 // kubeFlags choose the cluster.
@@ -35,6 +36,15 @@ func (k *kubeFlags) add(f *pflag.FlagSet, namespace bool) {
 	f.StringVar(&k.managerNS, "manager-namespace", chart.DefaultNamespace, "namespace of the traffic-manager")
 	if namespace {
 		f.StringVarP(&k.Namespace, "namespace", "n", "", "namespace whose services answer by their bare name (default: the context's)")
+	}
+}
+
+// configured puts the user's configuration in the places of flags; those that are typed win, as they are read later.
+func (a *app) configured(k *kubeFlags) {
+	c := a.config.Connect
+	k.Kubeconfig, k.Context, k.Namespace = c.Kubeconfig, c.Context, c.Namespace
+	if c.ManagerNamespace != "" {
+		k.managerNS = c.ManagerNamespace
 	}
 }
 
@@ -104,6 +114,7 @@ With a command after --, connect runs it and ends with its exit code, and quits 
 		RunE: func(c *cobra.Command, args []string) error { return a.connectRun(c.Context(), &k, args) },
 	}
 	k.add(c.Flags(), true)
+	a.configured(&k)
 	return c
 }
 
@@ -116,6 +127,9 @@ func (a *app) connectRun(ctx context.Context, k *kubeFlags, command []string) er
 		fmt.Fprintf(w, "Connected to context %s, namespace %s (%s)\n", out.Session.Context, out.Session.Namespace, out.Session.Server)
 	}); err != nil {
 		return err
+	}
+	for _, p := range out.Session.Problems {
+		fmt.Fprintf(a.Err, "doppel: warning: %s\n", oneLine(p))
 	}
 	if a.output == "text" {
 		fmt.Fprintf(a.Err, "%s connect: %.2f s\n", out.Start, out.Seconds)
@@ -133,6 +147,9 @@ func (a *app) connectRun(ctx context.Context, k *kubeFlags, command []string) er
 // connect starts what is missing, from the daemons to the traffic-manager, and connects.
 // A connect that fails stops the daemons again if it was what started them.
 func (a *app) connect(ctx context.Context, k *kubeFlags) (out connectOutput, err error) {
+	if a.configErr != nil {
+		return connectOutput{}, a.configErr
+	}
 	start, kind := time.Now(), startWarm
 	req, err := k.request()
 	if err != nil {
@@ -152,6 +169,11 @@ func (a *app) connect(ctx context.Context, k *kubeFlags) (out connectOutput, err
 	}
 	if err != nil {
 		return connectOutput{}, err
+	}
+	if started && a.config.LogLevel != "" && os.Getenv(xlog.EnvLevel) == "" {
+		if err := a.client.Call(ctx, localapi.MethodLogLevel, localapi.LogLevelRequest{Level: a.config.LogLevel}, nil, nil); err != nil {
+			return connectOutput{}, err
+		}
 	}
 	var res localapi.ConnectResult
 	err = a.call(ctx, localapi.MethodConnect, req, &res)

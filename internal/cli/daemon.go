@@ -35,9 +35,9 @@ func (a *app) daemonCmd() *cobra.Command {
 				defer f.Close()
 				w = f
 			}
-			log, _ := xlog.New(w, "doppel")
+			log, level := xlog.New(w, "doppel")
 			d, err := userd.New(userd.Config{
-				Socket: localapi.DaemonSocket(), LogFile: logFile, Log: log,
+				Socket: localapi.DaemonSocket(), LogFile: logFile, Log: log, Level: level,
 				RootSocket: spawn.RootSocket(), Root: connectRoot,
 			})
 			if err != nil {

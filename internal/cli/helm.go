@@ -35,6 +35,9 @@ func (a *app) chartCmd(verb, short string, do func(context.Context, *rest.Config
 	c := &cobra.Command{
 		Use: verb, Short: short, Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
+			if a.configErr != nil {
+				return a.configErr
+			}
 			cluster, err := kube.Load(k.Options)
 			if err != nil {
 				return err
@@ -52,6 +55,7 @@ func (a *app) chartCmd(verb, short string, do func(context.Context, *rest.Config
 		},
 	}
 	k.add(c.Flags(), false)
+	a.configured(&k)
 	if verb != "uninstall" {
 		addValues(c.Flags(), &o)
 	}
@@ -91,6 +95,7 @@ func (a *app) uninstallCmd() *cobra.Command {
 		},
 	}
 	k.add(c.Flags(), true)
+	a.configured(&k)
 	c.Flags().Lookup("namespace").Usage = "namespace of the workload (default: the context's)"
 	c.Flags().StringVar(&agent, "agent", "", "remove the agent of one workload in the namespace")
 	c.Flags().BoolVar(&all, "all-agents", false, "remove all agents in all namespaces")
@@ -102,6 +107,9 @@ func (a *app) uninstallCmd() *cobra.Command {
 const uninstallTimeout = 3 * time.Minute
 
 func (a *app) uninstallRun(ctx context.Context, k *kubeFlags, agent string, everything bool) error {
+	if a.configErr != nil {
+		return a.configErr
+	}
 	cluster, err := kube.Load(k.Options)
 	if err != nil {
 		return err

@@ -34,14 +34,17 @@ REMOTE is a service port's or container port's name or number; without it the wo
 	f.StringVarP(&req.Workload, "workload", "w", "", "the workload (default: NAME)")
 	f.StringVarP(&req.Namespace, "namespace", "n", "", "namespace of the workload (default: the connected one)")
 	f.StringVarP(&req.Port, "port", "p", "", "local port, and the port to take if the workload has several: LOCAL[:REMOTE]")
-	f.StringVar(&req.Address, "address", "127.0.0.1", "where the local process listens")
+	f.StringVar(&req.Address, "address", cmp.Or(a.config.Intercept.Address, defaultAddress), "where the local process listens")
 	f.StringVar(&req.Service, "service", "", "the service, if several lead to the workload")
 	f.StringVar(&req.Container, "container", "", "the container, if several have such a port")
-	f.DurationVar(&req.Timeout, "timeout", time.Minute, "how long it may take to become active")
+	f.DurationVar(&req.Timeout, "timeout", cmp.Or(time.Duration(a.config.Intercept.Timeout), defaultInterceptTimeout), "how long it may take to become active")
 	return c
 }
 
 func (a *app) interceptRun(ctx context.Context, req localapi.InterceptRequest) error {
+	if a.configErr != nil {
+		return a.configErr
+	}
 	if req.Port == "" {
 		return uerr.New(uerr.Usage, "for example: doppel intercept "+req.Name+" -p 8080", "no port: which local port shall the traffic come to?")
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -125,7 +126,8 @@ func writeStatus(w io.Writer, o statusOutput) {
 	fmt.Fprintf(w, "   User       : %s\n", s.User)
 	fmt.Fprintf(w, "   Session    : %s in namespace %s\n", s.Name, s.ManagerNamespace)
 	fmt.Fprintf(w, "   Manager    : %s\n", s.ManagerVersion)
-	fmt.Fprintf(w, "   Tunnel     : %s\n", s.Tunnel)
+	fmt.Fprintf(w, "   Tunnel     : %s%s\n", s.Tunnel, latency(s))
+	fmt.Fprintf(w, "   Reaches    : %s\n", reaches(s.Reach))
 	if r := o.Root; r != nil {
 		routes := make([]string, len(r.Routes))
 		for i, p := range r.Routes {
@@ -135,6 +137,9 @@ func writeStatus(w io.Writer, o statusOutput) {
 		fmt.Fprintf(w, "   Routes     : %s\n", strings.Join(routes, ", "))
 		fmt.Fprintf(w, "   DNS        : %s, other names from %s\n", r.DNS, strings.Join(r.Resolvers, ", "))
 	}
+	if f := s.Flows; f != nil {
+		fmt.Fprintf(w, "   Flows      : %d TCP and %d UDP open, %d in all; %s up, %s down\n", f.TCPOpen, f.UDPOpen, f.Total, size(f.UpBytes), size(f.DownBytes))
+	}
 	for _, p := range s.Problems {
 		fmt.Fprintf(w, "   Problem    : %s\n", p)
 	}
@@ -142,6 +147,48 @@ func writeStatus(w io.Writer, o statusOutput) {
 	for _, i := range s.Intercepts {
 		fmt.Fprintf(w, "   %s: %s, port %d to %s\n", i.Name, i.State, i.Port, i.Target)
 	}
+}
+
+// latency is the tunnel's round trip in brackets, if it was measured.
+func latency(s *localapi.Session) string {
+	if s.LatencyMS == 0 {
+		return ""
+	}
+	return fmt.Sprintf(" (%.1f ms)", s.LatencyMS)
+}
+
+// maxReaches is how many namespaces status lists; -o json has them all.
+const maxReaches = 8
+
+func reaches(r localapi.Reach) string {
+	if slices.Contains(r.Namespaces, "*") {
+		return "the whole cluster"
+	}
+	var parts []string
+	switch n := len(r.Namespaces); {
+	case n == 1:
+		parts = append(parts, "namespace "+r.Namespaces[0])
+	case n > maxReaches:
+		parts = append(parts, fmt.Sprintf("namespaces %s and %d more", strings.Join(r.Namespaces[:maxReaches], ", "), n-maxReaches))
+	case n > 1:
+		parts = append(parts, "namespaces "+strings.Join(r.Namespaces, ", "))
+	}
+	if r.Outside {
+		parts = append(parts, "nodes and what lies beyond the cluster")
+	}
+	if len(parts) == 0 {
+		return "nothing"
+	}
+	return strings.Join(parts, ", ")
+}
+
+// size is a number of bytes for people.
+func size(n uint64) string {
+	f, unit := float64(n), 0
+	for f >= 1000 && unit < 4 {
+		f, unit = f/1000, unit+1
+	}
+	return strings.TrimSuffix(fmt.Sprintf("%.1f", f), ".0") + " " + []string{"B", "kB", "MB", "GB", "TB"}[unit]
 }
 
 func (a *app) versionCmd() *cobra.Command {

@@ -15,8 +15,10 @@ const (
 
 // Table is what an agent does with its ports: all intercepts that concern its workload.
 type Table struct {
-	Generation uint64       `json:"generation"`
-	Items      []TableEntry `json:"items"`
+	Generation uint64 `json:"generation"`
+	// LogLevel is what the agent shall log: error, warn, info or debug; "" is what it was started with.
+	LogLevel string       `json:"logLevel,omitempty"`
+	Items    []TableEntry `json:"items"`
 }
 
 // TableEntry sends one container port's connections to the laptop of one intercept.

@@ -16,6 +16,8 @@ import (
 	"time"
 
 	"sigs.k8s.io/yaml"
+
+	"github.com/doppel-dev/doppel/internal/config"
 )
 
 // sources parses the Go files, tests aside, below directories of the repository.
@@ -284,7 +286,7 @@ func chartValue(t *testing.T, key string) (any, error) {
 	return v, nil
 }
 
-var setRE = regexp.MustCompile(`(?:--set '?|^)((?:image|manager|agent|session|clientRbac)(?:\.[a-zA-Z]+)+)(?:$|[=\[ ])`)
+var setRE = regexp.MustCompile(`(?:--set '?|^)((?:image|manager|agent|session|reach|clientRbac)(?:\.[a-zA-Z]+)+)(?:$|[=\[ ])`)
 
 // TestValues looks for every value of the chart that the pages name.
 func TestValues(t *testing.T) {
@@ -355,4 +357,30 @@ func hasAll(cell string, want []string) bool {
 		}
 	}
 	return len(listRE.FindAllString(verbs, -1)) == n
+}
+
+// TestConfigKeys compares docs/configuration.md with the keys that the configuration file may have.
+func TestConfigKeys(t *testing.T) {
+	text, _, _ := strings.Cut(read(t, "docs/configuration.md"), "\n## ")
+	var described []string
+	for _, r := range rows(text)[1:] {
+		if m := inlineRE.FindStringSubmatch(r[0]); m != nil {
+			described = append(described, m[1])
+		}
+	}
+	for _, k := range config.Keys() {
+		if !slices.Contains(described, k) {
+			t.Errorf("docs/configuration.md lacks the key %s", k)
+		}
+	}
+	for _, k := range described {
+		if !slices.Contains(config.Keys(), k) {
+			t.Errorf("docs/configuration.md has the key %s, which the file may not have", k)
+		}
+	}
+	for _, m := range fenceRE.FindAllStringSubmatch(read(t, "docs/configuration.md"), -1) {
+		if _, err := config.Parse([]byte(m[2])); m[1] == "yaml" && err != nil {
+			t.Errorf("docs/configuration.md: an example is refused: %v", err)
+		}
+	}
 }

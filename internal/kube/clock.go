@@ -19,6 +19,9 @@ const minSkew = 2 * time.Second
 // wrap reads the Date header of every answer that passes.
 func (c *clock) wrap(rt http.RoundTripper) http.RoundTripper { return &clockTransport{rt, c} }
 
+// Skew is how far the cluster's clock is ahead of this machine's, as far as the last answer told; below two seconds it is 0.
+func (c *Cluster) Skew() time.Duration { return time.Duration(c.clock.skew.Load()) }
+
 // now is the cluster's time as far as it is known.
 func (c *clock) now() metav1.MicroTime {
 	return metav1.NewMicroTime(time.Now().Add(time.Duration(c.skew.Load())))

@@ -58,11 +58,7 @@ const requestTimeout = 10 * time.Second
 
 // Load reads the kubeconfig; no request is made yet.
 func Load(o Options) (*Cluster, error) {
-	rules := clientcmd.NewDefaultClientConfigLoadingRules()
-	if o.Kubeconfig != "" {
-		rules.Precedence = strings.Split(o.Kubeconfig, string(os.PathListSeparator))
-		rules.WarnIfAllMissing = false
-	}
+	rules := loadingRules(o)
 	over := &clientcmd.ConfigOverrides{CurrentContext: o.Context, Context: clientcmdapi.Context{Namespace: o.Namespace}}
 	cc := clientcmd.NewNonInteractiveDeferredLoadingClientConfig(rules, over)
 	raw, err := cc.RawConfig()
@@ -85,6 +81,25 @@ func Load(o Options) (*Cluster, error) {
 		return nil, uerr.Wrap(err, uerr.Usage, "", "namespace of context %q", name)
 	}
 	return newCluster(cfg, cc, name, ns)
+}
+
+// Contexts are the names of the contexts in the kubeconfig.
+func Contexts(o Options) []string {
+	rules := loadingRules(o)
+	raw, err := rules.Load()
+	if err != nil {
+		return nil
+	}
+	return slices.Sorted(maps.Keys(raw.Contexts))
+}
+
+func loadingRules(o Options) *clientcmd.ClientConfigLoadingRules {
+	rules := clientcmd.NewDefaultClientConfigLoadingRules()
+	if o.Kubeconfig != "" {
+		rules.Precedence = strings.Split(o.Kubeconfig, string(os.PathListSeparator))
+		rules.WarnIfAllMissing = false
+	}
+	return rules
 }
 
 func checkContext(raw clientcmdapi.Config, name string, rules *clientcmd.ClientConfigLoadingRules) error {

@@ -13,7 +13,6 @@ import (
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/types"
 
-	"github.com/doppel-dev/doppel/api/v1alpha1"
 	"github.com/doppel-dev/doppel/internal/agentcfg"
 	"github.com/doppel-dev/doppel/internal/uerr"
 )
@@ -142,12 +141,12 @@ func (c *Cluster) EndAll(ctx context.Context, managerNS string) error {
 			return err
 		}
 	}
-	var ss v1alpha1.SessionList
-	if err := c.resources.Get().Namespace(managerNS).Resource("sessions").Do(ctx).Into(&ss); err != nil {
-		return c.explain(err, "list sessions")
+	sessions, err := c.Sessions(ctx, managerNS)
+	if err != nil {
+		return err
 	}
-	for i := range ss.Items {
-		if err := c.DeleteSession(ctx, &ss.Items[i]); err != nil {
+	for i := range sessions {
+		if err := c.DeleteSession(ctx, &sessions[i]); err != nil {
 			return err
 		}
 	}

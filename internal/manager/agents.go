@@ -182,6 +182,15 @@ func (a *agents) push(w workloadKey) {
 	}
 }
 
+// pushAll has every agent told its table again.
+func (a *agents) pushAll() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, c := range a.byPod {
+		c.wake()
+	}
+}
+
 // sendTables sends the table at each kick; the acknowledgement is what makes an intercept ACTIVE.
 func (a *agents) sendTables(ctx context.Context, c *agentConn) {
 	for {
@@ -193,6 +202,7 @@ func (a *agents) sendTables(ctx context.Context, c *agentConn) {
 		case <-c.kick:
 		}
 		t := a.m.engaged.table(c.workload)
+		t.LogLevel = a.m.logging.agents()
 		cctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 		err := tunnel.Control(cctx, c.mux, control.ManagerIntercepts, t, nil)
 		cancel()

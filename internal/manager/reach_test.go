@@ -187,6 +187,9 @@ func TestReachOfSession(t *testing.T) {
 		if _, err = tunnel.DialUDP(t.Context(), m, netip.MustParseAddrPort("198.18.0.1:1"), netip.MustParseAddrPort(dst)); wire.CodeOf(err) != wire.CodeUnreachable {
 			t.Errorf("UDP to %s: %v", dst, err)
 		}
+		if _, err = tunnel.DialEcho(t.Context(), m, netip.MustParseAddr("198.18.0.1"), netip.MustParseAddrPort(dst).Addr()); wire.CodeOf(err) != wire.CodeUnreachable {
+			t.Errorf("ping to %s: %v", dst, err)
+		}
 	}
 }
 

@@ -12,6 +12,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/webhook/admission"
 
+	"github.com/doppel-dev/doppel/internal/agentcfg"
 	"github.com/doppel-dev/doppel/internal/inject"
 )
 
@@ -19,12 +20,21 @@ import (
 // doppel must never keep anybody's pod from starting, and a missed injection is noticed by the intercept's reconciler.
 func (m *Manager) injectWebhook() http.Handler {
 	return &admission.Webhook{Handler: admission.HandlerFunc(func(ctx context.Context, req admission.Request) admission.Response {
-		if !m.engaged.inNamespace(req.Namespace) {
+		dryRun := req.DryRun != nil && *req.DryRun
+		if !dryRun && !m.engaged.inNamespace(req.Namespace) {
 			return admission.Allowed("nothing is intercepted in this namespace")
 		}
 		var pod corev1.Pod
 		if err := json.Unmarshal(req.Object.Raw, &pod); err != nil {
 			return admission.Allowed("not a pod: " + err.Error())
+		}
+		if dryRun && pod.Annotations[agentcfg.AnnotationProbe] == agentcfg.ProbeAsked { // doppel doctor
+			pod.Annotations[agentcfg.AnnotationProbe] = agentcfg.ProbeAnswered
+			after, err := json.Marshal(&pod)
+			if err != nil {
+				return admission.Allowed("not answered: " + err.Error())
+			}
+			return admission.PatchResponseFromRaw(req.Object.Raw, after)
 		}
 		pod.Namespace = req.Namespace // empty in the object of a controller's request
 		out, err := m.injectPod(ctx, &pod)

@@ -148,6 +148,12 @@ func (c *Client) Version(ctx context.Context) (Version, error) {
 	return *r.msg.Version, nil
 }
 
+// LogLevel changes doppel-rootd's log level for so many seconds, 0 until it is changed again; "" is the level it was started with.
+func (c *Client) LogLevel(ctx context.Context, level string, seconds int) error {
+	_, err := c.call(ctx, Message{Op: OpLogLevel, Level: level, Seconds: seconds})
+	return err
+}
+
 // Quit ends doppel-rootd, after it has removed everything.
 func (c *Client) Quit(ctx context.Context) error {
 	_, err := c.call(ctx, Message{Op: OpQuit})

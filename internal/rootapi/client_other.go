@@ -42,6 +42,9 @@ func (c *Client) DialMarked(ctx context.Context, network string, addr netip.Addr
 }
 
 // Version is not supported here yet.
+func (c *Client) LogLevel(context.Context, string, int) error { return errUnsupported }
+
+// Version is for Linux only so far.
 func (c *Client) Version(ctx context.Context) (Version, error) { return Version{}, errUnsupported }
 
 // Quit is not supported here yet.

@@ -21,6 +21,7 @@ const (
 	OpMarkedSocket Op = "marked-socket"
 	OpVersion      Op = "version"
 	OpQuit         Op = "quit"
+	OpLogLevel     Op = "log-level"
 	OpReply        Op = "reply"
 	OpPing         Op = "ping"
 	OpPong         Op = "pong"
@@ -34,6 +35,9 @@ type Message struct {
 
 	Network *Network `json:"network,omitempty"` // OpSetNetwork, OpAdoptNetwork
 	Socket  string   `json:"socket,omitempty"`  // OpMarkedSocket
+	// Level (error, warn, info or debug; "" is the one it was started with) for so many seconds; 0 is until it is changed again: OpLogLevel
+	Level   string `json:"level,omitempty"`
+	Seconds int    `json:"seconds,omitempty"`
 
 	State   *State      `json:"state,omitempty"`
 	Version *Version    `json:"version,omitempty"`
@@ -79,6 +83,9 @@ func (m Message) check() error {
 	if m.Op != OpReply && m.Op != OpChanged && (m.State != nil || m.Version != nil || m.Error != nil) {
 		return fmt.Errorf("%q with fields of a reply", m.Op)
 	}
+	if m.Op != OpLogLevel && (m.Level != "" || m.Seconds != 0) {
+		return fmt.Errorf("%q with a log level", m.Op)
+	}
 	hasNet, hasSocket := m.Network != nil, m.Socket != ""
 	switch m.Op {
 	case OpSetNetwork, OpAdoptNetwork:
@@ -89,6 +96,10 @@ func (m Message) check() error {
 	case OpMarkedSocket:
 		if hasNet || !ValidSocket(m.Socket) {
 			return fmt.Errorf("%q wants a socket of udp4, udp6, tcp4 or tcp6", m.Op)
+		}
+	case OpLogLevel:
+		if hasNet || hasSocket || m.Seconds < 0 || m.Seconds > MaxLevelSeconds {
+			return fmt.Errorf("%q wants a level, and 0 to %d seconds", m.Op, MaxLevelSeconds)
 		}
 	case OpVersion, OpQuit, OpPing, OpPong, OpChanged, OpReply:
 		if hasNet || hasSocket {

@@ -14,6 +14,8 @@ const (
 	// Protocol is the version of the messages; both sides must have the same.
 	Protocol = 1
 
+	// MaxLevelSeconds bounds how long a log level can be changed for: a week.
+	MaxLevelSeconds = 7 * 24 * 3600
 	// MaxPacket bounds one message in bytes.
 	MaxPacket = 64 << 10
 	// MaxAddrs, MaxRoutes and MaxExclude bound the lists of a Network. MaxRoutes also bounds what results when excluded

@@ -68,6 +68,7 @@ func TestMessageRoundTrip(t *testing.T) {
 		{ID: 7, Op: OpPong},
 		{ID: 8, Op: OpQuit},
 		{ID: 9, Op: OpVersion},
+		{ID: 10, Op: OpLogLevel, Level: "debug", Seconds: 60},
 		{Op: OpChanged, State: &State{DNSMode: DNSNftables}},
 	} {
 		b, err := m.Encode()
@@ -103,6 +104,10 @@ func TestDecodeRefuses(t *testing.T) {
 		`{"id":1,"op":"marked-socket"}`,
 		`{"id":1,"op":"ping","error":{"kind":"denied","error":"x"}}`,
 		`{"id":1,"op":"changed"}`,
+		`{"id":1,"op":"version","level":"debug"}`,
+		`{"id":1,"op":"log-level","level":"debug","seconds":-1}`,
+		`{"id":1,"op":"log-level","level":"debug","seconds":604801}`,
+		`{"id":1,"op":"log-level","level":"debug","socket":"udp4"}`,
 		strings.Repeat(" ", MaxPacket) + `{"id":1,"op":"version"}`,
 	} {
 		if m, err := Decode([]byte(s)); err == nil {

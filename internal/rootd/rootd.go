@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/doppel-dev/doppel/internal/rootapi"
+	"github.com/doppel-dev/doppel/internal/xlog"
 )
 
 // Group is whose members may use a doppel-rootd that runs as a service.
@@ -33,6 +34,8 @@ type Config struct {
 	PingEvery, PingTimeout time.Duration
 	// Log; default: none.
 	Log *slog.Logger
+	// Level is Log's, to be changed on request; nil: it cannot be.
+	Level *xlog.Level
 }
 
 func (c Config) withDefaults() (Config, error) {

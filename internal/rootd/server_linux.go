@@ -200,6 +200,21 @@ func (s *Server) mayQuit(ss *session) error {
 	return uerr.New(uerr.Denied, "ask them, or become root", "user %d is connected", s.owner.peer.uid)
 }
 
+// setLevel changes the log level, for those who may end the server.
+func (s *Server) setLevel(ss *session, level string, seconds int) error {
+	if err := s.mayQuit(ss); err != nil {
+		return err
+	}
+	if s.cfg.Level == nil {
+		return uerr.New(uerr.Usage, "", "this doppel-rootd has a fixed log level")
+	}
+	if err := s.cfg.Level.Change(level, time.Duration(seconds)*time.Second); err != nil {
+		return uerr.Wrap(err, uerr.Usage, "", "change the log level")
+	}
+	s.log.Info("log level changed", "uid", ss.peer.uid, "loglevel", level)
+	return nil
+}
+
 func (s *Server) shutdown(l *net.UnixListener) {
 	l.Close()
 	s.mu.Lock()

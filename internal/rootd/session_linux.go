@@ -103,6 +103,8 @@ func (ss *session) handle(ctx context.Context, m rootapi.Message) error {
 	case rootapi.OpVersion:
 		v := ss.srv.version()
 		reply.Version = &v
+	case rootapi.OpLogLevel:
+		err = ss.srv.setLevel(ss, m.Level, m.Seconds)
 	case rootapi.OpQuit:
 		return ss.quit(reply)
 	case rootapi.OpReply, rootapi.OpPing, rootapi.OpPong, rootapi.OpChanged:

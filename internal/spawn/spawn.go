@@ -112,6 +112,24 @@ func throughSudo(ctx context.Context, r Root, program string, args []string) err
 	return nil
 }
 
+// CanStartRoot is nil if RootDaemon would start the root daemon without asking for a password. It starts nothing.
+func CanStartRoot(ctx context.Context) error {
+	program, err := find(RootProgram)
+	if err != nil || os.Geteuid() == 0 {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, startTimeout)
+	defer cancel()
+	err = exec.CommandContext(ctx, "sudo", "-n", "-l", "--", program).Run()
+	if errors.Is(err, exec.ErrNotFound) {
+		return uerr.Wrap(err, uerr.Denied, "run "+program+" as root yourself, or install sudo", "there is no sudo to start the root daemon with")
+	}
+	if err != nil {
+		return uerr.New(uerr.Denied, "run doppel connect in a terminal, or allow sudo without a password for "+program, "sudo will ask for a password to start the root daemon")
+	}
+	return nil
+}
+
 func find(program string) (string, error) {
 	if self, err := os.Executable(); err == nil {
 		if real, err := filepath.EvalSymlinks(self); err == nil {

@@ -308,6 +308,16 @@ func (n *network) dialUpstream(ctx context.Context, nw string, addr netip.AddrPo
 	return d.DialContext(ctx, nw, addr.String())
 }
 
+// flows counts what the laptop did so far.
+func (n *network) flows() *localapi.Flows {
+	t, q := n.stack.Stats(), n.resolver.Stats()
+	return &localapi.Flows{
+		TCPOpen: int(t.TCPOpen), UDPOpen: int(t.UDPOpen), Total: uint64(t.TCPTotal) + uint64(t.UDPTotal),
+		UpBytes: uint64(t.TCPUpBytes) + uint64(t.UDPUpBytes), DownBytes: uint64(t.TCPDownBytes) + uint64(t.UDPDownBytes),
+		DNSQueries: q.Queries, DNSCluster: q.Cluster, DNSCached: q.CacheHits, DNSFailed: q.Failed,
+	}
+}
+
 func (n *network) problems() []string {
 	n.mu.Lock()
 	defer n.mu.Unlock()

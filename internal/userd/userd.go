@@ -15,6 +15,7 @@ import (
 	"github.com/doppel-dev/doppel/internal/localapi"
 	"github.com/doppel-dev/doppel/internal/rootapi"
 	"github.com/doppel-dev/doppel/internal/uerr"
+	"github.com/doppel-dev/doppel/internal/xlog"
 )
 
 // DefaultManagerNamespace is where the traffic-manager is looked for.
@@ -28,6 +29,7 @@ type Config struct {
 	RootSocket string
 	Root       func(ctx context.Context, o rootapi.Options) (*rootapi.Client, error)
 	Log        *slog.Logger
+	Level      *xlog.Level // Log's, to be changed on request; nil: it cannot be
 }
 
 // Daemon serves the local API.
@@ -68,6 +70,7 @@ func (d *Daemon) Run(ctx context.Context) error {
 		localapi.MethodList:      localapi.Handle(d.list),
 		localapi.MethodIntercept: localapi.Handle(d.intercept),
 		localapi.MethodLeave:     localapi.Handle(d.leave),
+		localapi.MethodLogLevel:  localapi.Handle(d.logLevel),
 	} {
 		mux.Handle("POST /v1/"+method, h)
 	}
@@ -150,8 +153,12 @@ func (d *Daemon) forget(s *session, err error) {
 	}
 }
 
-func (d *Daemon) status(context.Context, localapi.Empty, localapi.Progress) (localapi.Status, error) {
-	return d.snapshot(), nil
+func (d *Daemon) status(ctx context.Context, _ localapi.Empty, _ localapi.Progress) (localapi.Status, error) {
+	st := d.snapshot()
+	if s, err := d.current(); err == nil && st.Session != nil {
+		st.Session.LatencyMS = float64(s.latency(ctx).Microseconds()) / 1000
+	}
+	return st, nil
 }
 
 func (d *Daemon) snapshot() localapi.Status {
@@ -203,6 +210,25 @@ func (d *Daemon) leave(ctx context.Context, req localapi.LeaveRequest, _ localap
 		return localapi.Empty{}, err
 	}
 	return localapi.Empty{}, s.intercepts.leave(ctx, req.Name)
+}
+
+// logLevel changes the level of both daemons; a root daemon that does not run has none.
+func (d *Daemon) logLevel(ctx context.Context, req localapi.LogLevelRequest, _ localapi.Progress) (localapi.Empty, error) {
+	if d.cfg.Level == nil {
+		return localapi.Empty{}, uerr.New(uerr.Usage, "", "this user daemon has a fixed log level")
+	}
+	if err := d.cfg.Level.Change(req.Level, req.For); err != nil {
+		return localapi.Empty{}, uerr.Wrap(err, uerr.Usage, "", "change the log level")
+	}
+	root, err := rootapi.Dial(ctx, d.cfg.RootSocket, rootapi.Options{})
+	if errors.Is(err, rootapi.ErrNotRunning) {
+		return localapi.Empty{}, nil
+	}
+	if err != nil {
+		return localapi.Empty{}, err
+	}
+	defer root.Close()
+	return localapi.Empty{}, root.LogLevel(ctx, req.Level, int(req.For/time.Second))
 }
 
 // stopRoot ends the root daemon if one runs; it is not started for that.

@@ -6,19 +6,62 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"sync"
+	"time"
 )
 
 // EnvLevel names the environment variable that sets the level of every program: error, warn, info (default) or debug.
 const EnvLevel = "DOPPEL_LOG_LEVEL"
 
-// New returns a logger for the named program and the variable that changes its level.
-func New(w io.Writer, program string) (*slog.Logger, *slog.LevelVar) {
-	lv := new(slog.LevelVar)
-	if l, err := ParseLevel(os.Getenv(EnvLevel)); err == nil {
-		lv.Set(l)
+// Level is a program's level, which can be changed for a time.
+type Level struct {
+	slog.LevelVar
+	base slog.Level
+
+	mu sync.Mutex
+	// guarded by mu
+	back *time.Timer // ends the change; nil: it has no end, or there is none
+}
+
+// SetFor changes the level for a time; 0 is until it is changed again.
+func (l *Level) SetFor(to slog.Level, d time.Duration) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.back != nil {
+		l.back.Stop()
+		l.back = nil
 	}
-	h := slog.NewTextHandler(w, &slog.HandlerOptions{Level: lv})
-	return slog.New(h).With("program", program), lv
+	l.Set(to)
+	if d > 0 {
+		l.back = time.AfterFunc(d, l.Reset)
+	}
+}
+
+// Reset goes back to the level that the program was started with.
+func (l *Level) Reset() { l.SetFor(l.base, 0) }
+
+// Change is SetFor with a level's name; "" is Reset.
+func (l *Level) Change(name string, d time.Duration) error {
+	if name == "" {
+		l.Reset()
+		return nil
+	}
+	to, err := ParseLevel(name)
+	if err == nil {
+		l.SetFor(to, d)
+	}
+	return err
+}
+
+// New returns a logger for the named program and its level.
+func New(w io.Writer, program string) (*slog.Logger, *Level) {
+	l := new(Level)
+	if v, err := ParseLevel(os.Getenv(EnvLevel)); err == nil {
+		l.base = v
+		l.Set(v)
+	}
+	h := slog.NewTextHandler(w, &slog.HandlerOptions{Level: l})
+	return slog.New(h).With("program", program), l
 }
 
 // ParseLevel reads a level's name; the empty string means info.

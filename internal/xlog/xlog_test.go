@@ -5,6 +5,8 @@ import (
 	"log/slog"
 	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
 )
 
 func TestLevels(t *testing.T) {
@@ -33,4 +35,30 @@ func TestNew(t *testing.T) {
 			t.Errorf("%q: %s", env, got)
 		}
 	}
+}
+
+func TestSetFor(t *testing.T) {
+	t.Setenv(EnvLevel, "warn")
+	synctest.Test(t, func(t *testing.T) {
+		_, l := New(&bytes.Buffer{}, "prog")
+		l.SetFor(slog.LevelDebug, time.Minute)
+		time.Sleep(59 * time.Second)
+		if l.Level() != slog.LevelDebug {
+			t.Errorf("before its end: %v", l.Level())
+		}
+		l.SetFor(slog.LevelError, time.Minute) // takes the first change's place, its end too
+		time.Sleep(59 * time.Second)
+		if l.Level() != slog.LevelError {
+			t.Errorf("the second change: %v", l.Level())
+		}
+		time.Sleep(2 * time.Second)
+		if l.Level() != slog.LevelWarn {
+			t.Errorf("after its end: %v", l.Level())
+		}
+		l.SetFor(slog.LevelInfo, 0)
+		time.Sleep(time.Hour)
+		if l.Level() != slog.LevelInfo {
+			t.Errorf("without an end: %v", l.Level())
+		}
+	})
 }

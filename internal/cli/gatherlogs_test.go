@@ -1,0 +1,104 @@
+package cli
+
+import (
+	"archive/zip"
+	"bytes"
+	"context"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// leaked are secrets in the forms in which logs, configurations and objects have them; "SECRET" is what nobody may read.
+var leaked = []string{
+	`time=x level=DEBUG msg=request authorization="Bearer SECRETSECRET.abc-def"`,
+	`Authorization: Basic SECRETSECRET==`,
+	"token: SECRET", `"token":"SECRET SECRET"`, `token='SECRET'`, `client_secret=SECRET&x=1`, "AWS_SECRET_ACCESS_KEY=SECRET", "PGPASSWORD: SECRET",
+	`"password": "SECRET\"SECRET"`, `{\"password\":\"SECRET\"}`,
+	"client-key-data: SECRET==", "client-certificate-data: SECRET", "apiKey: SECRET", "Set-Cookie: SECRET; path=/",
+	"postgres://ada:SECRET@db.shop:5432/x", "proxy-url: http://u:SECRET@proxy:3128",
+	"-----BEGIN EC PRIVATE KEY-----\nSECRET\nSECRET\n-----END EC PRIVATE KEY-----", `-----BEGIN PRIVATE KEY-----\nSECRET\n-----END PRIVATE KEY-----`,
+	"eyJSECRETSECRET.SECRET.SECRET", "saw eyJSECRETSECRET.SECRET in a header",
+}
+
+func TestMask(t *testing.T) {
+	for _, s := range leaked {
+		if got := string(mask([]byte("before " + s + " after"))); strings.Contains(got, "SECRET") && !strings.Contains(got, "AWS_SECRET_ACCESS_KEY="+masked) ||
+			!strings.HasPrefix(got, "before ") || !strings.Contains(got, masked) {
+			t.Errorf("%s\nbecame %s", s, got)
+		}
+	}
+	for _, s := range []string{
+		`time=2026-01-01T00:00:00Z level=INFO msg="tunnel up" manager=traffic-manager-5d8 version=0.1.0`,
+		"http://10.96.0.5:8080/path", "user: system:serviceaccount:shop:robot", "key=sha256:abc", "it answers to nobody",
+	} {
+		if got := string(mask([]byte(s))); got != s {
+			t.Errorf("%s\nbecame %s", s, got)
+		}
+	}
+}
+
+// What is gathered on a machine whose logs hold secrets is searched as whoever gets the file would search it.
+func TestGatherLogs(t *testing.T) {
+	dir := t.TempDir()
+	t.Setenv("HOME", dir)
+	for _, env := range []string{"XDG_STATE_HOME", "XDG_RUNTIME_DIR", "XDG_CONFIG_HOME"} {
+		t.Setenv(env, dir)
+	}
+	t.Setenv("KUBECONFIG", filepath.Join(dir, "none"))
+	t.Setenv("DOPPEL_ROOT_SOCKET", filepath.Join(dir, "rootd.sock"))
+	logDir := filepath.Join(dir, "doppel")
+	if err := os.MkdirAll(logDir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(logDir, "daemon.log"), []byte("msg=hello\n"+strings.Join(leaked, "\n")), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(dir, "logs.zip")
+	gather := func() (int, string) {
+		var out, errOut bytes.Buffer
+		code := run(context.Background(), []string{"gather-logs", "-f", file}, Streams{In: strings.NewReader(""), Out: &out, Err: &errOut})
+		return code, out.String() + errOut.String()
+	}
+	code, said := gather()
+	if code != 0 || !strings.Contains(said, "not in it: rootd.log") || !strings.Contains(said, "no kubeconfig") {
+		t.Fatalf("exit code %d: %s", code, said)
+	}
+	z, err := zip.OpenReader(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer z.Close()
+	there := map[string]bool{}
+	for _, f := range z.File {
+		there[f.Name] = true
+		r, err := f.Open()
+		if err != nil {
+			t.Fatal(err)
+		}
+		b, err := io.ReadAll(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		text := strings.ReplaceAll(string(b), "AWS_SECRET_ACCESS_KEY="+masked, "")
+		if strings.Contains(text, "SECRET") {
+			t.Errorf("%s holds a secret:\n%s", f.Name, text)
+		}
+		if f.Name == "daemon.log" && !strings.Contains(text, "msg=hello\n") {
+			t.Errorf("the log is not there: %s", text)
+		}
+	}
+	for _, name := range []string{"version.txt", "daemon.log", "config.yaml", "doctor.txt", "problems.txt"} {
+		if !there[name] {
+			t.Errorf("no %s in %v", name, there)
+		}
+	}
+	if st, err := os.Stat(file); err != nil || st.Mode().Perm() != 0o600 {
+		t.Errorf("%v, %v", st, err)
+	}
+	if code, said := gather(); code != 2 || !strings.Contains(said, "file exists") {
+		t.Errorf("a file that is there was written over: %d, %s", code, said)
+	}
+}
