@@ -35,7 +35,7 @@ var layers = []layer{
 	{
 		name: "engines",
 		packages: []string{
-			"internal/flow", "internal/httproute", "internal/match", "internal/mount", "internal/netstack", "internal/osdns", "internal/osroute",
+			"internal/flow", "internal/httproute", "internal/match", "internal/mount", "internal/netstack", "internal/netwatch", "internal/osdns", "internal/osroute",
 			"internal/redirect", "internal/resolver", "internal/tundev", "internal/tunnel",
 		},
 		never: noKubernetes,
@@ -68,6 +68,7 @@ var sideways = map[string][]string{
 	"internal/config":   {"internal/localapi"},
 	"internal/mux":      {"internal/wire"},
 	"internal/netstack": {"internal/flow", "internal/tundev"},
+	"internal/osdns":    {"internal/netwatch"},
 	"internal/tunnel":   {"internal/flow"},
 	"internal/kube":     {"api/v1alpha1"},
 	"internal/chart":    {"charts/doppel"},

@@ -10,8 +10,9 @@ import (
 	"strings"
 	"time"
 
-	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/doppel-dev/doppel/internal/netwatch"
 )
 
 // settle is how long after a first change the changes are told as one: DHCP and VPN clients make several in a row.
@@ -30,8 +31,8 @@ func Watch(ctx context.Context, file string, changed func()) error {
 	if err := watchFile(ctx, file, poke); err != nil {
 		return err
 	}
-	if err := watchNetlink(ctx, poke); err != nil {
-		return err
+	if err := netwatch.Network(ctx, poke); err != nil {
+		return fmt.Errorf("watch addresses and routes: %w", err)
 	}
 	var pending <-chan time.Time // set by the first change since changed was called
 	for {
@@ -47,27 +48,6 @@ func Watch(ctx context.Context, file string, changed func()) error {
 			changed()
 		}
 	}
-}
-
-// watchNetlink pokes at changes of addresses and routes.
-func watchNetlink(ctx context.Context, poke func()) error {
-	const groups = unix.RTMGRP_IPV4_IFADDR | unix.RTMGRP_IPV6_IFADDR | unix.RTMGRP_IPV4_ROUTE | unix.RTMGRP_IPV6_ROUTE
-	c, err := netlink.Dial(unix.NETLINK_ROUTE, &netlink.Config{Groups: groups})
-	if err != nil {
-		return fmt.Errorf("watch addresses and routes: %w", err)
-	}
-	stop := context.AfterFunc(ctx, func() { c.Close() })
-	go func() {
-		defer stop()
-		for {
-			// ENOBUFS: messages were lost, which is a change as well (netlink(7)).
-			if _, err := c.Receive(); err != nil && !errors.Is(err, unix.ENOBUFS) {
-				return // closed
-			}
-			poke()
-		}
-	}()
-	return nil
 }
 
 // watchFile pokes at changes of what file reads as. Programs replace resolv.conf by renaming, by writing into it, by turning a link, or by
