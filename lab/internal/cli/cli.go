@@ -79,7 +79,7 @@ func rootCommand() *cobra.Command {
 	root.PersistentFlags().BoolVar(&a.verbose, "verbose", false, "say more of what is done")
 	root.AddCommand(
 		a.upCommand(), a.downCommand(), a.buildCommand(), a.statusCommand(),
-		a.nodeCommand(), a.laptopCommand(), a.loadCommand(), a.imageCommand(), a.kubeconfigCommand(),
+		a.restartCommand(), a.nodeCommand(), a.laptopCommand(), a.loadCommand(), a.imageCommand(), a.kubeconfigCommand(),
 	)
 	return root
 }
@@ -114,6 +114,15 @@ func (a *app) downCommand() *cobra.Command {
 	}
 	cmd.Flags().BoolVar(&all, "all", false, "every lab of this machine")
 	return cmd
+}
+
+func (a *app) restartCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "restart SERVER", Short: "Kill a server of the cluster, kube-apiserver for example, and start it again", Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return a.locked(func(lab *state.Lab) error { return cluster.Restart(cmd.Context(), lab, args[0]) })
+		},
+	}
 }
 
 func (a *app) buildCommand() *cobra.Command {

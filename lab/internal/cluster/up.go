@@ -304,6 +304,6 @@ func (s *starter) server(n plan.Node, name string, argv []string) error {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.lab.Servers[name] = state.Server{Node: n.Short, Process: p}
+	s.lab.Servers[name] = state.Server{Node: n.Short, Process: p, Argv: argv}
 	return s.lab.Save()
 }

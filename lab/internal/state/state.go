@@ -64,6 +64,8 @@ type Lab struct {
 type Server struct {
 	Node    string  `json:"node"`
 	Process Process `json:"process"`
+	// Argv is what it was started with, and is started again with.
+	Argv []string `json:"argv"`
 }
 
 // Dir is the directory of the named lab.
