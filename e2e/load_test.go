@@ -24,13 +24,19 @@ type answer struct {
 	Err    string        `json:"err,omitempty"`
 }
 
-// helper is what this binary does in another network namespace: "load URL" asks the URL again and again, each time on
-// a connection of its own, and prints an answer a line, until its standard input ends.
+// helper is what this binary does in another network namespace.
 func helper(name string, args []string) int {
-	if name != "load" || len(args) != 1 {
+	helpers := map[string]func(string) int{"load": loadHelper, "serve": serveHelper, "keep": keepHelper, "fetch": fetchHelper, "proxy": proxyHelper}
+	if helpers[name] == nil || len(args) != 1 {
 		fmt.Fprintln(os.Stderr, "unknown helper", name, args)
 		return 2
 	}
+	return helpers[name](args[0])
+}
+
+// loadHelper asks a URL again and again, each time on a connection of its own, and prints an answer a line, until its standard
+// input ends.
+func loadHelper(url string) int {
 	ended := make(chan struct{})
 	go func() {
 		_, _ = io.Copy(io.Discard, os.Stdin)
@@ -44,7 +50,7 @@ func helper(name string, args []string) int {
 			return 0
 		case <-time.After(10 * time.Millisecond):
 		}
-		if err := enc.Encode(ask(client, args[0])); err != nil {
+		if err := enc.Encode(ask(client, url)); err != nil {
 			return 1
 		}
 	}

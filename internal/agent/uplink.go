@@ -79,7 +79,8 @@ func (u *uplink) probe(s *mux.Session) {
 // dialTimeout bounds one attempt to connect, with the handshake: a manager that hangs accepts connections too.
 const dialTimeout = 10 * time.Second
 
-func (u *uplink) dial(ctx context.Context) (*mux.Session, wire.HelloReply, error) {
+// dial makes a new tunnel: the manager resumes none of an agent, whose way to it fails only together with one of the two pods.
+func (u *uplink) dial(ctx context.Context, _ *mux.Session) (*mux.Session, wire.HelloReply, error) {
 	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
 	defer cancel()
 	token, err := u.cfg.Token()

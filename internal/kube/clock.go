@@ -51,3 +51,6 @@ func (t *clockTransport) RoundTrip(r *http.Request) (*http.Response, error) {
 	}
 	return resp, err
 }
+
+// WrappedRoundTripper lets CloseIdle find the connections.
+func (t *clockTransport) WrappedRoundTripper() http.RoundTripper { return t.next }

@@ -21,6 +21,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/serializer"
+	utilnet "k8s.io/apimachinery/pkg/util/net"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
@@ -34,9 +35,11 @@ import (
 
 // Options choose a cluster the way kubectl does.
 type Options struct {
-	Kubeconfig string `json:"kubeconfig,omitempty"` // a path list as in $KUBECONFIG; empty: the default places
-	Context    string `json:"context,omitempty"`    // empty: the current context
-	Namespace  string `json:"namespace,omitempty"`  // empty: the context's namespace
+	Kubeconfig string   `json:"kubeconfig,omitempty"` // a path list as in $KUBECONFIG; empty: the default places
+	Context    string   `json:"context,omitempty"`    // empty: the current context
+	Namespace  string   `json:"namespace,omitempty"`  // empty: the context's namespace
+	As         string   `json:"as,omitempty"`         // user to impersonate; empty: the kubeconfig's, if any
+	AsGroups   []string `json:"asGroups,omitempty"`   // and groups
 }
 
 // Cluster is one cluster as one user sees it.
@@ -59,7 +62,10 @@ const requestTimeout = 10 * time.Second
 // Load reads the kubeconfig; no request is made yet.
 func Load(o Options) (*Cluster, error) {
 	rules := loadingRules(o)
-	over := &clientcmd.ConfigOverrides{CurrentContext: o.Context, Context: clientcmdapi.Context{Namespace: o.Namespace}}
+	over := &clientcmd.ConfigOverrides{
+		CurrentContext: o.Context, Context: clientcmdapi.Context{Namespace: o.Namespace},
+		AuthInfo: clientcmdapi.AuthInfo{Impersonate: o.As, ImpersonateGroups: o.AsGroups},
+	}
 	cc := clientcmd.NewNonInteractiveDeferredLoadingClientConfig(rules, over)
 	raw, err := cc.RawConfig()
 	if err != nil {
@@ -147,6 +153,12 @@ func (c *Cluster) RESTConfig() *rest.Config { return rest.CopyConfig(c.config) }
 // ClientConfig returns the kubeconfig that the cluster was loaded from.
 func (c *Cluster) ClientConfig() clientcmd.ClientConfig { return c.raw }
 
+// SameUser says whether both impersonate the same.
+func (c *Cluster) SameUser(o *Cluster) bool {
+	a, b := c.config.Impersonate, o.config.Impersonate
+	return a.UserName == b.UserName && slices.Equal(a.Groups, b.Groups)
+}
+
 // WhoAmI asks the API server who the credentials belong to (KEP-3325). It is also the first request: it finds an API server that does not answer.
 func (c *Cluster) WhoAmI(ctx context.Context) (string, error) {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
@@ -159,16 +171,30 @@ func (c *Cluster) WhoAmI(ctx context.Context) (string, error) {
 	return c.user, nil
 }
 
-// ServerAddrs resolves the API server's name; these addresses must never be routed into the tunnel.
+// ServerAddrs resolves the API server's name, and that of the proxy on the way if there is one; these addresses must never be
+// routed into the tunnel.
 func (c *Cluster) ServerAddrs(ctx context.Context) ([]netip.Addr, error) {
 	u, err := url.Parse(c.Server)
 	if err != nil {
 		return nil, err
 	}
-	if a, err := netip.ParseAddr(u.Hostname()); err == nil {
-		return []netip.Addr{a}, nil
+	via, err := proxyOf(c.config)(&http.Request{URL: u})
+	if err != nil {
+		return nil, fmt.Errorf("proxy to the API server: %w", err)
 	}
-	addrs, err := net.DefaultResolver.LookupNetIP(ctx, "ip", u.Hostname())
+	addrs, err := lookup(ctx, u.Hostname())
+	if via == nil {
+		return addrs, err
+	}
+	more, perr := lookup(ctx, via.Hostname())
+	return append(addrs, more...), perr // only the proxy has to know the API server's name
+}
+
+func lookup(ctx context.Context, host string) ([]netip.Addr, error) {
+	if a, err := netip.ParseAddr(host); err == nil {
+		return []netip.Addr{a.Unmap()}, nil
+	}
+	addrs, err := net.DefaultResolver.LookupNetIP(ctx, "ip", host)
 	if err != nil {
 		return nil, fmt.Errorf("address of the API server: %w", err)
 	}
@@ -176,6 +202,14 @@ func (c *Cluster) ServerAddrs(ctx context.Context) ([]netip.Addr, error) {
 		addrs[i] = addrs[i].Unmap()
 	}
 	return addrs, nil
+}
+
+// proxyOf is the kubeconfig's proxy-url, else what $HTTPS_PROXY says, as in client-go.
+func proxyOf(cfg *rest.Config) func(*http.Request) (*url.URL, error) {
+	if cfg.Proxy != nil {
+		return cfg.Proxy
+	}
+	return http.ProxyFromEnvironment
 }
 
 // explain turns an error of a request into one that a user can act on.
@@ -203,18 +237,41 @@ func (c *Cluster) explain(err error, doing string) error {
 	return uerr.Wrap(err, uerr.Cluster, "", "%s", doing)
 }
 
-// attachTransport speaks HTTP/1.1 only: over HTTP/2 the API server's proxy ignores Upgrade (D1).
+// CloseIdle closes connections that are not in use: after a change of the network they may be dead, and the next request would
+// wait for an answer in vain.
+func (c *Cluster) CloseIdle() {
+	for _, r := range []rest.Interface{c.core.CoreV1().RESTClient(), c.resources} {
+		if rc, ok := r.(*rest.RESTClient); ok && rc.Client != nil {
+			utilnet.CloseIdleConnectionsFor(rc.Client.Transport)
+		}
+	}
+}
+
+// attachDialTimeout bounds the TCP handshake with the API server: SYN and one repetition. What comes later is on a new attempt
+// sooner than the third SYN, 3 s later.
+const attachDialTimeout = 3 * time.Second
+
+// attachTransport is for one attempt to attach, on a connection of its own. It speaks HTTP/1.1 only: over HTTP/2 the API server's
+// proxy ignores Upgrade (D1).
 func (c *Cluster) attachTransport() (http.RoundTripper, error) {
 	cfg := rest.CopyConfig(c.config)
 	cfg.NextProtos = []string{"http/1.1"}
-	cfg.Timeout = 0
-	cfg.Dial = func(ctx context.Context, network, address string) (net.Conn, error) {
-		d := net.Dialer{Timeout: requestTimeout, KeepAlive: 30 * time.Second}
-		conn, err := d.DialContext(ctx, network, address)
-		if err != nil {
-			return nil, err
-		}
-		return conn, tunnel.Tune(conn)
+	tlsConfig, err := rest.TLSConfigFor(cfg)
+	if err != nil {
+		return nil, err
 	}
-	return rest.TransportFor(cfg)
+	return rest.HTTPWrappersForConfig(cfg, &http.Transport{
+		Proxy:               proxyOf(cfg),
+		TLSClientConfig:     tlsConfig,
+		TLSHandshakeTimeout: requestTimeout,
+		DisableKeepAlives:   true,
+		DialContext: func(ctx context.Context, network, address string) (net.Conn, error) {
+			d := net.Dialer{Timeout: attachDialTimeout, KeepAlive: 30 * time.Second}
+			conn, err := d.DialContext(ctx, network, address)
+			if err != nil {
+				return nil, err
+			}
+			return conn, tunnel.Tune(conn)
+		},
+	})
 }

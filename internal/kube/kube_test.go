@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
+	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
@@ -24,6 +25,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/client-go/rest"
 
 	"github.com/doppel-dev/doppel/api/v1alpha1"
 	"github.com/doppel-dev/doppel/internal/agentcfg"
@@ -528,16 +530,22 @@ func TestEndAll(t *testing.T) {
 
 func TestServerAddrs(t *testing.T) {
 	for server, want := range map[string]string{"https://192.0.2.7:6443": "192.0.2.7", "https://[2001:db8::1]:6443/k8s/c-1": "2001:db8::1"} {
-		got, err := (&Cluster{Server: server}).ServerAddrs(t.Context())
+		got, err := (&Cluster{Server: server, config: &rest.Config{}}).ServerAddrs(t.Context())
 		if err != nil || len(got) != 1 || got[0] != netip.MustParseAddr(want) {
 			t.Errorf("%s: %v, %v", server, got, err)
 		}
 	}
-	got, err := (&Cluster{Server: "https://localhost:6443"}).ServerAddrs(t.Context())
+	got, err := (&Cluster{Server: "https://localhost:6443", config: &rest.Config{}}).ServerAddrs(t.Context())
 	if err != nil || len(got) == 0 || !got[0].IsLoopback() || got[0].Is4In6() {
 		t.Errorf("%v, %v", got, err)
 	}
-	if _, err := (&Cluster{Server: "https://k8s.invalid"}).ServerAddrs(t.Context()); err == nil {
+	if _, err := (&Cluster{Server: "https://k8s.invalid", config: &rest.Config{}}).ServerAddrs(t.Context()); err == nil {
 		t.Error("a name without address")
+	}
+	// Behind a proxy only the proxy need know the name, and its own address is what must not be routed away.
+	proxied := &rest.Config{Proxy: http.ProxyURL(&url.URL{Scheme: "http", Host: "192.0.2.8:3128"})}
+	got, err = (&Cluster{Server: "https://k8s.invalid", config: proxied}).ServerAddrs(t.Context())
+	if err != nil || len(got) != 1 || got[0] != netip.MustParseAddr("192.0.2.8") {
+		t.Errorf("behind a proxy: %v, %v", got, err)
 	}
 }

@@ -21,10 +21,12 @@ type Empty struct{}
 
 // ConnectRequest asks for a session.
 type ConnectRequest struct {
-	Kubeconfig       string `json:"kubeconfig,omitempty"`
-	Context          string `json:"context,omitempty"`
-	Namespace        string `json:"namespace,omitempty"`
-	ManagerNamespace string `json:"managerNamespace,omitempty"`
+	Kubeconfig       string   `json:"kubeconfig,omitempty"`
+	Context          string   `json:"context,omitempty"`
+	Namespace        string   `json:"namespace,omitempty"`
+	ManagerNamespace string   `json:"managerNamespace,omitempty"`
+	As               string   `json:"as,omitempty"`       // user to impersonate
+	AsGroups         []string `json:"asGroups,omitempty"` // and groups
 }
 
 // ConnectResult is the session that was found or made.

@@ -258,6 +258,7 @@ func (a *agents) forward(c *agentConn, r *mux.Request, h wire.InterceptHeader) {
 		_ = r.Reject(code, "the laptop did not take it: "+err.Error())
 		return
 	}
+	defer a.m.laptops.ended(down)
 	up, err := r.Accept(reply)
 	if err != nil {
 		down.Reset()

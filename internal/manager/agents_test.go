@@ -132,7 +132,7 @@ type agent struct {
 func (w *world) agent(pod string) *agent {
 	w.t.Helper()
 	w.set(func() { w.tokens[pod] = token("shop", pod) })
-	s, err := dial(w, nil, wire.Hello{Role: wire.RoleAgent, Token: pod}, func(ctx context.Context, c net.Conn) { w.agents.handle(ctx, c) })
+	s, err := dial(w, nil, wire.Hello{Role: wire.RoleAgent, Token: pod}, nil, func(ctx context.Context, c net.Conn) { w.agents.handle(ctx, c) })
 	if err != nil {
 		w.t.Fatal(err)
 	}

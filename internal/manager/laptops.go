@@ -26,26 +26,40 @@ import (
 
 // laptops holds the tunnels of this replica, by session UID.
 //
-//	attach ──▶ Connected ──tunnel gone──▶ Lost ──back within the grace──▶ Connected
-//	                                       └──grace over, or not renewed──▶ session deleted
+//	attach ──▶ Connected ──connection gone──▶ Lost ──back within the grace──▶ Connected
+//	                                           └──grace over, or not renewed──▶ session deleted
 type laptops struct {
 	m   *Manager
 	log *slog.Logger
 
 	mu sync.Mutex
 	// guarded by mu
-	tunnels  map[types.UID]*mux.Session
-	lost     map[types.UID]time.Time
-	suspects map[*mux.Session]bool // a flow timed out: no other is offered until a ping comes back (D3)
+	tunnels  map[types.UID]*mux.Session // with a connection: flows may be offered
+	lost     map[types.UID]lostTunnel
+	suspects map[*mux.Session]bool        // a flow timed out: no other is offered until a ping comes back (D3)
+	taken    map[*mux.Stream]*mux.Session // intercepted flows that laptops have taken
+}
+
+// takenGrace is how long clients in the cluster wait for a laptop whose tunnel broke: it may be dead, and they must not hang. The
+// laptop's own flows wait as long as the tunnel is kept. A laptop that has only changed its network is back before its tunnel
+// breaks here.
+const takenGrace = time.Second
+
+// lostTunnel is a tunnel without connection. Its flows wait for the laptop to come back; new ones are not offered.
+type lostTunnel struct {
+	since time.Time
+	mux   *mux.Session
 }
 
 func newLaptops(m *Manager) *laptops {
-	return &laptops{m: m, log: m.cfg.Log, tunnels: map[types.UID]*mux.Session{}, lost: map[types.UID]time.Time{}, suspects: map[*mux.Session]bool{}}
+	return &laptops{m: m, log: m.cfg.Log, tunnels: map[types.UID]*mux.Session{}, lost: map[types.UID]lostTunnel{}, suspects: map[*mux.Session]bool{}, taken: map[*mux.Stream]*mux.Session{}}
 }
 
-// serve runs one attached connection until it ends.
+// serve runs one attached connection until it ends. The tunnel on it is a new one, which is served until it ends, or one that
+// goes on.
 func (l *laptops) serve(ctx context.Context, raw net.Conn) {
 	var sess *v1alpha1.Session
+	var old *mux.Session
 	s, _, err := tunnel.Server(ctx, raw, tunnel.ServerConfig{
 		Identity: l.m.identity,
 		Authorize: func(ctx context.Context, h wire.Hello, fingerprint string) (wire.HelloReply, error) {
@@ -53,15 +67,41 @@ func (l *laptops) serve(ctx context.Context, raw net.Conn) {
 			sess, err = l.authorize(ctx, h, fingerprint)
 			return l.reply(h), err
 		},
+		Resume: l.m.cfg.LostGrace,
+		// Whoever proved the session's key may go on with the tunnels of that session, and of no other.
+		Find: func(id string) *mux.Session { old = l.find(sess.UID, id); return old },
 	})
 	if err != nil {
 		l.log.Info("laptop refused", "err", err)
 		return
 	}
+	down := s.Down()
 	l.up(ctx, sess, s)
-	defer l.down(ctx, sess, s)
-	err = tunnel.Serve(ctx, s, l.handlers(sess))
-	l.log.Debug("tunnel ended", "session", sess.Name, "err", err)
+	if s == old {
+		<-down
+		l.down(ctx, sess, s)
+		return
+	}
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		err := tunnel.Serve(ctx, s, l.handlers(sess))
+		l.log.Debug("tunnel ended", "session", sess.Name, "err", err)
+	})
+	<-down
+	l.down(ctx, sess, s)
+	wg.Wait()
+}
+
+// find returns the session's tunnel of that ID.
+func (l *laptops) find(uid types.UID, id string) *mux.Session {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, s := range []*mux.Session{l.tunnels[uid], l.lost[uid].mux} {
+		if s != nil && s.ID() == id {
+			return s
+		}
+	}
+	return nil
 }
 
 // authorize finds the session that the laptop says it is and checks the one thing that only its owner has: the key.
@@ -109,34 +149,58 @@ func (l *laptops) reply(h wire.Hello) wire.HelloReply {
 	return wire.HelloReply{Version: wire.Version, Product: buildinfo.Version, Manager: l.m.cfg.PodName, Session: h.Session, Info: b}
 }
 
-// up registers a tunnel; an older one of the same session is closed: the laptop came back before we noticed that it was gone.
+// up registers a tunnel that has a connection; another one of the same session is closed: its laptop cannot go on with it.
 func (l *laptops) up(ctx context.Context, sess *v1alpha1.Session, s *mux.Session) {
 	l.mu.Lock()
-	old := l.tunnels[sess.UID]
+	old, lost := l.tunnels[sess.UID], l.lost[sess.UID].mux
 	l.tunnels[sess.UID] = s
 	delete(l.lost, sess.UID)
 	l.mu.Unlock()
-	if old != nil {
-		_ = old.Close()
+	for _, o := range []*mux.Session{old, lost} {
+		if o != nil && o != s {
+			_ = o.Close()
+		}
 	}
-	l.log.Info("laptop connected", "session", sess.Name, "user", sess.Spec.User, "client", sess.Spec.Client)
-	l.setStatus(ctx, sess, v1alpha1.SessionConnected, "")
+	l.log.Info("laptop connected", "session", sess.Name, "user", sess.Spec.User, "client", sess.Spec.Client, "resumed", lost == s)
+	l.showStatus(ctx, sess)
 }
 
+// down notes that a tunnel lost its connection. It may have another by now.
 func (l *laptops) down(ctx context.Context, sess *v1alpha1.Session, s *mux.Session) {
-	_ = s.Close()
+	select {
+	case <-s.Down():
+	default:
+		return
+	}
 	l.mu.Lock()
 	current := l.tunnels[sess.UID] == s
 	if current {
 		delete(l.tunnels, sess.UID)
-		l.lost[sess.UID] = time.Now()
+		l.lost[sess.UID] = lostTunnel{since: time.Now(), mux: s}
 	}
 	l.mu.Unlock()
 	if !current {
 		return
 	}
-	l.log.Info("laptop lost", "session", sess.Name, "user", sess.Spec.User)
-	l.setStatus(ctx, sess, v1alpha1.SessionLost, "the tunnel is gone; apps answer until it is back")
+	down := s.Down()
+	time.AfterFunc(takenGrace, func() { l.resetTaken(s, down) })
+	l.log.Info("laptop lost", "session", sess.Name, "user", sess.Spec.User, "err", s.Why())
+	l.showStatus(ctx, sess)
+}
+
+// showStatus writes whether the session has a tunnel, again if that has changed meanwhile: several connections of a laptop that
+// roams come and go at once.
+func (l *laptops) showStatus(ctx context.Context, sess *v1alpha1.Session) {
+	for up := l.tunnel(sess.UID) != nil; ; up = !up {
+		if up {
+			l.setStatus(ctx, sess, v1alpha1.SessionConnected, "")
+		} else {
+			l.setStatus(ctx, sess, v1alpha1.SessionLost, "the tunnel is gone; apps answer until it is back")
+		}
+		if up == (l.tunnel(sess.UID) != nil) || ctx.Err() != nil {
+			return
+		}
+	}
 }
 
 // setStatus writes what people see with kubectl; the registry above is what counts, so a failure is logged only.
@@ -176,7 +240,37 @@ func (l *laptops) open(ctx context.Context, uid types.UID, h wire.InterceptHeade
 	if errors.Is(err, context.DeadlineExceeded) {
 		l.suspect(t)
 	}
+	if err == nil {
+		l.mu.Lock()
+		l.taken[st] = t
+		l.mu.Unlock()
+	}
 	return st, reply, err
+}
+
+// ended forgets an intercepted flow.
+func (l *laptops) ended(st *mux.Stream) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	delete(l.taken, st)
+}
+
+// resetTaken resets the intercepted flows of a tunnel if it has still not got another connection since it lost the one of down.
+func (l *laptops) resetTaken(s *mux.Session, down <-chan struct{}) {
+	if s.Down() != down {
+		return
+	}
+	l.mu.Lock()
+	var flows []*mux.Stream
+	for st, of := range l.taken {
+		if of == s {
+			flows = append(flows, st)
+		}
+	}
+	l.mu.Unlock()
+	for _, st := range flows {
+		st.Reset()
+	}
 }
 
 // suspect spares other connections the wait for a laptop that hangs, until it answers a ping or its tunnel ends.
@@ -274,7 +368,7 @@ func (l *laptops) over(s *v1alpha1.Session) string {
 	if attached {
 		return ""
 	}
-	since := lost
+	since := lost.since
 	if !known { // created but never attached here: count from its creation or from our own start, whichever is later
 		since = s.CreationTimestamp.Time
 		if l.m.started.After(since) {
@@ -299,12 +393,14 @@ func (l *laptops) end(ctx context.Context, s *v1alpha1.Session, why string) {
 // drop closes the tunnel of a session that no longer exists.
 func (l *laptops) drop(uid types.UID) {
 	l.mu.Lock()
-	t := l.tunnels[uid]
+	ended := []*mux.Session{l.tunnels[uid], l.lost[uid].mux}
 	delete(l.tunnels, uid)
 	delete(l.lost, uid)
 	l.mu.Unlock()
-	if t != nil {
-		_ = t.Close()
+	for _, t := range ended {
+		if t != nil {
+			_ = t.Close()
+		}
 	}
 }
 

@@ -50,7 +50,7 @@ func TestLeases(t *testing.T) {
 			s.CreationTimestamp = metav1.NewTime(now.Add(-tt.created))
 			s.Spec.RenewTime = metav1.NewMicroTime(now.Add(-tt.renewed))
 			if tt.lost != never {
-				w.laptops.lost[s.UID] = now.Add(-tt.lost)
+				w.laptops.lost[s.UID] = lostTunnel{since: now.Add(-tt.lost)}
 			}
 			if tt.attached {
 				w.laptops.tunnels[s.UID] = &mux.Session{}
@@ -75,7 +75,7 @@ func TestCheckLeases(t *testing.T) {
 		t.Fatal(err)
 	}
 	w.until("it is registered", func() bool { return w.laptops.tunnel("mine") != nil })
-	w.laptops.lost["ghost"] = time.Now()
+	w.laptops.lost["ghost"] = lostTunnel{since: time.Now()}
 	if err := w.laptops.checkLeases(t.Context()); err != nil {
 		t.Fatal(err)
 	}

@@ -277,11 +277,16 @@ func newLaptop(t *testing.T) *laptop {
 
 // attach connects the laptop to the manager; the tunnel ends with the test.
 func (l *laptop) attach(w *world, h wire.Hello) (*mux.Session, error) {
-	return dial(w, l.id, h, func(ctx context.Context, c net.Conn) { w.laptops.serve(ctx, c) })
+	return l.resume(w, h, nil)
+}
+
+// resume is attach with a tunnel that is to go on.
+func (l *laptop) resume(w *world, h wire.Hello, old *mux.Session) (*mux.Session, error) {
+	return dial(w, l.id, h, old, func(ctx context.Context, c net.Conn) { w.laptops.serve(ctx, c) })
 }
 
 // dial makes a tunnel to what serves the other end of a loopback connection.
-func dial(w *world, id *tunnel.Identity, h wire.Hello, serve func(context.Context, net.Conn)) (*mux.Session, error) {
+func dial(w *world, id *tunnel.Identity, h wire.Hello, old *mux.Session, serve func(context.Context, net.Conn)) (*mux.Session, error) {
 	w.t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -312,7 +317,7 @@ func dial(w *world, id *tunnel.Identity, h wire.Hello, serve func(context.Contex
 	})
 	dctx, stop := context.WithTimeout(context.Background(), deadline)
 	defer stop()
-	s, _, err := tunnel.Client(dctx, c, tunnel.ClientConfig{Identity: id, Peer: w.identity.Fingerprint(), Hello: h})
+	s, _, err := tunnel.Client(dctx, c, tunnel.ClientConfig{Identity: id, Peer: w.identity.Fingerprint(), Hello: h, Resume: old})
 	if err == nil {
 		w.t.Cleanup(func() { _ = s.Close() })
 	}

@@ -36,8 +36,12 @@ type Config struct {
 	// Backlog bounds the peer's streams that Accept has not yet returned; MaxStreams. More are rejected with CodeBusy, as are
 	// those that come while the headers of streams not yet answered take 4 MiB.
 	Backlog int
-	// Hold lets the peer open no more than one stream at a time until Release is called; more are rejected with CodeBusy.
-	Hold bool
+	// ID is what the two ends call the session when it is resumed; this package does not send it.
+	ID string
+	// Resume is how long the session outlives its connection, waiting for another (Detach); 0: not at all.
+	Resume time.Duration
+	// Resend bounds what a resumable session keeps until the peer has acknowledged it, in bytes; 4 MiB, a part of Budget.
+	Resend int
 	// KeepAlive is the interval between pings; 20 s. Negative: no pings, and a dead peer is not noticed.
 	KeepAlive time.Duration
 	// KeepAliveMisses is after how many silent intervals the session is dead; 3.
@@ -60,6 +64,9 @@ func (c Config) withDefaults() (Config, error) {
 	def(&c.MaxStreams, 16384)
 	def(&c.Backlog, c.MaxStreams)
 	def(&c.KeepAliveMisses, 3)
+	if c.Resume > 0 {
+		def(&c.Resend, 4<<20)
+	}
 	if c.KeepAlive == 0 {
 		c.KeepAlive = 20 * time.Second
 	}
@@ -78,6 +85,8 @@ func (c Config) withDefaults() (Config, error) {
 	check(c.Window >= 128<<10 && c.Window <= 1<<wire.MaxWindowLog, "window %d: want 128 KiB to 64 MiB", c.Window)
 	check(c.InitialWindow >= minWindow && c.InitialWindow <= c.Window, "initial window %d: want %d to %d", c.InitialWindow, minWindow, c.Window)
 	check(c.Budget >= 1<<20, "budget %d: want at least 1 MiB", c.Budget)
+	check(c.Resume >= 0, "resume %s: want 0 or more", c.Resume)
+	check(c.Resend >= 0 && c.Resend <= c.Budget/4, "resend %d: want at most a quarter of the budget", c.Resend)
 	check(c.MaxStreams > 0 && c.MaxStreams <= c.Budget/2/minWindow, "max streams %d: want 1 to %d with this budget", c.MaxStreams, c.Budget/2/minWindow)
 	check(c.Backlog > 0, "backlog %d: want more than 0", c.Backlog)
 	check(c.KeepAliveMisses > 0, "keep-alive misses %d: want more than 0", c.KeepAliveMisses)

@@ -39,3 +39,10 @@ func (s *Session) SetNextID(id uint32) {
 	defer s.mu.Unlock()
 	s.nextID = id
 }
+
+// Kept returns how many bytes are kept for a peer that has not acknowledged them.
+func (s *Session) Kept() int {
+	s.c.mu.Lock()
+	defer s.c.mu.Unlock()
+	return s.c.kept.bytes
+}

@@ -26,11 +26,21 @@ func (s *Session) keepHouse() {
 		case <-s.done:
 			return
 		case <-tick:
+			select {
+			case <-s.Down(): // no connection: nothing can be expected of the peer
+				missed = 0
+				continue
+			default:
+			}
 			if n := s.frames.Load(); n != seen {
 				seen, missed = n, 0
 			} else if missed++; missed >= s.cfg.KeepAliveMisses {
-				s.terminate(fmt.Errorf("%w for %s", ErrKeepAlive, time.Duration(missed)*s.cfg.KeepAlive), nil)
-				return
+				s.Drop(fmt.Errorf("%w for %s", ErrKeepAlive, time.Duration(missed)*s.cfg.KeepAlive))
+				missed = 0
+				continue
+			}
+			if s.c.untold() {
+				s.w.acknowledge() // the peer need not keep it any longer
 			}
 			// Not inline: a connection whose buffers are full must not stop the housekeeper.
 			_ = s.w.control(false, func(b []byte) []byte {

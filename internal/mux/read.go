@@ -19,7 +19,7 @@ const (
 // read is the reader goroutine: it takes frames from the connection until it ends. It never writes and never waits for
 // anything but the connection.
 func (s *Session) read() {
-	br := bufio.NewReaderSize(s.conn, readBuffer)
+	br := bufio.NewReaderSize(s.c, readBuffer)
 	var err error
 	for err == nil {
 		err = s.readFrame(br)
@@ -28,7 +28,7 @@ func (s *Session) read() {
 	switch {
 	case errors.Is(err, wire.ErrProtocol):
 		s.violate(err)
-		_, _ = io.Copy(io.Discard, s.conn) // until the peer hangs up, or the time for that is over
+		_, _ = io.Copy(io.Discard, s.c) // until the peer hangs up, or the time for that is over
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
 		s.terminate(errors.New("connection closed by peer"), nil)
 	case errors.As(err, &away):
@@ -42,7 +42,7 @@ func (s *Session) read() {
 	}
 	s.mu.Unlock()
 	s.w.fail(ErrClosed) // if it is still writing
-	_ = s.conn.Close()
+	s.c.close(ErrClosed)
 }
 
 func (s *Session) readFrame(br *bufio.Reader) error {
@@ -89,6 +89,16 @@ func (s *Session) onControl(h wire.Header, p []byte) error {
 	case wire.TypePong:
 		s.onPong(p)
 		return nil
+	case wire.TypeAck:
+		n, err := wire.ParseAck(p)
+		if err != nil {
+			return err
+		}
+		room, err := s.c.acked(n)
+		if room {
+			s.w.awake()
+		}
+		return err
 	case wire.TypeGoAway:
 		code, msg, err := wire.ParseError(p)
 		if err != nil {
@@ -176,7 +186,7 @@ func (s *Session) onOpen(h wire.Header, p []byte) error {
 		s.mu.Unlock()
 		return fmt.Errorf("%w: OPEN of stream %d, which is open", wire.ErrProtocol, h.Stream)
 	}
-	busy := s.err != nil || s.held && len(s.streams) > 0 || int(s.live.Load()) >= s.cfg.MaxStreams || s.openBytes+len(p) > maxOpenBytes
+	busy := s.err != nil || int(s.live.Load()) >= s.cfg.MaxStreams || s.openBytes+len(p) > maxOpenBytes
 	if !busy {
 		select {
 		case s.accept <- req:

@@ -24,7 +24,7 @@ const maxOpenBytes = 4 << 20
 // Session is one end of a multiplexed connection. All methods may be called at any time from any goroutine.
 type Session struct {
 	cfg    Config
-	conn   net.Conn
+	c      *carrier
 	w      *writer
 	budget *budget
 	group  *lifecycle.Group
@@ -37,7 +37,9 @@ type Session struct {
 	mu sync.Mutex
 	// guarded by mu:
 	err       error
-	held      bool // see Config.Hold
+	why       error         // why there is no connection; nil: there is one
+	down      chan struct{} // closed with the connection
+	grace     *time.Timer   // ends a session without connection
 	streams   map[uint32]*Stream
 	nextID    uint32
 	openBytes int // headers of unanswered requests
@@ -53,8 +55,7 @@ func New(conn net.Conn, cfg Config) (*Session, error) {
 		return nil, fmt.Errorf("mux config: %w", err)
 	}
 	s := &Session{
-		cfg: cfg, conn: conn,
-		held:   cfg.Hold,
+		cfg: cfg, c: newCarrier(conn, cfg.Resend), down: make(chan struct{}),
 		group:  lifecycle.New(context.Background(), cfg.Log),
 		accept: make(chan *Request, cfg.Backlog), kick: make(chan struct{}, 1), done: make(chan struct{}),
 		streams: make(map[uint32]*Stream), nextID: 2, pings: make(map[uint64]chan struct{}),
@@ -62,8 +63,9 @@ func New(conn net.Conn, cfg Config) (*Session, error) {
 	if cfg.Initiator {
 		s.nextID = 1
 	}
-	s.w = newWriter(conn, func(err error) { s.terminate(fmt.Errorf("write: %w", err), nil) })
-	s.budget = newBudget(cfg.Budget, cfg.MaxStreams, s.poke)
+	s.w = newWriter(s.c, func(err error) { s.terminate(fmt.Errorf("write: %w", err), nil) })
+	s.c.lost, s.c.ackDue = s.suspend, s.w.acknowledge
+	s.budget = newBudget(cfg.Budget-cfg.Resend, cfg.MaxStreams, s.poke)
 	s.run("mux writer", s.w.run)
 	s.run("mux reader", s.read)
 	s.run("mux housekeeper", s.keepHouse)
@@ -240,13 +242,6 @@ func (s *Session) CloseWith(code wire.Code, msg string) error {
 	return s.group.Wait()
 }
 
-// Release ends Config.Hold.
-func (s *Session) Release() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.held = false
-}
-
 // Done is closed when the session has ended; Err says why.
 func (s *Session) Done() <-chan struct{} { return s.done }
 
@@ -273,9 +268,17 @@ func (s *Session) terminate(err error, goAway []byte) {
 	}
 	s.err = err
 	lost := sessionError(err)
+	if connected := s.c.finish(); !connected {
+		goAway = nil
+	}
 	if goAway != nil {
 		s.w.finish(goAway) // the reader goroutine closes the connection when the peer has
-		s.cut = time.AfterFunc(closeTimeout, func() { s.w.fail(lost); _ = s.conn.Close() })
+		s.cut = time.AfterFunc(closeTimeout, func() { s.w.fail(lost); s.c.close(lost) })
+	}
+	if s.why == nil {
+		close(s.down)
+	} else {
+		s.grace.Stop()
 	}
 	streams := make([]*Stream, 0, len(s.streams))
 	for _, st := range s.streams {
@@ -286,11 +289,16 @@ func (s *Session) terminate(err error, goAway []byte) {
 
 	if goAway == nil {
 		s.w.fail(lost)
-		_ = s.conn.Close()
+		s.c.close(lost)
 	}
 	for _, st := range streams {
 		st.end(lost, false)
 	}
+}
+
+// afterGrace ends the session when it was without connection for too long.
+func (s *Session) afterGrace(err error) *time.Timer {
+	return time.AfterFunc(s.cfg.Resume, func() { s.terminate(fmt.Errorf("no connection for %s: %w", s.cfg.Resume, err), nil) })
 }
 
 // violate ends the session because of what the peer sent.

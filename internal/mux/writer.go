@@ -2,7 +2,6 @@ package mux
 
 import (
 	"errors"
-	"net"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -54,7 +53,7 @@ type turn struct {
 // The reader goroutine uses control only, which never writes itself and never blocks: two readers that wait for each other's
 // transport would deadlock.
 type writer struct {
-	conn   net.Conn
+	c      *carrier
 	failed func(error) // called once, unlocked, when the transport fails
 
 	unheard atomic.Int64 // when the first write since the last read began, Unix nanoseconds; 0: none
@@ -67,6 +66,7 @@ type writer struct {
 	closing bool   // no more frames; the writer goroutine ends when all is written
 	goAway  []byte // the last frame, while closing
 	err     error
+	ack     bool // an ACK is due
 	gen     uint64
 	small   []byte
 	spare   []byte // small's other buffer
@@ -77,8 +77,8 @@ type writer struct {
 	last    *turn
 }
 
-func newWriter(conn net.Conn, failed func(error)) *writer {
-	w := &writer{conn: conn, failed: failed, gen: 1}
+func newWriter(c *carrier, failed func(error)) *writer {
+	w := &writer{c: c, failed: failed, gen: 1}
 	w.wake = sync.NewCond(&w.mu)
 	return w
 }
@@ -281,17 +281,26 @@ func (w *writer) fillLocked() {
 // have to write other people's bulk, or a third time, and hands over to the writer goroutine.
 func (w *writer) flushLocked(inline bool) {
 	for round := 0; ; round++ {
-		if w.err != nil || len(w.small) == 0 && w.bulkLen == 0 {
+		behind, full := w.c.look()
+		if w.err != nil || len(w.small) == 0 && w.bulkLen == 0 && !w.ack && !behind {
 			w.busy = false
 			if w.closing {
 				w.wake.Signal()
 			}
 			return
 		}
-		if inline && (round == 1 && w.bulkLen > 0 || round == 2) {
+		if inline && (round == 1 && w.bulkLen > 0 || round == 2 || behind || full) {
 			w.handed = true
 			w.wake.Signal()
 			return
+		}
+		if behind || full {
+			w.catchUpLocked(behind)
+			continue
+		}
+		if w.ack {
+			w.ack = false
+			w.small = w.c.appendAck(w.small)
 		}
 		small, bulk, n := w.small, w.bulk, w.bulkLen
 		w.small, w.spare, w.bulk, w.bulkLen = append(w.spare[:0], w.later...), nil, nil, 0
@@ -307,13 +316,73 @@ func (w *writer) flushLocked(inline bool) {
 		if cap(small) <= smallQueue+headroom {
 			w.spare = small[:0]
 		}
-		if err != nil {
-			w.failLocked(err)
-			w.mu.Unlock()
-			w.failed(err)
-			w.mu.Lock()
-		}
+		w.failedLocked(err)
 	}
+}
+
+// failedLocked ends the writer if there is an error. It unlocks meanwhile.
+func (w *writer) failedLocked(err error) {
+	if err != nil {
+		w.failLocked(err)
+		w.mu.Unlock()
+		w.failed(err)
+		w.mu.Lock()
+	}
+}
+
+// catchUpLocked does one thing before anything new may be sent: it sends again what the last connection lost, or waits, as for
+// a full transport, until the peer acknowledges. An ACK does not wait: two ends may wait for each other's. Only the writer
+// goroutine calls it.
+func (w *writer) catchUpLocked(behind bool) {
+	if !behind && !w.ack {
+		w.wake.Wait()
+		return
+	}
+	var ack []byte
+	if !behind {
+		w.ack = false
+		ack = w.c.appendAck(nil)
+	}
+	w.mu.Unlock()
+	var err error
+	if behind {
+		err = w.c.resend()
+	} else {
+		err = w.c.write(ack)
+	}
+	w.mu.Lock()
+	w.failedLocked(err)
+}
+
+// acknowledge has the peer told what was received.
+func (w *writer) acknowledge() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.ack || w.err != nil || w.closing {
+		return
+	}
+	w.ack = true
+	w.awakeLocked()
+}
+
+// resume goes on after another connection was attached.
+func (w *writer) resume() {
+	w.heard()
+	w.awake()
+}
+
+// awake has the writer goroutine look again.
+func (w *writer) awake() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.awakeLocked()
+}
+
+func (w *writer) awakeLocked() {
+	if !w.busy {
+		w.busy, w.handed = true, true
+	}
+	w.wake.Signal()
 }
 
 // transmit writes small and then the first n bytes of bulk, in one write if it can: under TLS each write ends a record.
@@ -322,17 +391,15 @@ func (w *writer) transmit(small []byte, bulk *bulkBuf, n int) error {
 		w.unheard.Store(time.Now().UnixNano())
 	}
 	if n == 0 {
-		_, err := w.conn.Write(small)
-		return err
+		return w.c.write(small)
 	}
 	from := headroom
 	if len(small) <= headroom {
 		from -= copy(bulk.b[headroom-len(small):], small)
-	} else if _, err := w.conn.Write(small); err != nil {
+	} else if err := w.c.write(small); err != nil {
 		return err
 	}
-	_, err := w.conn.Write(bulk.b[from : headroom+n])
-	return err
+	return w.c.write(bulk.b[from : headroom+n])
 }
 
 func (w *writer) failLocked(err error) {

@@ -2,6 +2,7 @@ package tunnel
 
 import (
 	"context"
+	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
@@ -35,11 +36,13 @@ type ClientConfig struct {
 	Identity *Identity // shown to the server; nil: none (agents prove themselves by a token)
 	Peer     string    // the server's fingerprint; required
 	Hello    wire.Hello
-	Mux      mux.Config // Initiator is set by Client
+	// Resume is the tunnel that is to go on over this connection, if the server still has it; nil: none.
+	Resume *mux.Session
+	Mux    mux.Config // Initiator, ID and Resume are set by Client
 }
 
-// Client makes a tunnel over raw, which it owns from now on: preface, TLS 1.3, session, Hello. A server that says no gives a
-// *mux.RejectError with its message.
+// Client makes a tunnel over raw, which it owns from now on: preface, TLS 1.3, Hello, session. It returns cfg.Resume if that
+// goes on, else a new session. A server that says no gives a *mux.RejectError with its message.
 func Client(ctx context.Context, raw net.Conn, cfg ClientConfig) (*mux.Session, wire.HelloReply, error) {
 	s, reply, err := client(ctx, raw, cfg)
 	if err != nil {
@@ -68,42 +71,32 @@ func client(ctx context.Context, raw net.Conn, cfg ClientConfig) (*mux.Session, 
 	if err := tc.HandshakeContext(ctx); err != nil {
 		return nil, reply, fmt.Errorf("TLS: %w", err)
 	}
-	cfg.Mux.Initiator = true
-	s, err := mux.New(&conn{tc, under}, cfg.Mux)
-	if err != nil {
-		return nil, reply, err
+	c := &conn{tc, under}
+	cfg.Hello.Resume = &wire.Resume{}
+	var old mux.Handover
+	if cfg.Resume != nil {
+		var err error
+		if old, err = cfg.Resume.Detach(); err == nil {
+			cfg.Hello.Resume = &wire.Resume{Mux: cfg.Resume.ID(), Received: old.Received()}
+		}
 	}
-	reply, err = hello(ctx, s, cfg.Hello)
+	reply, err := sendHello(c, cfg.Hello)
 	if err != nil {
-		_ = s.Close()
 		return nil, wire.HelloReply{}, err
 	}
-	return s, reply, nil
-}
-
-func hello(ctx context.Context, s *mux.Session, h wire.Hello) (wire.HelloReply, error) {
-	if h.Version == 0 {
-		h.Version = wire.Version
+	r := reply.Resume
+	if want := cfg.Hello.Resume.Mux; r != nil && want != "" && r.Mux == want {
+		if err := old.Attach(c, r.Received); err != nil {
+			return nil, reply, err
+		}
+		return cfg.Resume, reply, nil
 	}
-	if h.Product == "" {
-		h.Product = "doppel/" + buildinfo.Version
+	cfg.Mux.Initiator = true
+	if r != nil && r.Seconds > 0 {
+		cfg.Mux.ID, cfg.Mux.Resume = r.Mux, time.Duration(r.Seconds)*time.Second
 	}
-	var reply wire.HelloReply
-	hdr, err := wire.AppendHello(nil, h)
-	if err != nil {
-		return reply, err
-	}
-	p, err := s.Call(ctx, hdr)
-	if err != nil {
-		return reply, err
-	}
-	if reply, err = wire.ParseHelloReply(p); err != nil {
-		return reply, err
-	}
-	if reply.Version != h.Version {
-		return reply, &mux.RejectError{Code: wire.CodeVersion, Msg: fmt.Sprintf("the server speaks protocol %d, this end %d", reply.Version, h.Version)}
-	}
-	return reply, nil
+	s, err := mux.New(c, cfg.Mux)
+	return s, reply, err
 }
 
 // clientTLS checks nothing but the key's fingerprint: names, dates and authorities mean nothing between two pinned keys.
@@ -151,13 +144,17 @@ type ServerConfig struct {
 	// Authorize judges who dialled: their Hello and the fingerprint of the key that the TLS handshake proved ("" if they
 	// showed none). Its error goes to the client: the code and text of a *mux.RejectError, else wire.CodeDenied and the error's text.
 	Authorize func(ctx context.Context, h wire.Hello, peerFingerprint string) (wire.HelloReply, error)
+	// Resume is how long a tunnel outlives its connection, in whole seconds; 0: not at all.
+	Resume time.Duration
+	// Find returns the tunnel of that ID of the client that Authorize has just accepted, or nil. Required with Resume.
+	Find func(id string) *mux.Session
 	// HandshakeTimeout bounds everything up to the answer to Hello; 0: DefaultHandshakeTimeout.
 	HandshakeTimeout time.Duration
-	Mux              mux.Config // Initiator and Hold are set by Server
+	Mux              mux.Config // Initiator, ID and Resume are set by Server
 }
 
 // Server answers a tunnel that was dialled over raw, which it owns from now on. Nothing but Hello is looked at before
-// Authorize has said yes.
+// Authorize has said yes. The session that it returns is one that Find returned if that goes on, else a new one.
 func Server(ctx context.Context, raw net.Conn, cfg ServerConfig) (*mux.Session, wire.Hello, error) {
 	timeout := cfg.HandshakeTimeout
 	if timeout == 0 {
@@ -175,8 +172,8 @@ func Server(ctx context.Context, raw net.Conn, cfg ServerConfig) (*mux.Session, 
 
 func server(ctx context.Context, raw net.Conn, cfg ServerConfig) (*mux.Session, wire.Hello, error) {
 	var h wire.Hello
-	if cfg.Identity == nil || cfg.Authorize == nil {
-		return nil, h, errors.New("server config without Identity or Authorize")
+	if cfg.Identity == nil || cfg.Authorize == nil || cfg.Resume > 0 && cfg.Find == nil {
+		return nil, h, errors.New("server config without Identity, Authorize or Find")
 	}
 	stop := context.AfterFunc(ctx, func() { _ = raw.Close() })
 	defer stop()
@@ -193,38 +190,28 @@ func server(ctx context.Context, raw net.Conn, cfg ServerConfig) (*mux.Session, 
 	if err := tc.HandshakeContext(ctx); err != nil {
 		return nil, h, fmt.Errorf("TLS: %w", err)
 	}
-	cfg.Mux.Initiator, cfg.Mux.Hold = false, true // until we know who it is, one stream is enough
-	s, err := mux.New(&conn{tc, under}, cfg.Mux)
-	if err != nil {
-		return nil, h, err
+	c := &conn{tc, under}
+	stream, h, err := readHello(c)
+	var reply wire.HelloReply
+	if err == nil {
+		reply, err = authorize(ctx, h, cfg, peerFingerprint(tc.ConnectionState().PeerCertificates))
 	}
-	h, err = authorize(ctx, s, cfg, peerFingerprint(tc.ConnectionState().PeerCertificates))
 	if err != nil {
-		waitForPeer(ctx, s) // let the refusal arrive
-		_ = s.Close()
-		return nil, h, err
+		refuse(c, stream, err)
+		return nil, h, fmt.Errorf("hello: %w", err)
 	}
-	return s, h, nil
+	s, err := welcome(c, stream, h, reply, cfg)
+	return s, h, err
 }
 
-// authorize judges the session's first stream, Hello, and releases the session if it may go on.
-func authorize(ctx context.Context, s *mux.Session, cfg ServerConfig, fingerprint string) (wire.Hello, error) {
-	req, err := s.Accept(ctx)
-	if err != nil {
-		return wire.Hello{}, err
-	}
-	h, err := wire.ParseHello(req.Header())
-	if err != nil {
-		return h, errors.Join(err, req.Reject(wire.CodeProtocol, "the first stream must be Hello"))
-	}
+// authorize judges Hello.
+func authorize(ctx context.Context, h wire.Hello, cfg ServerConfig, fingerprint string) (wire.HelloReply, error) {
 	if h.Version != wire.Version {
-		e := &mux.RejectError{Code: wire.CodeVersion, Msg: fmt.Sprintf("the server speaks protocol %d, you %d", wire.Version, h.Version)}
-		return h, errors.Join(e, req.Reject(e.Code, e.Msg))
+		return wire.HelloReply{}, &mux.RejectError{Code: wire.CodeVersion, Msg: fmt.Sprintf("the server speaks protocol %d, you %d", wire.Version, h.Version)}
 	}
 	reply, err := cfg.Authorize(ctx, h, fingerprint)
 	if err != nil {
-		code, msg := rejection(err, wire.CodeDenied)
-		return h, errors.Join(fmt.Errorf("authorize: %w", err), req.Reject(code, msg))
+		return reply, err
 	}
 	if reply.Version == 0 {
 		reply.Version = wire.Version
@@ -232,23 +219,51 @@ func authorize(ctx context.Context, s *mux.Session, cfg ServerConfig, fingerprin
 	if reply.Product == "" {
 		reply.Product = "doppel/" + buildinfo.Version
 	}
-	p, err := wire.MarshalHelloReply(reply)
-	if err != nil {
-		return h, errors.Join(err, req.Reject(wire.CodeInternal, "no answer"))
-	}
-	s.Release() // before the client can know
-	return h, req.Reply(p)
+	return reply, nil
 }
 
-// waitForPeer waits, for a second, until the refused client has hung up.
-func waitForPeer(ctx context.Context, s *mux.Session) {
-	t := time.NewTimer(time.Second)
-	defer t.Stop()
-	select {
-	case <-s.Done():
-	case <-ctx.Done():
-	case <-t.C:
+// welcome says yes, and lets the tunnel that is to go on do so, or makes a new one.
+func welcome(c *conn, stream uint32, h wire.Hello, reply wire.HelloReply, cfg ServerConfig) (*mux.Session, error) {
+	cfg.Mux.Initiator = false
+	var old *mux.Session
+	var at mux.Handover
+	if seconds := int(cfg.Resume / time.Second); h.Resume != nil && seconds > 0 {
+		old, at = find(h.Resume, cfg)
+		cfg.Mux.Resume = time.Duration(seconds) * time.Second
+		cfg.Mux.ID = rand.Text()
+		if old != nil {
+			cfg.Mux.ID = old.ID()
+		}
+		reply.Resume = &wire.Resume{Mux: cfg.Mux.ID, Received: at.Received(), Seconds: seconds}
 	}
+	p, err := wire.MarshalHelloReply(reply)
+	if err != nil {
+		return nil, err
+	}
+	hdr := wire.Header{Type: wire.TypeOK, Flags: wire.FlagFin, Stream: stream}
+	if err := writeFrame(c, hdr, p); err != nil {
+		return nil, fmt.Errorf("answer hello: %w", err)
+	}
+	if old != nil {
+		return old, at.Attach(c, h.Resume.Received)
+	}
+	return mux.New(c, cfg.Mux)
+}
+
+// find returns the tunnel that the client wants to go on with, taken from its connection, if that is possible.
+func find(r *wire.Resume, cfg ServerConfig) (*mux.Session, mux.Handover) {
+	if r.Mux == "" {
+		return nil, mux.Handover{}
+	}
+	s := cfg.Find(r.Mux)
+	if s == nil || s.ID() != r.Mux {
+		return nil, mux.Handover{}
+	}
+	at, err := s.Detach()
+	if err != nil || !at.Keeps(r.Received) {
+		return nil, mux.Handover{}
+	}
+	return s, at
 }
 
 // rejection returns what the other end is told about err.

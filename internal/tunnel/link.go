@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/doppel-dev/doppel/internal/mux"
@@ -22,13 +23,18 @@ const (
 	lastPause  = 2 * time.Second
 )
 
+// probeTimeout is how long a tunnel may take to answer after Check. To be wrong costs little: another connection takes its place.
+const probeTimeout = 500 * time.Millisecond
+
 // LinkConfig says how to make and use a tunnel. Dial is required.
 type LinkConfig struct {
-	Dial      func(ctx context.Context) (*mux.Session, wire.HelloReply, error)
-	OnUp      func(*mux.Session, wire.HelloReply)       // a tunnel is there
-	OnDown    func(error)                               // it was lost; called once for each OnUp
+	// Dial makes a connection. old is the tunnel that lost its own, to be gone on with if the other end still has it
+	// (ClientConfig.Resume); nil: none.
+	Dial      func(ctx context.Context, old *mux.Session) (*mux.Session, wire.HelloReply, error)
+	OnUp      func(*mux.Session, wire.HelloReply)       // a tunnel is there, or has a connection again
+	OnDown    func(error)                               // that was lost; called once for each OnUp
 	OnRetry   func(err error, pause time.Duration)      // an attempt failed; the next comes after pause
-	Serve     func(context.Context, *mux.Session) error // runs while the tunnel is up; its error ends this tunnel
+	Serve     func(context.Context, *mux.Session) error // runs while the tunnel lives, also without connection; its error ends this tunnel
 	Permanent func(error) bool                          // nil: IsPermanent
 	Log       *slog.Logger
 }
@@ -51,8 +57,12 @@ func IsPermanent(err error) bool {
 //
 //	dialling ──► up ──► lost ──► pause ──► dialling
 //	    └────────────────┴─ permanent error, or ctx ended ──► ended
+//
+// A tunnel that can be resumed lives on while it is lost, with all its streams, until the other end does not know it any more or
+// has been away for too long.
 type Link struct {
-	cfg LinkConfig
+	cfg   LinkConfig
+	check chan struct{} // see Check
 
 	mu sync.Mutex
 	// guarded by mu:
@@ -69,7 +79,7 @@ func NewLink(cfg LinkConfig) *Link {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	return &Link{cfg: cfg, changed: make(chan struct{})}
+	return &Link{cfg: cfg, check: make(chan struct{}, 1), changed: make(chan struct{})}
 }
 
 // Session returns the tunnel, or nil while it is down.
@@ -118,15 +128,36 @@ func (l *Link) Run(ctx context.Context) error {
 	return err
 }
 
+// Check says that the network may have changed, or that the machine has slept: a tunnel must answer at once or is given another
+// connection, and an attempt to dial or a pause starts again.
+func (l *Link) Check() {
+	select {
+	case l.check <- struct{}{}:
+	default: // one is due
+	}
+}
+
+// life is one tunnel and what serves it.
+type life struct {
+	s      *mux.Session
+	cancel context.CancelFunc
+	served chan error
+}
+
 func (l *Link) run(ctx context.Context) error {
 	pause := firstPause
 	lost := time.Now()
+	var cur *life // the tunnel, up or waiting for a connection; nil: none
+	defer func() { l.finish(cur) }()
 	for {
 		start := time.Now()
-		s, reply, err := l.cfg.Dial(ctx)
+		next, reply, checked, err := l.dial(ctx, cur)
 		if err == nil {
-			err = l.up(ctx, s, reply)
-			if time.Since(start) > 2*lastPause { // it held: the next loss is a new one
+			if next != cur {
+				l.finish(cur)
+				cur = next
+			}
+			if cur, err = l.up(ctx, cur, reply); time.Since(start) > 2*lastPause { // it held: the next loss is a new one
 				pause = firstPause
 			}
 			lost = time.Now()
@@ -137,61 +168,136 @@ func (l *Link) run(ctx context.Context) error {
 		if l.cfg.Permanent(err) {
 			return err
 		}
-		wait := pause/2 + rand.N(pause/2+1)
-		l.cfg.Log.Info("tunnel is down", "err", err, "retry_in", wait)
-		if l.cfg.OnRetry != nil {
-			l.cfg.OnRetry(err, wait)
+		if checked {
+			pause = firstPause
+			continue
 		}
-		t := time.NewTimer(wait)
-		select {
-		case <-t.C:
-		case <-ctx.Done():
-			t.Stop()
+		if pause, checked = l.pause(ctx, err, pause, time.Since(lost)); checked {
+			pause = firstPause
+		}
+		if ctx.Err() != nil {
 			return nil
 		}
-		last := lastPause
-		if time.Since(lost) < eagerFor {
-			last = eagerPause
-		}
-		pause = min(2*pause, last)
 	}
 }
 
-// up runs one tunnel until it is lost, and returns why.
-func (l *Link) up(ctx context.Context, s *mux.Session, reply wire.HelloReply) error {
-	l.set(s, nil)
-	if l.cfg.OnUp != nil {
-		l.cfg.OnUp(s, reply)
+// pause waits between two attempts and returns the next pause. Check ends it.
+func (l *Link) pause(ctx context.Context, err error, pause, down time.Duration) (next time.Duration, checked bool) {
+	wait := pause/2 + rand.N(pause/2+1)
+	l.cfg.Log.Info("tunnel is down", "err", err, "retry_in", wait)
+	if l.cfg.OnRetry != nil {
+		l.cfg.OnRetry(err, wait)
 	}
-	sctx, cancel := context.WithCancel(ctx)
-	served := make(chan error, 1)
+	t := time.NewTimer(wait)
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-l.check:
+		checked = true
+	case <-ctx.Done():
+	}
+	last := lastPause
+	if down < eagerFor {
+		last = eagerPause
+	}
+	return min(2*pause, last), checked
+}
+
+// dial makes one attempt, which Check gives up: checked then says so.
+func (l *Link) dial(ctx context.Context, cur *life) (_ *life, reply wire.HelloReply, checked bool, err error) {
+	dctx, cancel := context.WithCancel(ctx)
+	var given atomic.Bool
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		select {
+		case <-l.check:
+			given.Store(true)
+			cancel()
+		case <-dctx.Done():
+		}
+	})
+	var old *mux.Session
+	if cur != nil && cur.s.Err() == nil {
+		old = cur.s
+	}
+	s, reply, err := l.cfg.Dial(dctx, old)
+	cancel()
+	wg.Wait()
+	if err != nil {
+		return nil, reply, given.Load(), err
+	}
+	if s == old {
+		return cur, reply, false, nil
+	}
+	sctx, scancel := context.WithCancel(ctx)
+	n := &life{s: s, cancel: scancel, served: make(chan error, 1)}
 	go func() {
 		if l.cfg.Serve == nil {
 			<-sctx.Done()
-			served <- nil
+			n.served <- nil
 			return
 		}
-		served <- l.cfg.Serve(sctx, s)
+		n.served <- l.cfg.Serve(sctx, s)
 	}()
+	return n, reply, false, nil
+}
+
+// up is the time in which a tunnel has a connection. It returns why it lost it, and the tunnel if that still lives.
+func (l *Link) up(ctx context.Context, cur *life, reply wire.HelloReply) (*life, error) {
+	l.set(cur.s, nil)
+	if l.cfg.OnUp != nil {
+		l.cfg.OnUp(cur.s, reply)
+	}
 	var err error
-	waiting := served
-	select {
-	case <-s.Done():
-	case <-ctx.Done():
-	case err = <-served:
-		waiting = nil
+	down := cur.s.Down()
+	for up := true; up; {
+		select {
+		case <-l.check:
+			l.probe(ctx, cur.s)
+			continue
+		case <-down:
+			err = cur.s.Why()
+		case <-ctx.Done():
+			err = context.Cause(ctx)
+		case err = <-cur.served:
+			cur.served <- nil // for finish
+			_ = cur.s.Close()
+		}
+		up = false
 	}
 	l.set(nil, nil)
-	cancel()
-	_ = s.Close()
-	if waiting != nil {
-		l.cfg.Log.Debug("serving ended", "err", <-waiting)
-	}
-	if e := s.Err(); e != nil && !errors.Is(e, mux.ErrClosed) || err == nil {
-		err = e
+	if ctx.Err() != nil || cur.s.Err() != nil {
+		l.finish(cur)
+		if e := cur.s.Err(); e != nil && !errors.Is(e, mux.ErrClosed) || err == nil {
+			err = e
+		}
+		cur = nil
 	}
 	if l.cfg.OnDown != nil {
 		l.cfg.OnDown(err)
 	}
-	return err
+	return cur, err
+}
+
+// errNoAnswer is why a tunnel loses its connection after Check.
+var errNoAnswer = errors.New("no answer after the network changed or the machine slept")
+
+// probe gives the connection up if it does not answer.
+func (l *Link) probe(ctx context.Context, s *mux.Session) {
+	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
+	defer cancel()
+	if _, err := s.Ping(ctx); err != nil && errors.Is(ctx.Err(), context.DeadlineExceeded) {
+		s.Drop(errNoAnswer)
+	}
+}
+
+// finish ends a tunnel and waits for what served it.
+func (l *Link) finish(cur *life) {
+	if cur == nil {
+		return
+	}
+	cur.cancel()
+	_ = cur.s.Close()
+	l.cfg.Log.Debug("serving ended", "err", <-cur.served)
+	cur.served <- nil // may be called again
 }

@@ -23,7 +23,7 @@ type far struct {
 	dials []time.Time
 }
 
-func (f *far) dial(context.Context) (*mux.Session, wire.HelloReply, error) {
+func (f *far) dial(context.Context, *mux.Session) (*mux.Session, wire.HelloReply, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.dials = append(f.dials, time.Now())

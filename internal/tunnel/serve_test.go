@@ -111,11 +111,16 @@ func TestNothingBeforeHello(t *testing.T) {
 			hello := make(chan error, 1)
 			go func() { _, err := s.Call(context.Background(), hdr); hello <- err }()
 			<-asked
-			var rej *mux.RejectError
-			if _, err := tunnel.DialTCP(context.Background(), s, somewhere, somewhere); !errors.As(err, &rej) || rej.Code != wire.CodeBusy {
-				t.Errorf("a flow before hello: %v", err)
-			}
+			flow := make(chan error, 1)
+			go func() {
+				_, err := tunnel.DialTCP(context.Background(), s, somewhere, somewhere)
+				flow <- err
+			}()
 			close(answer)
+			if err := <-flow; err == nil {
+				t.Error("a flow before hello")
+			}
+			var rej *mux.RejectError
 			if err := <-hello; !errors.As(err, &rej) || rej.Code != wire.CodeDenied || rej.Msg != "no" {
 				t.Error(err)
 			}

@@ -262,16 +262,16 @@ func (n *network) close() {
 }
 
 func (n *network) dialTCP(ctx context.Context, src, dst netip.AddrPort) (flow.Stream, error) {
-	m := n.s.link.Session()
-	if m == nil {
+	m, err := n.s.tunnel(ctx, flowPatience)
+	if err != nil {
 		return nil, os.ErrDeadlineExceeded // the application's SYN is sent again; the tunnel may be back by then
 	}
 	return tunnel.DialTCP(ctx, m, src, dst)
 }
 
 func (n *network) dialUDP(ctx context.Context, src, dst netip.AddrPort) (flow.Packets, error) {
-	m := n.s.link.Session()
-	if m == nil {
+	m, err := n.s.tunnel(ctx, flowPatience)
+	if err != nil {
 		return nil, os.ErrDeadlineExceeded
 	}
 	return tunnel.DialUDP(ctx, m, src, dst)
@@ -286,9 +286,9 @@ func (n *network) dialEcho(ctx context.Context, src, dst netip.Addr) (flow.Packe
 }
 
 func (n *network) query(ctx context.Context, q []byte) ([]byte, error) {
-	m := n.s.link.Session()
-	if m == nil {
-		return nil, errors.New("the tunnel is down")
+	m, err := n.s.tunnel(ctx, queryPatience)
+	if err != nil {
+		return nil, fmt.Errorf("the tunnel is down: %w", err)
 	}
 	return tunnel.Query(ctx, m, q)
 }

@@ -18,14 +18,23 @@ import (
 	"github.com/doppel-dev/doppel/internal/lifecycle"
 	"github.com/doppel-dev/doppel/internal/localapi"
 	"github.com/doppel-dev/doppel/internal/mux"
+	"github.com/doppel-dev/doppel/internal/netwatch"
 	"github.com/doppel-dev/doppel/internal/rootapi"
 	"github.com/doppel-dev/doppel/internal/tunnel"
 	"github.com/doppel-dev/doppel/internal/uerr"
 	"github.com/doppel-dev/doppel/internal/wire"
 )
 
-// connectTimeout bounds each of the waits of a connect: for the tunnel, and for the cluster's information.
-const connectTimeout = 10 * time.Second
+const (
+	// connectTimeout bounds each of the waits of a connect: for the tunnel, and for the cluster's information.
+	connectTimeout = 10 * time.Second
+	// deniedPatience is how long an API server may refuse a session that was connected before.
+	deniedPatience = 5 * time.Second
+	// flowPatience is how long a new flow waits for a tunnel that is away; then the application's system tries again.
+	flowPatience = 3 * time.Second
+	// queryPatience is the same for a DNS query, whose asker waits a few seconds only.
+	queryPatience = time.Second
+)
 
 type sessionConfig struct {
 	cluster   *kube.Cluster
@@ -53,10 +62,11 @@ type session struct {
 
 	mu sync.Mutex
 	// guarded by mu
-	object   *v1alpha1.Session
-	renew    time.Duration
-	down     error // why the tunnel is down; nil when it is up
-	renewErr error // why the last renewal failed
+	object     *v1alpha1.Session
+	renew      time.Duration // zero until the first tunnel was up
+	down       error         // why the tunnel is down; nil when it is up
+	deniedFrom time.Time     // since when the API server does not let us through; zero: it does
+	renewErr   error         // why the last renewal failed
 }
 
 // openSession does everything a connect does; when it fails nothing is left behind.
@@ -68,9 +78,10 @@ func openSession(ctx context.Context, cfg sessionConfig) (*session, error) {
 	}
 	s.group = lifecycle.New(context.Background(), cfg.log)
 	s.link = tunnel.NewLink(tunnel.LinkConfig{
-		Dial: s.dial, Serve: s.serve, OnUp: s.onUp, OnDown: s.onDown, OnRetry: s.onRetry, Permanent: permanent, Log: cfg.log,
+		Dial: s.dial, Serve: s.serve, OnUp: s.onUp, OnDown: s.onDown, OnRetry: s.onRetry, Permanent: s.permanent, Log: cfg.log,
 	})
 	s.group.Go("tunnel", s.link.Run)
+	s.group.Go("network watch", func(ctx context.Context) error { return netwatch.Watch(ctx, s.networkChanged) })
 	if err := s.join(ctx); err != nil {
 		s.close(true)
 		return nil, err
@@ -172,30 +183,39 @@ func (s *session) whyDown(err error) error {
 	return uerr.Wrap(err, uerr.Cluster, fmt.Sprintf("look at it with: kubectl -n %s get pods", s.cfg.managerNS), "no tunnel to the traffic-manager")
 }
 
-// permanent says which errors redialling cannot mend.
-func permanent(err error) bool {
+// permanent says which errors redialling cannot mend. An API server that has just started does not know yet who may do what: once
+// we were connected its no counts only when it has lasted.
+func (s *session) permanent(err error) bool {
 	var re *mux.RejectError
 	if errors.As(err, &re) {
 		return re.Code == wire.CodeDenied || re.Code == wire.CodeVersion
 	}
-	return uerr.From(err).Kind == uerr.Denied
+	if uerr.From(err).Kind != uerr.Denied {
+		return false
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.deniedFrom.IsZero() {
+		s.deniedFrom = time.Now()
+	}
+	return s.renew == 0 || time.Since(s.deniedFrom) > deniedPatience
 }
 
 // dial opens a tunnel for our session. A session that the manager does not know any more (a long sleep) is replaced by a new one.
-func (s *session) dial(ctx context.Context) (*mux.Session, wire.HelloReply, error) {
-	m, reply, err := s.attach(ctx)
+func (s *session) dial(ctx context.Context, old *mux.Session) (*mux.Session, wire.HelloReply, error) {
+	m, reply, err := s.attach(ctx, old)
 	var re *mux.RejectError
 	if errors.As(err, &re) && re.Code == wire.CodeGone {
 		s.log.Info("the session is gone, creating another", "session", s.uid())
-		if err := s.createObject(ctx); err != nil {
+		if err := s.createObject(context.WithoutCancel(ctx)); err != nil {
 			return nil, reply, err
 		}
-		return s.attach(ctx)
+		return s.attach(ctx, nil)
 	}
 	return m, reply, err
 }
 
-func (s *session) attach(ctx context.Context) (*mux.Session, wire.HelloReply, error) {
+func (s *session) attach(ctx context.Context, old *mux.Session) (*mux.Session, wire.HelloReply, error) {
 	ctx, cancel := context.WithTimeout(ctx, connectTimeout) // what hangs accepts connections too
 	defer cancel()
 	raw, err := s.cluster.Attach(ctx, s.cfg.managerNS)
@@ -203,9 +223,22 @@ func (s *session) attach(ctx context.Context) (*mux.Session, wire.HelloReply, er
 		return nil, wire.HelloReply{}, err
 	}
 	return tunnel.Client(ctx, raw, tunnel.ClientConfig{
-		Identity: s.identity, Peer: s.manager.Key,
+		Identity: s.identity, Peer: s.manager.Key, Resume: old,
 		Hello: wire.Hello{Version: wire.Version, Product: buildinfo.Version, Role: wire.RoleLaptop, Session: s.uid()},
 	})
+}
+
+// networkChanged makes sure that nothing waits for connections of a network that is no more.
+func (s *session) networkChanged() {
+	s.cluster.CloseIdle()
+	s.link.Check()
+}
+
+// tunnel returns the tunnel, or waits a while for one that is away.
+func (s *session) tunnel(ctx context.Context, patience time.Duration) (*mux.Session, error) {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	return s.link.Wait(ctx)
 }
 
 func (s *session) uid() string {
@@ -225,7 +258,7 @@ func (s *session) onUp(_ *mux.Session, r wire.HelloReply) {
 		}
 	}
 	s.mu.Lock()
-	s.down, s.renew = nil, renew
+	s.down, s.renew, s.deniedFrom = nil, renew, time.Time{}
 	s.mu.Unlock()
 	s.log.Info("tunnel up", "manager", r.Manager, "version", r.Product)
 }
@@ -344,7 +377,7 @@ func (s *session) close(remove bool) {
 
 // same says whether a connect asks for what this session is.
 func (s *session) same(c *kube.Cluster, managerNS string) bool {
-	return s.cluster.Context == c.Context && s.cluster.Namespace == c.Namespace && s.cluster.Server == c.Server && s.cfg.managerNS == managerNS
+	return s.cluster.Context == c.Context && s.cluster.Namespace == c.Namespace && s.cluster.Server == c.Server && s.cluster.SameUser(c) && s.cfg.managerNS == managerNS
 }
 
 func (s *session) status() (*localapi.Session, *localapi.RootStatus) {

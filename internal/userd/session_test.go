@@ -16,6 +16,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"go.uber.org/goleak"
@@ -256,7 +257,7 @@ users: [{name: u, user: {token: t}}], contexts: [{name: x, context: {cluster: c,
 		c.t.Fatal(err)
 	}
 	s.group = lifecycle.New(context.Background(), log)
-	s.link = tunnel.NewLink(tunnel.LinkConfig{Dial: s.dial, Serve: s.serve, OnUp: s.onUp, OnDown: s.onDown, OnRetry: s.onRetry, Permanent: permanent, Log: log})
+	s.link = tunnel.NewLink(tunnel.LinkConfig{Dial: s.dial, Serve: s.serve, OnUp: s.onUp, OnDown: s.onDown, OnRetry: s.onRetry, Permanent: s.permanent, Log: log})
 	s.group.Go("tunnel", s.link.Run)
 	c.t.Cleanup(func() { s.close(true) })
 	return s
@@ -600,4 +601,25 @@ func TestClose(t *testing.T) {
 		t.Errorf("left behind: %s", got)
 	}
 	s.close(true) // again
+}
+
+// An API server that has just started may refuse what it allows a moment later: a session that was connected waits for that.
+func TestDeniedPatience(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		no := uerr.New(uerr.Denied, "", "forbidden")
+		if s := (&session{}); !s.permanent(no) {
+			t.Error("a connect that is not allowed goes on trying")
+		}
+		s := &session{renew: time.Minute}
+		if s.permanent(no) {
+			t.Error("the first no ends a session")
+		}
+		time.Sleep(deniedPatience + time.Second)
+		if !s.permanent(no) {
+			t.Error("a lasting no does not end a session")
+		}
+		if s.permanent(&mux.RejectError{Code: wire.CodeBusy}) {
+			t.Error("a busy manager ends a session")
+		}
+	})
 }

@@ -116,7 +116,7 @@ func (d *Daemon) connect(ctx context.Context, req localapi.ConnectRequest, progr
 	if req.ManagerNamespace == "" {
 		req.ManagerNamespace = DefaultManagerNamespace
 	}
-	cluster, err := kube.Load(kube.Options{Kubeconfig: req.Kubeconfig, Context: req.Context, Namespace: req.Namespace})
+	cluster, err := kube.Load(kube.Options{Kubeconfig: req.Kubeconfig, Context: req.Context, Namespace: req.Namespace, As: req.As, AsGroups: req.AsGroups})
 	if err != nil {
 		return localapi.ConnectResult{}, err
 	}

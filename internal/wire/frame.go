@@ -36,11 +36,12 @@ const (
 	TypePing    Type = 11 // stream 0; payload: 8 bytes to be echoed
 	TypePong    Type = 12 // stream 0; payload: the ping's
 	TypeGoAway  Type = 13 // stream 0; the session ends; payload: code u16, UTF-8 text
+	TypeAck     Type = 14 // stream 0; payload: bytes of the session received so far, u64
 )
 
 var typeNames = [...]string{
 	TypeOpen: "OPEN", TypeOK: "OK", TypeErr: "ERR", TypeData: "DATA", TypeFin: "FIN", TypeRst: "RST", TypeWindow: "WINDOW",
-	TypeWant: "WANT", TypeReclaim: "RECLAIM", TypeReturn: "RETURN", TypePing: "PING", TypePong: "PONG", TypeGoAway: "GOAWAY",
+	TypeWant: "WANT", TypeReclaim: "RECLAIM", TypeReturn: "RETURN", TypePing: "PING", TypePong: "PONG", TypeGoAway: "GOAWAY", TypeAck: "ACK",
 }
 
 // String returns the type's name in docs/protocol.md.
@@ -116,7 +117,7 @@ func (h Header) check() error {
 		minLen, maxLen = 2, 2
 	case TypeWindow, TypeWant, TypeReclaim, TypeReturn:
 		minLen, maxLen = 4, 4
-	case TypePing, TypePong:
+	case TypePing, TypePong, TypeAck:
 		minLen, maxLen, session = 8, 8, true
 	case TypeGoAway:
 		minLen, maxLen, session = 2, 2+MaxMessage, true
@@ -148,6 +149,12 @@ func (h Header) Window() int {
 func AppendUint32(b []byte, t Type, stream, v uint32) []byte {
 	b = Header{Type: t, Len: 4, Stream: stream}.Append(b)
 	return binary.BigEndian.AppendUint32(b, v)
+}
+
+// AppendAck appends a whole ACK frame.
+func AppendAck(b []byte, received uint64) []byte {
+	b = Header{Type: TypeAck, Len: 8}.Append(b)
+	return binary.BigEndian.AppendUint64(b, received)
 }
 
 // AppendRst appends a whole RST frame.
@@ -184,6 +191,14 @@ func ParseUint32(p []byte) (uint32, error) {
 		return 0, violation("number of %d bytes", len(p))
 	}
 	return binary.BigEndian.Uint32(p), nil
+}
+
+// ParseAck reads the payload of ACK.
+func ParseAck(p []byte) (uint64, error) {
+	if len(p) != 8 {
+		return 0, violation("ACK of %d bytes", len(p))
+	}
+	return binary.BigEndian.Uint64(p), nil
 }
 
 // ParseRst reads the payload of RST.

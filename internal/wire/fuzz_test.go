@@ -2,6 +2,7 @@ package wire
 
 import (
 	"bytes"
+	"reflect"
 	"testing"
 	"unicode/utf8"
 )
@@ -92,7 +93,7 @@ func FuzzHello(f *testing.F) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if got, err := ParseHello(enc); err != nil || got != h {
+		if got, err := ParseHello(enc); err != nil || !reflect.DeepEqual(got, h) {
 			t.Errorf("%+v became %+v, %v", h, got, err)
 		}
 		_, _ = ParseHelloReply(b[1:])

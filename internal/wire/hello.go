@@ -28,6 +28,15 @@ type Hello struct {
 	Pod       string `json:"pod,omitempty"`       // agent: its pod
 	Namespace string `json:"namespace,omitempty"` // agent: its namespace
 	Workload  string `json:"workload,omitempty"`  // agent: the workload, kind/name
+	// Resume: the dialling end can resume; nil if it cannot.
+	Resume *Resume `json:"resume,omitempty"`
+}
+
+// Resume names a session of the mux that outlives its connections.
+type Resume struct {
+	Mux      string `json:"mux,omitempty"`      // Hello: the one that is to go on; empty: none. Answer: the one that this connection carries
+	Received uint64 `json:"received,omitempty"` // how many of its bytes the sender has received
+	Seconds  int    `json:"seconds,omitempty"`  // answer: how long it is kept without a connection
 }
 
 // HelloReply is the answer to a Hello that was authorised.
@@ -37,6 +46,7 @@ type HelloReply struct {
 	Manager string          `json:"manager,omitempty"` // name of the answering replica
 	Session string          `json:"session,omitempty"` // UID of the session that was joined
 	Info    json.RawMessage `json:"info,omitempty"`    // free form: what the role needs to know
+	Resume  *Resume         `json:"resume,omitempty"`  // nil: the session ends with its connection
 }
 
 // MarshalHelloReply encodes the answer to a Hello.

@@ -46,6 +46,14 @@ func vectors() []struct {
 	if err != nil {
 		panic(err)
 	}
+	again, err := AppendHello(nil, Hello{Version: 1, Role: RoleLaptop, Session: "6f1c", Resume: &Resume{Mux: "k3", Received: 70000}})
+	if err != nil {
+		panic(err)
+	}
+	resumed, err := MarshalHelloReply(HelloReply{Version: 1, Session: "6f1c", Resume: &Resume{Mux: "k3", Received: 1 << 33, Seconds: 30}})
+	if err != nil {
+		panic(err)
+	}
 	return []struct {
 		name string
 		b    []byte
@@ -66,8 +74,11 @@ func vectors() []struct {
 		{"frame PING", frame(Header{Type: TypePing}, 0, 0, 0, 0, 0, 0, 0, 1)},
 		{"frame PONG", frame(Header{Type: TypePong}, 0, 0, 0, 0, 0, 0, 0, 1)},
 		{"frame GOAWAY", AppendError(nil, TypeGoAway, 0, CodeGone, "session deleted")},
+		{"frame ACK, 1 GiB received", AppendAck(nil, 1<<30)},
 		{"header hello", hello},
+		{"header hello, to resume", again},
 		{"answer hello", reply},
+		{"answer hello, resumed", resumed},
 		{"header tcp", AppendTCP(nil, FlowHeader{Src: v4, Dst: v6})},
 		{"header udp, no source", AppendUDP(nil, FlowHeader{Dst: v6})},
 		{"header dns", AppendDNS(nil, []byte("\x12\x34\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00\x01a\x00\x00\x01\x00\x01"))},

@@ -1,0 +1,130 @@
+package e2e
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"os/exec"
+	"strings"
+	"testing"
+	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+)
+
+// backLimit bounds how long the laptop may take to be back after what was away has returned. The target is one second, which is
+// logged; other builds on the machine must not fail the test.
+const backLimit = 6 * time.Second
+
+// TestSessionsLast takes away, one after the other, what a session needs, while a connection idles and a download runs.
+func TestSessionsLast(t *testing.T) {
+	c := theCluster(t)
+	ns := c.namespace(t, "lasting")
+	c.sample(t, ns)
+	l := newLaptop(t, "roamer")
+	l.run(t, "doppel", "connect", "-n", ns)
+	t.Cleanup(func() { l.try(t, "doppel", "uninstall", "--everything") })
+	// The node's end of the pods' links has an address that pods reach and the laptop only through the manager.
+	const server = "10.244.1.1:7007"
+	onNode := func(ctx context.Context, args ...string) *exec.Cmd {
+		return exec.CommandContext(ctx, c.bin("lab"), append([]string{"--name", labName, "node", "exec", "--"}, args...)...)
+	}
+	startLines(t, onNode, "serve", "0.0.0.0:7007")
+	session := l.sessionUID(t)
+	svc := "dataprocessingservice." + ns + ":3000/color"
+
+	// back checks that all works again without a command, and how soon.
+	back := func(t *testing.T, what string, since time.Time, keep *lines) {
+		t.Helper()
+		keep.more(t, 1, backLimit)
+		t.Logf("%s: the idle connection answered %v after the return", what, time.Since(since).Round(time.Millisecond))
+		want(t, l.run(t, "curl", "-s", "-m", "5", svc), "green")
+		t.Logf("%s: a new connection by name answered %v after the return", what, time.Since(since).Round(time.Millisecond))
+		if got := l.sessionUID(t); got != session {
+			t.Errorf("%s: session %s became %s", what, session, got)
+		}
+	}
+
+	t.Run("link and address", func(t *testing.T) {
+		keep, fetch := startLines(t, l.command, "keep", server), startLines(t, l.command, "fetch", server)
+		l.link(t, "down")
+		keep.quiet(t)
+		gw := strings.TrimSpace(l.sh(t, "ip -4 route show default | cut -d' ' -f3"))
+		net := gw[:strings.LastIndex(gw, ".")]
+		l.sh(t, "ip -4 addr flush dev eth0; ip addr add "+net+".77/24 dev eth0; ip route add default via "+gw)
+		l.link(t, "up")
+		back(t, "link down, up with another address", time.Now(), keep)
+		eventually(t, 30*time.Second, func() error {
+			if s := fetch.last(); s != "complete: EOF" {
+				return fmt.Errorf("the download: %s", s)
+			}
+			return nil
+		})
+		keep.more(t, 3, backLimit)
+	})
+
+	t.Run("asleep", func(t *testing.T) {
+		keep := startLines(t, l.command, "keep", server)
+		l.sh(t, "pkill -STOP -x doppel-rootd; pkill -STOP -f '[d]oppel daemon'")
+		keep.quiet(t)
+		l.link(t, "down") // the bag
+		l.link(t, "up")
+		l.sh(t, "pkill -CONT -f '[d]oppel daemon'; pkill -CONT -x doppel-rootd")
+		back(t, "daemons stopped", time.Now(), keep)
+	})
+
+	t.Run("API server", func(t *testing.T) {
+		keep := startLines(t, l.command, "keep", server)
+		if out, err := c.lab("restart", "kube-apiserver"); err != nil {
+			t.Fatalf("%v\n%s", err, out)
+		}
+		eventually(t, time.Minute, func() error {
+			_, err := c.core.Discovery().RESTClient().Get().AbsPath("/readyz").DoRaw(t.Context())
+			return err
+		})
+		back(t, "API server restarted", time.Now(), keep)
+	})
+
+	t.Run("manager upgraded", func(t *testing.T) {
+		keep := startLines(t, l.command, "keep", server)
+		patch := fmt.Sprintf(`{"spec":{"template":{"metadata":{"annotations":{"upgraded":%q}}}}}`, time.Now())
+		if _, err := c.core.AppsV1().Deployments(managerNS).Patch(t.Context(), "traffic-manager", types.StrategicMergePatchType, []byte(patch), metav1.PatchOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		c.available(t, managerNS, "traffic-manager")
+		// Its connections ended with the old pod: the application is told so, and does not hang.
+		eventually(t, backLimit, func() error {
+			if s := keep.last(); !strings.HasPrefix(s, "ended") {
+				return fmt.Errorf("a connection through the old manager: %s", s)
+			}
+			return nil
+		})
+		want(t, keep.last(), "connection reset by peer")
+		back(t, "manager upgraded", time.Now(), startLines(t, l.command, "keep", server))
+	})
+
+	want(t, l.run(t, "doppel", "status"), "Tunnel     : up")
+	l.run(t, "doppel", "quit", "-s")
+}
+
+func (l *laptop) link(t *testing.T, state string) {
+	t.Helper()
+	if out, err := l.c.lab("laptop", "link", l.name, state); err != nil {
+		t.Fatalf("link %s: %v\n%s", state, err, out)
+	}
+}
+
+// sessionUID is the session that the laptop says it has.
+func (l *laptop) sessionUID(t *testing.T) string {
+	t.Helper()
+	var st struct {
+		Session struct {
+			UID string `json:"uid"`
+		} `json:"session"`
+	}
+	if err := json.Unmarshal([]byte(l.run(t, "doppel", "status", "-o", "json")), &st); err != nil || st.Session.UID == "" {
+		t.Fatalf("status: %v", err)
+	}
+	return st.Session.UID
+}
