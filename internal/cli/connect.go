@@ -33,6 +33,8 @@ type kubeFlags struct {
 func (k *kubeFlags) add(f *pflag.FlagSet, namespace bool) {
 	f.StringVar(&k.Context, "context", "", "kubeconfig context (default: the current one)")
 	f.StringVar(&k.Kubeconfig, "kubeconfig", "", "kubeconfig file (default: $KUBECONFIG, then ~/.kube/config)")
+	f.StringVar(&k.As, "as", "", "user to impersonate in the cluster")
+	f.StringArrayVar(&k.AsGroups, "as-group", nil, "group to impersonate; may be repeated")
 	f.StringVar(&k.managerNS, "manager-namespace", chart.DefaultNamespace, "namespace of the traffic-manager")
 	if namespace {
 		f.StringVarP(&k.Namespace, "namespace", "n", "", "namespace whose services answer by their bare name (default: the context's)")
@@ -50,7 +52,7 @@ func (a *app) configured(k *kubeFlags) {
 
 // request is what the daemon needs to load the same cluster: it does not share our environment or working directory.
 func (k *kubeFlags) request() (localapi.ConnectRequest, error) {
-	r := localapi.ConnectRequest{Kubeconfig: k.Kubeconfig, Context: k.Context, Namespace: k.Namespace, ManagerNamespace: k.managerNS}
+	r := localapi.ConnectRequest{Kubeconfig: k.Kubeconfig, Context: k.Context, Namespace: k.Namespace, ManagerNamespace: k.managerNS, As: k.As, AsGroups: k.AsGroups}
 	if r.Kubeconfig == "" {
 		r.Kubeconfig = os.Getenv("KUBECONFIG")
 	}
