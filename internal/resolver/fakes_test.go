@@ -117,11 +117,11 @@ type fakeUpstream struct {
 // newFakeUpstream answers every A question with addr.
 func newFakeUpstream(tb testing.TB, addr string) *fakeUpstream {
 	tb.Helper()
-	udp, tcp, err := bind(netip.MustParseAddrPort("127.0.0.1:0"))
+	l, err := bind(netip.MustParseAddrPort("127.0.0.1:0"))
 	if err != nil {
 		tb.Fatal(err)
 	}
-	u := &fakeUpstream{addr: udp.LocalAddr().(*net.UDPAddr).AddrPort(), udp: udp, tcp: tcp, answer: answerA(addr)}
+	u := &fakeUpstream{addr: l.addr, udp: l.udp, tcp: l.tcp, answer: answerA(addr)}
 	u.wg.Go(u.serveUDP)
 	u.wg.Go(u.serveTCP)
 	tb.Cleanup(u.stop)

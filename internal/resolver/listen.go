@@ -20,29 +20,43 @@ const (
 	maxPause     = time.Second
 )
 
-// bind listens on UDP and TCP on the same port; with port 0 the one TCP got must be free for UDP too, so it may take some tries.
-func bind(addr netip.AddrPort) (*net.UDPConn, *net.TCPListener, error) {
+// listener is a UDP and a TCP socket on the same port.
+type listener struct {
+	udp  *net.UDPConn
+	tcp  *net.TCPListener
+	addr netip.AddrPort
+}
+
+func (l *listener) close() {
+	_ = l.udp.Close()
+	_ = l.tcp.Close()
+}
+
+// bind listens on addr; with port 0 the port that TCP got must be free for UDP too, so it may take some tries.
+func bind(addr netip.AddrPort) (*listener, error) {
 	for try := 1; ; try++ {
 		tcp, err := net.ListenTCP("tcp", net.TCPAddrFromAddrPort(addr))
 		if err != nil {
-			return nil, nil, err
+			return nil, err
 		}
-		udp, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(tcp.Addr().(*net.TCPAddr).AddrPort()))
+		// The kernel does not give the zone of a link-local address back.
+		both := netip.AddrPortFrom(addr.Addr(), tcp.Addr().(*net.TCPAddr).AddrPort().Port())
+		udp, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(both))
 		if err == nil {
-			return udp, tcp, nil
+			return &listener{udp, tcp, both}, nil
 		}
 		_ = tcp.Close()
 		if addr.Port() != 0 || try == bindAttempts {
-			return nil, nil, err
+			return nil, err
 		}
 	}
 }
 
-func (s *Server) serveUDP(ctx context.Context, g *lifecycle.Group) error {
+func (s *Server) serveUDP(ctx context.Context, g *lifecycle.Group, udp *net.UDPConn) error {
 	buf := make([]byte, maxMessage)
 	failures := 0
 	for {
-		n, from, err := s.udp.ReadFromUDPAddrPort(buf)
+		n, from, err := udp.ReadFromUDPAddrPort(buf)
 		if errors.Is(err, net.ErrClosed) {
 			return nil
 		}
@@ -55,18 +69,18 @@ func (s *Server) serveUDP(ctx context.Context, g *lifecycle.Group) error {
 		msg := append(make([]byte, 0, n), buf[:n]...)
 		g.Go("dns-query", func(ctx context.Context) error {
 			if answer := s.Exchange(ctx, "udp", msg); answer != nil {
-				_, _ = s.udp.WriteToUDPAddrPort(answer, from) // nobody to tell: the client asks again
+				_, _ = udp.WriteToUDPAddrPort(answer, from) // nobody to tell: the client asks again
 			}
 			return nil
 		})
 	}
 }
 
-func (s *Server) serveTCP(ctx context.Context, g *lifecycle.Group) error {
+func (s *Server) serveTCP(ctx context.Context, g *lifecycle.Group, tcp *net.TCPListener) error {
 	slots := make(chan struct{}, maxTCPConns)
 	failures := 0
 	for {
-		c, err := s.tcp.AcceptTCP()
+		c, err := tcp.AcceptTCP()
 		if errors.Is(err, net.ErrClosed) {
 			return nil
 		}

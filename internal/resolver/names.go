@@ -23,9 +23,28 @@ type Names struct {
 
 	// IncludeSuffixes are further domains that the cluster's DNS answers, ExcludeSuffixes domains it never does, whatever else
 	// says it would. A suffix covers the name itself and everything below.
+	// The longest one decides, and of two equal ones the included.
 	IncludeSuffixes []string
 	ExcludeSuffixes []string
+
+	// MappedNamespaces are those whose services and pods have names here, beside Namespace; empty means all.
+	MappedNamespaces []string
+
+	// Mappings are names that stand for others.
+	Mappings []Mapping
 }
+
+// Mapping has Name answered as Target is, or with Addr if that is valid.
+type Mapping struct {
+	Name   string
+	Target string
+	Addr   netip.Addr
+}
+
+// SearchDomain stands for the connected namespace where a resolver of the laptop insists on a domain behind single labels: "web" is
+// looked up as "web" and this. Only the connected namespace's services have names in it, and nothing in it is ever asked of the cluster, so
+// that names which do not exist outside are not looked up there either. The domain .internal is for private use (ICANN, 2024).
+const SearchDomain = "search.doppel.internal"
 
 // table is Names made ready for lookups; it is never changed.
 type table struct {
@@ -35,6 +54,8 @@ type table struct {
 	prefixes  []netip.Prefix
 	include   []string
 	exclude   []string
+	mapped    []string // sorted; empty: all
+	mappings  map[string]Mapping
 
 	suffix1, suffix2 string // what a name of one label lacks, and one of two ("svc.ns")
 }
@@ -42,7 +63,7 @@ type table struct {
 // compile returns the table of n; nil for the zero value.
 func compile(n Names) *table {
 	if n.ClusterDomain == "" && n.Namespace == "" && len(n.Services)+len(n.Headless)+len(n.PodCIDRs)+len(n.ServiceCIDRs)+
-		len(n.IncludeSuffixes)+len(n.ExcludeSuffixes) == 0 {
+		len(n.IncludeSuffixes)+len(n.ExcludeSuffixes)+len(n.MappedNamespaces)+len(n.Mappings) == 0 {
 		return nil
 	}
 	t := &table{
@@ -51,6 +72,15 @@ func compile(n Names) *table {
 		services:  make(map[string]map[string]bool, len(n.Services)),
 		include:   trimAll(n.IncludeSuffixes),
 		exclude:   trimAll(n.ExcludeSuffixes),
+		mapped:    trimAll(n.MappedNamespaces),
+		mappings:  make(map[string]Mapping, len(n.Mappings)),
+	}
+	if len(t.mapped) > 0 && t.namespace != "" {
+		t.mapped = append(t.mapped, t.namespace)
+	}
+	for _, m := range n.Mappings {
+		m.Name, m.Target = trimDots(m.Name), trimDots(m.Target)
+		t.mappings[m.Name] = m
 	}
 	if t.domain == "" {
 		t.domain = DefaultClusterDomain
@@ -68,12 +98,16 @@ func compile(n Names) *table {
 	slices.SortFunc(t.prefixes, netip.Prefix.Compare)
 	slices.Sort(t.include)
 	slices.Sort(t.exclude)
+	slices.Sort(t.mapped)
 	return t
 }
 
 func (t *table) add(set map[string][]string, headless bool) {
 	for ns, names := range set {
 		ns = strings.ToLower(ns)
+		if !t.isMapped(ns) {
+			continue
+		}
 		if t.services[ns] == nil {
 			t.services[ns] = make(map[string]bool, len(names))
 		}
@@ -96,10 +130,13 @@ func (t *table) add(set map[string][]string, headless bool) {
 //	svc                                           that service exists in the connected namespace
 //	_port._proto. before one of the last three    as without it (SRV)
 func (t *table) decide(name string) (suffix string, cluster bool) {
-	if t == nil || name == "" || underAny(name, t.exclude) {
+	if t == nil || name == "" {
 		return "", false
 	}
-	if under(name, t.domain) || underAny(name, t.include) {
+	switch in, out := longest(name, t.include), longest(name, t.exclude); {
+	case out > in:
+		return "", false
+	case in > 0, under(name, t.domain):
 		return "", true
 	}
 	if addr, ok := reverseAddr(name); ok {
@@ -126,6 +163,62 @@ func (t *table) decide(name string) (suffix string, cluster bool) {
 	return "", false
 }
 
+// way is what becomes of a question.
+type way int
+
+const (
+	toUpstream way = iota // asked of the laptop's own resolvers
+	toCluster             // asked of the cluster
+	toNowhere             // there is no such name
+	toMapping             // answered as another name is, or with an address
+)
+
+// find tells what becomes of questions about name; the suffix belongs to toCluster, the mapping to toMapping. It is a pure function as decide.
+func (t *table) find(name string) (way, string, Mapping) {
+	if t == nil {
+		return toUpstream, "", Mapping{}
+	}
+	if m, ok := t.mappings[name]; ok {
+		return toMapping, "", m
+	}
+	if under(name, SearchDomain) {
+		host := strings.TrimSuffix(strings.TrimSuffix(name, SearchDomain), ".")
+		if _, ok := t.services[t.namespace][trimSRV(host)]; ok {
+			return toMapping, "", Mapping{Name: name, Target: host + "." + t.suffix1}
+		}
+		if m, ok := t.mappings[host]; ok && !strings.Contains(host, ".") {
+			return toMapping, "", m
+		}
+		return toNowhere, "", Mapping{}
+	}
+	suffix, cluster := t.decide(name)
+	if !cluster {
+		return toUpstream, "", Mapping{}
+	}
+	fqdn := name
+	if suffix != "" {
+		fqdn += "." + suffix
+	}
+	if ns := t.namespaceOf(fqdn); ns != "" && !t.isMapped(ns) {
+		return toNowhere, "", Mapping{}
+	}
+	return toCluster, suffix, Mapping{}
+}
+
+func (t *table) isMapped(namespace string) bool {
+	return len(t.mapped) == 0 || slices.Contains(t.mapped, namespace)
+}
+
+// namespaceOf returns the namespace of a service's or pod's absolute name, "" for any other.
+func (t *table) namespaceOf(fqdn string) string {
+	for _, kind := range []string{".svc.", ".pod."} {
+		if rest, ok := strings.CutSuffix(fqdn, kind+t.domain); ok {
+			return rest[strings.LastIndexByte(rest, '.')+1:]
+		}
+	}
+	return ""
+}
+
 // serviceOf returns "svc.ns" for an absolute name of the cluster domain that belongs to a service, "" for any other.
 func (t *table) serviceOf(fqdn string) string {
 	rest, ok := strings.CutSuffix(fqdn, "."+t.suffix2)
@@ -142,7 +235,8 @@ func (t *table) serviceOf(fqdn string) string {
 // changes returns the services ("svc.ns") that differ between two tables; all is true when more than services differ.
 func changes(a, b *table) (services map[string]bool, all bool) {
 	if a == nil || b == nil || a.domain != b.domain || a.namespace != b.namespace ||
-		!slices.Equal(a.prefixes, b.prefixes) || !slices.Equal(a.include, b.include) || !slices.Equal(a.exclude, b.exclude) {
+		!slices.Equal(a.prefixes, b.prefixes) || !slices.Equal(a.include, b.include) || !slices.Equal(a.exclude, b.exclude) ||
+		!slices.Equal(a.mapped, b.mapped) {
 		return nil, a != b
 	}
 	services = make(map[string]bool)
@@ -205,8 +299,15 @@ func under(name, domain string) bool {
 	return ok && domain != "" && (rest == "" || rest[len(rest)-1] == '.')
 }
 
-func underAny(name string, domains []string) bool {
-	return slices.ContainsFunc(domains, func(d string) bool { return under(name, d) })
+// longest returns the length of the longest of the domains that name is under, 0 for none.
+func longest(name string, domains []string) int {
+	n := 0
+	for _, d := range domains {
+		if len(d) > n && under(name, d) {
+			n = len(d)
+		}
+	}
+	return n
 }
 
 func trimDots(s string) string { return strings.ToLower(strings.Trim(s, ".")) }

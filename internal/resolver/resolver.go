@@ -8,8 +8,11 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
 	"sync/atomic"
+
+	"github.com/miekg/dns"
 
 	"github.com/doppel-dev/doppel/internal/lifecycle"
 )
@@ -37,15 +40,16 @@ type Config struct {
 
 // Server answers DNS queries on loopback. A query runs through a short chain:
 //
-//	parse → decide ─ the cluster's → cache → one flight per question → rewrite → Config.Cluster
-//	               └ all others    → limit → forward to the upstreams, bytes untouched
+//	parse → find ─ the cluster's → cache → one flight per question → rewrite → Config.Cluster
+//	             ├ mapped        → find, for the name that it stands for
+//	             ├ nowhere       → NXDOMAIN
+//	             └ all others    → limit → forward to the upstreams, bytes untouched
 //
 // The two branches share no limit and no lock that is held over I/O, so a slow cluster never slows an outside name.
 type Server struct {
 	cfg      Config
 	log      *slog.Logger
-	udp      *net.UDPConn
-	tcp      *net.TCPListener
+	main     *listener // nil in tests of the chain alone
 	addr     netip.AddrPort
 	cache    *cache
 	cluster  *clusterHandler
@@ -54,7 +58,11 @@ type Server struct {
 
 	names atomic.Pointer[table]
 
-	closeOnce sync.Once
+	mu sync.Mutex
+	// guarded by mu
+	more   []*listener      // beside udp and tcp; see SetListeners
+	group  *lifecycle.Group // while Run runs
+	closed bool
 }
 
 // New validates cfg and binds the sockets; nothing is answered before Run. A Server that is never run must be closed.
@@ -82,13 +90,12 @@ func New(cfg Config) (*Server, error) {
 	if err := errors.Join(errs...); err != nil {
 		return nil, err
 	}
-	udp, tcp, err := bind(listen)
+	l, err := bind(listen)
 	if err != nil {
 		return nil, fmt.Errorf("listen for DNS: %w", err)
 	}
 	s := newServer(cfg)
-	s.udp, s.tcp = udp, tcp
-	s.addr = udp.LocalAddr().(*net.UDPAddr).AddrPort()
+	s.main, s.addr = l, l.addr
 	s.SetUpstreams(cfg.Upstreams)
 	return s, nil
 }
@@ -101,7 +108,7 @@ func newServer(cfg Config) *Server {
 	return s
 }
 
-// Addr is the address of both listeners.
+// Addr is the address of the listeners on cfg.Listen.
 func (s *Server) Addr() netip.AddrPort { return s.addr }
 
 // SetNames replaces the set that decides which names are the cluster's; cached answers it may have changed are dropped. The
@@ -127,6 +134,49 @@ func (s *Server) SetUpstreams(addrs []netip.AddrPort) {
 	s.upstream.set(list)
 }
 
+// SetListeners makes addrs the addresses that are listened on beside Addr, each on a port of its own, and returns them with their ports in
+// the same order. Those that are listened on already keep theirs. An address that cannot be listened on is left out and told of.
+func (s *Server) SetListeners(addrs []netip.Addr) ([]netip.AddrPort, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return nil, errClosed
+	}
+	var keep []*listener
+	var out []netip.AddrPort
+	var errs []error
+	for _, a := range addrs {
+		i := slices.IndexFunc(s.more, func(l *listener) bool { return l.addr.Addr() == a })
+		if i >= 0 {
+			keep, out = append(keep, s.more[i]), append(out, s.more[i].addr)
+			continue
+		}
+		l, err := bind(netip.AddrPortFrom(a, 0))
+		if err != nil {
+			errs = append(errs, fmt.Errorf("listen for DNS: %w", err))
+			continue
+		}
+		keep, out = append(keep, l), append(out, l.addr)
+		if s.group != nil {
+			s.serveLocked(l)
+		}
+	}
+	for _, l := range s.more {
+		if !slices.Contains(keep, l) {
+			l.close()
+		}
+	}
+	s.more = keep
+	return out, errors.Join(errs...)
+}
+
+// serveLocked answers the queries to l until it is closed.
+func (s *Server) serveLocked(l *listener) {
+	g := s.group
+	g.Go("dns-udp", func(ctx context.Context) error { return s.serveUDP(ctx, g, l.udp) })
+	g.Go("dns-tcp", func(ctx context.Context) error { return s.serveTCP(ctx, g, l.tcp) })
+}
+
 // FlushCache drops all cached answers, for when another part of the cluster answers from now on (an intercept's agent).
 func (s *Server) FlushCache() { s.cache.flush() }
 
@@ -135,8 +185,14 @@ func (s *Server) Run(ctx context.Context) error {
 	g := lifecycle.New(ctx, s.log)
 	stop := context.AfterFunc(g.Context(), s.closeSockets)
 	defer stop()
-	g.Go("dns-udp", func(ctx context.Context) error { return s.serveUDP(ctx, g) })
-	g.Go("dns-tcp", func(ctx context.Context) error { return s.serveTCP(ctx, g) })
+	s.mu.Lock()
+	if !s.closed {
+		s.group = g
+		for _, l := range append([]*listener{s.main}, s.more...) {
+			s.serveLocked(l)
+		}
+	}
+	s.mu.Unlock()
 	g.Go("dns-sweep", s.upstream.sweep)
 	err := g.Wait()
 	s.Close()
@@ -151,12 +207,16 @@ func (s *Server) Close() {
 }
 
 func (s *Server) closeSockets() {
-	s.closeOnce.Do(func() {
-		if s.udp != nil {
-			_ = s.udp.Close()
-			_ = s.tcp.Close()
-		}
-	})
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed || s.main == nil {
+		return
+	}
+	s.closed = true
+	s.main.close()
+	for _, l := range s.more {
+		l.close()
+	}
 }
 
 // Exchange answers one DNS message as the sockets do; network is "udp" or "tcp" and decides the limit of the answer's size. A
@@ -189,15 +249,31 @@ func (s *Server) handle(ctx context.Context, q *query) (answer []byte, err error
 			err = errors.New("internal error")
 		}
 	}()
+	return s.answer(ctx, q, maxAliases)
+}
+
+// answer is handle for a question that may be asked for a mapping's sake, of which aliases may follow.
+func (s *Server) answer(ctx context.Context, q *query, aliases int) ([]byte, error) {
 	q.generation = s.cache.generation()
+	var m Mapping
+	to := toUpstream
 	if t := s.names.Load(); t != nil && q.standard() {
-		if q.suffix, q.cluster = t.decide(q.name); q.cluster {
+		if to, q.suffix, m = t.find(q.name); to == toCluster {
 			q.service = t.serviceOf(q.fqdn())
 		}
 	}
-	if q.cluster {
+	switch to {
+	case toCluster:
+		q.cluster = true
 		s.stats.cluster.Add(1)
 		return s.cluster.serve(ctx, q)
+	case toNowhere:
+		s.stats.cluster.Add(1)
+		return q.nothing(dns.RcodeNameError)
+	case toMapping:
+		s.stats.cluster.Add(1)
+		return s.alias(ctx, q, m, aliases)
+	case toUpstream:
 	}
 	s.stats.upstream.Add(1)
 	return s.upstream.serve(ctx, q)
