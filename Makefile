@@ -41,7 +41,9 @@ TESTSUM   := bin/tools/gotestsum-v1.13.0
 FUZZTIME  ?= 3s
 CHART_TESTS := ^Test(Chart|ChartChild|Policy)$$
 # What the tests use beside Go; the lab installs its own packages.
-TEST_PKGS := curl dnsutils iproute2 iputils-ping nftables procps sudo netcat-openbsd openssl
+TEST_PKGS := curl dbus-daemon dnsutils iproute2 iputils-ping nftables procps sudo netcat-openbsd openssl
+
+RESOLVED  := bin/tools/resolved
 
 .PHONY: deps lint unit fuzz bench cross lab-test e2e e2e-lab e2e-doppel e2e-chart
 
@@ -51,6 +53,10 @@ test: deps build images lint unit lab-test fuzz bench cross e2e ## everything: l
 deps: ## the system packages that the tests use
 	@missing=$$(for p in $(TEST_PKGS); do dpkg-query -W -f='$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || echo $$p; done); \
 	if [ -n "$$missing" ]; then apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq $$missing; fi
+# systemd-resolved is unpacked and not installed: installed, it would take over this machine's resolv.conf.
+	@if ! [ -x /lib/systemd/systemd-resolved ] && ! [ -x $(RESOLVED)/lib/systemd/systemd-resolved ]; then \
+	  mkdir -p $(RESOLVED) && cd $(RESOLVED) && apt-get update -qq && apt-get download -qq systemd-resolved libsystemd-shared libnss-resolve && \
+	  for d in *.deb; do dpkg -x $$d . && rm $$d; done; fi
 
 $(LINT):
 	GOBIN=$(CURDIR)/bin/tools $(GO) install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0

@@ -3,6 +3,7 @@ module github.com/doppel-dev/doppel
 go 1.26.3
 
 require (
+	github.com/godbus/dbus/v5 v5.2.2
 	github.com/google/go-cmp v0.7.0
 	github.com/google/nftables v0.3.0
 	github.com/miekg/dns v1.1.73

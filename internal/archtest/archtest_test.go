@@ -226,9 +226,23 @@ func linkViolations(pkgs []pkg) []string {
 			out = append(out, fmt.Sprintf("%s has no entry in links", name))
 		}
 		for _, prefix := range slices.Sorted(maps.Keys(rules)) {
-			if chain := pathTo(pkgs, p.ImportPath, prefix); chain != nil {
+			if chain := pathTo(without(pkgs, linkedBy[name][prefix]), p.ImportPath, prefix); chain != nil {
 				out = append(out, fmt.Sprintf("%s must not link %s (%s): %s", name, prefix, rules[prefix], strings.Join(chain, " → ")))
 			}
+		}
+	}
+	return out
+}
+
+// without returns the packages as if those of a list imported nothing.
+func without(pkgs []pkg, list map[string]string) []pkg {
+	if len(list) == 0 {
+		return pkgs
+	}
+	out := slices.Clone(pkgs)
+	for i := range out {
+		if _, ok := list[out[i].ImportPath]; ok {
+			out[i].Imports = nil
 		}
 	}
 	return out

@@ -49,6 +49,16 @@ func TestGates(t *testing.T) {
 			"a forbidden link", linkViolations, append([]pkg{made("cmd/doppel-rootd", "internal/rootd"), made("internal/rootd", "example.com/lib")}, foreign...),
 			"cmd/doppel-rootd → internal/rootd → example.com/lib → k8s.io/api/core/v1",
 		},
+		{
+			"a link by whom it is granted", linkViolations,
+			[]pkg{made("cmd/doppel-rootd", "internal/osdns"), made("internal/osdns", "github.com/godbus/dbus/v5"), {ImportPath: "github.com/godbus/dbus/v5", Imports: []string{"os/exec"}}, {ImportPath: "os/exec"}},
+			"",
+		},
+		{
+			"the same link by another", linkViolations,
+			[]pkg{made("cmd/doppel-rootd", "internal/osdns"), made("internal/osdns", "github.com/godbus/dbus/v5", "os/exec"), {ImportPath: "github.com/godbus/dbus/v5", Imports: []string{"os/exec"}}, {ImportPath: "os/exec"}},
+			"internal/osdns → os/exec",
+		},
 		{"no forbidden link", linkViolations, []pkg{made("cmd/doppel-rootd", "internal/rootd"), made("internal/rootd", "net")}, ""},
 		{"a new binary", linkViolations, []pkg{made("cmd/new")}, "no entry in links"},
 	}

@@ -89,6 +89,7 @@ var importers = []struct {
 	{"github.com/spf13/", []string{"internal/cli"}, "nobody else has a command line"},
 	{"github.com/miekg/dns", []string{"internal/resolver", "internal/manager"}, "version 2 is another module; the manager only passes messages on"},
 	{"github.com/google/nftables", []string{"internal/osdns", "internal/redirect"}, "rules are built pure and applied in one place"},
+	{"github.com/godbus/dbus", []string{"internal/osdns"}, "systemd-resolved is the only one we talk to over D-Bus"},
 	{"github.com/vishvananda/netlink", []string{"internal/osdns", "internal/osroute"}, "the OS edge takes desired state"},
 	{"sigs.k8s.io/controller-runtime", []string{"internal/manager"}, "it starts caches and flags of its own"},
 	{
@@ -146,6 +147,13 @@ var links = map[string]map[string]string{
 		"helm.sh/":               "as k8s.io",
 		"gvisor.dev/":            "the stack is the laptop's",
 		"github.com/spf13/cobra": "its command line is a handful of flags",
+	},
+}
+
+// linkedBy are the only packages that may bring such a dependency into a binary after all, with the reason.
+var linkedBy = map[string]map[string]map[string]string{
+	"cmd/doppel-rootd": {
+		"os/exec": {"github.com/godbus/dbus/v5": "it would start a session's bus, which nobody asks it for: osdns hands it a socket of the system's"},
 	},
 }
 

@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"time"
 
@@ -97,8 +98,32 @@ type connectOutput struct {
 	Seconds float64 `json:"seconds"`
 }
 
+// dnsFlags choose whose names the cluster answers.
+type dnsFlags struct {
+	localapi.DNSOptions
+	mappings []string
+}
+
+func (d *dnsFlags) add(f *pflag.FlagSet) {
+	f.StringSliceVar(&d.MappedNamespaces, "mapped-namespaces", nil, "namespaces whose services answer by name, beside the connected one (default: all)")
+	f.StringSliceVar(&d.IncludeSuffixes, "include-suffixes", nil, "further domains that the cluster's DNS answers")
+	f.StringSliceVar(&d.ExcludeSuffixes, "exclude-suffixes", nil, "domains that the cluster's DNS is never asked for; of two that fit, the longer decides")
+	f.StringSliceVar(&d.mappings, "dns-mapping", nil, "answer a name as another is, or with an address: `NAME=OTHER`")
+}
+
+// options checks what the user typed.
+func (d *dnsFlags) options() (localapi.DNSOptions, error) {
+	o := d.DNSOptions
+	for _, m := range d.mappings {
+		name, other, _ := strings.Cut(m, "=")
+		o.Mappings = append(o.Mappings, localapi.DNSMapping{Name: name, AliasFor: other})
+	}
+	return o, o.Validate()
+}
+
 func (a *app) connectCmd() *cobra.Command {
 	var k kubeFlags
+	var d dnsFlags
 	c := &cobra.Command{
 		Use:   "connect [flags] [-- COMMAND [ARG...]]",
 		Short: "Put this machine into the cluster's network",
@@ -113,15 +138,17 @@ With a command after --, connect runs it and ends with its exit code, and quits 
 			}
 			return nil
 		},
-		RunE: func(c *cobra.Command, args []string) error { return a.connectRun(c.Context(), &k, args) },
+		RunE: func(c *cobra.Command, args []string) error { return a.connectRun(c.Context(), &k, &d, args) },
 	}
 	k.add(c.Flags(), true)
+	d.add(c.Flags())
 	a.configured(&k)
+	d.DNSOptions = a.config.Connect.DNS
 	return c
 }
 
-func (a *app) connectRun(ctx context.Context, k *kubeFlags, command []string) error {
-	out, err := a.connect(ctx, k)
+func (a *app) connectRun(ctx context.Context, k *kubeFlags, d *dnsFlags, command []string) error {
+	out, err := a.connect(ctx, k, d)
 	if err != nil {
 		return err
 	}
@@ -148,13 +175,16 @@ func (a *app) connectRun(ctx context.Context, k *kubeFlags, command []string) er
 
 // connect starts what is missing, from the daemons to the traffic-manager, and connects.
 // A connect that fails stops the daemons again if it was what started them.
-func (a *app) connect(ctx context.Context, k *kubeFlags) (out connectOutput, err error) {
+func (a *app) connect(ctx context.Context, k *kubeFlags, d *dnsFlags) (out connectOutput, err error) {
 	if a.configErr != nil {
 		return connectOutput{}, a.configErr
 	}
 	start, kind := time.Now(), startWarm
 	req, err := k.request()
 	if err != nil {
+		return connectOutput{}, err
+	}
+	if req.DNS, err = d.options(); err != nil {
 		return connectOutput{}, err
 	}
 	if _, err := kube.Load(k.Options); err != nil {

@@ -135,7 +135,7 @@ func writeStatus(w io.Writer, o statusOutput) {
 		}
 		fmt.Fprintf(w, "   Interface  : %s\n", r.Interface)
 		fmt.Fprintf(w, "   Routes     : %s\n", strings.Join(routes, ", "))
-		fmt.Fprintf(w, "   DNS        : %s, other names from %s\n", r.DNS, strings.Join(r.Resolvers, ", "))
+		fmt.Fprintf(w, "   DNS        : %s (%s), other names from %s\n", r.DNS, r.DNSReason, strings.Join(r.Resolvers, ", "))
 	}
 	if f := s.Flows; f != nil {
 		fmt.Fprintf(w, "   Flows      : %d TCP and %d UDP open, %d in all; %s up, %s down\n", f.TCPOpen, f.UDPOpen, f.Total, size(f.UpBytes), size(f.DownBytes))

@@ -21,12 +21,13 @@ type Empty struct{}
 
 // ConnectRequest asks for a session.
 type ConnectRequest struct {
-	Kubeconfig       string   `json:"kubeconfig,omitempty"`
-	Context          string   `json:"context,omitempty"`
-	Namespace        string   `json:"namespace,omitempty"`
-	ManagerNamespace string   `json:"managerNamespace,omitempty"`
-	As               string   `json:"as,omitempty"`       // user to impersonate
-	AsGroups         []string `json:"asGroups,omitempty"` // and groups
+	Kubeconfig       string     `json:"kubeconfig,omitempty"`
+	Context          string     `json:"context,omitempty"`
+	Namespace        string     `json:"namespace,omitempty"`
+	ManagerNamespace string     `json:"managerNamespace,omitempty"`
+	As               string     `json:"as,omitempty"`       // user to impersonate
+	AsGroups         []string   `json:"asGroups,omitempty"` // and groups
+	DNS              DNSOptions `json:"dns,omitzero"`
 }
 
 // ConnectResult is the session that was found or made.
@@ -89,7 +90,8 @@ type Flows struct {
 type RootStatus struct {
 	Interface string         `json:"interface"`
 	Routes    []netip.Prefix `json:"routes"`
-	DNS       string         `json:"dns"`       // how DNS is captured
+	DNS       string         `json:"dns"`       // how DNS is captured: systemd-resolved, nftables, routed or none
+	DNSReason string         `json:"dnsReason"` // why this way
 	Resolvers []string       `json:"resolvers"` // who answers everything else
 }
 

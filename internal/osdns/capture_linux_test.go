@@ -30,7 +30,8 @@ func answer(t *testing.T, addr, who string) netip.AddrPort {
 	if err != nil {
 		t.Fatal(err)
 	}
-	pc, err := net.ListenPacket("udp", l.Addr().String())
+	at := netip.AddrPortFrom(netip.MustParseAddrPort(addr).Addr(), netip.MustParseAddrPort(l.Addr().String()).Port())
+	pc, err := net.ListenPacket("udp", at.String())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -55,7 +56,7 @@ func answer(t *testing.T, addr, who string) netip.AddrPort {
 			pc.WriteTo([]byte(who), from)
 		}
 	}()
-	return netip.MustParseAddrPort(l.Addr().String())
+	return at
 }
 
 // ask queries resolver and returns who answered.
@@ -97,7 +98,7 @@ func TestCapture(t *testing.T) {
 		answer(t, a, "resolver")
 	}
 	l4, l6 := answer(t, "127.0.0.1:0", "doppel"), answer(t, "[::1]:0", "doppel")
-	redirects := Choose(Facts{NFT: true, Resolvers: addrs("10.5.5.5 fd55::5 127.0.0.53"), Listen: l4, Listen6: l6}).Redirects
+	redirects := Choose(Facts{Resolvers: resolvers("10.5.5.5 fd55::5 127.0.0.53")}, Want{Listen: l4, Listen6: l6}).Redirects
 
 	if err := Probe("doppel-probe"); err != nil {
 		t.Fatalf("nftables does not work here: %v", err)
@@ -197,7 +198,7 @@ func readBack(t *testing.T, name string) int {
 func TestOwnedTableDiesWithItsProcess(t *testing.T) {
 	if os.Getenv("DOPPEL_TEST_HOLD") != "" {
 		c := NewCapture("doppel-held")
-		if err := c.Set([]Redirect{{netip.MustParseAddr("10.5.5.5"), netip.MustParseAddrPort("127.0.0.1:99")}}); err != nil {
+		if err := c.Set([]Redirect{{Resolver: netip.MustParseAddr("10.5.5.5"), To: netip.MustParseAddrPort("127.0.0.1:99")}}); err != nil {
 			t.Fatal(err)
 		}
 		os.Stdout.WriteString("ready\n")
@@ -233,28 +234,73 @@ func TestOwnedTableDiesWithItsProcess(t *testing.T) {
 	}
 }
 
-// TestLinkLocalResolver shows why Choose leaves link-local resolvers alone; should it fail, they can be captured.
+// TestLinkLocalResolver has two links with a router of the same address on each, as routers have.
 func TestLinkLocalResolver(t *testing.T) {
 	if !nettest.Inside(t) {
 		return
 	}
 	out, err := exec.Command("sh", "-ec", `
 		ip link add v0 type veth peer name v1
-		ip link set v0 up; ip link set v1 up
-		ip addr add fe80::7/64 dev v0 nodad`).CombinedOutput()
+		ip link add w0 type veth peer name w1
+		for l in v0 v1 w0 w1; do ip link set $l up; done
+		ip addr add fe80::7/64 dev v0 nodad; ip addr add fe80::8/64 dev w0 nodad`).CombinedOutput()
 	if err != nil {
-		t.Skipf("no veth: %s", out)
+		t.Fatalf("no veth: %s", out)
 	}
-	l6 := answer(t, "[::1]:0", "doppel")
-	c := NewCapture("doppel-ll")
-	defer c.Set(nil)
-	if err := c.Set([]Redirect{{netip.MustParseAddr("fe80::1"), l6}}); err != nil {
+	own, err := linkLocal()
+	if err != nil {
 		t.Fatal(err)
 	}
-	if got := ask(t, "udp", "fe80::1%v0", false); got == "doppel" {
-		t.Error("a link-local resolver can be captured here")
-	} else {
-		t.Log(got)
+	w := Want{Listen: netip.MustParseAddrPort("127.0.0.1:5300"), Scoped: []netip.AddrPort{answer(t, "[fe80::7%v0]:0", "first"), answer(t, "[fe80::8%w0]:0", "second")}}
+	p := Choose(Facts{LinkLocal: own, Resolvers: resolvers("fe80::1%v0 fe80::1%w0")}, w)
+	c := NewCapture("doppel-ll")
+	defer c.Set(nil)
+	if err := c.Set(p.Redirects); err != nil || len(p.Warnings) > 0 {
+		t.Fatal(err, p.Warnings)
+	}
+	for link, want := range map[string]string{"v0": "first", "w0": "second"} {
+		for _, network := range []string{"udp", "tcp"} {
+			if got := ask(t, network, "fe80::1%"+link, false); got != want {
+				t.Errorf("%s query on %s: %q, want %q", network, link, got, want)
+			}
+		}
+		pc, err := net.ListenPacket("udp6", "[::]:0") // a program that does not connect its socket
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer pc.Close()
+		to := &net.UDPAddr{IP: net.ParseIP("fe80::1"), Zone: link, Port: Port}
+		if _, err := pc.WriteTo([]byte("?"), to); err != nil {
+			t.Fatal(err)
+		}
+		pc.SetDeadline(time.Now().Add(2 * time.Second))
+		b := make([]byte, 64)
+		if n, from, err := pc.ReadFrom(b); err != nil || string(b[:n]) != want || from.String() != to.String() {
+			t.Errorf("unconnected on %s: %q from %v, %v", link, b[:n], from, err)
+		}
+	}
+}
+
+func TestWay(t *testing.T) {
+	prefix := netip.MustParsePrefix
+	routes := []route{
+		{prefix("0.0.0.0/0"), netip.MustParseAddr("10.0.0.1"), "eth0", 100},
+		{prefix("0.0.0.0/0"), netip.MustParseAddr("10.1.0.1"), "wlan0", 600},
+		{prefix("10.0.0.0/24"), netip.Addr{}, "eth0", 0},
+		{prefix("10.8.0.53/32"), netip.Addr{}, "vpn", 0},
+	}
+	for addr, want := range map[string]Resolver{
+		"10.0.0.1":  {Link: "eth0", Gateway: true},
+		"10.0.0.2":  {Link: "eth0"},
+		"10.1.0.1":  {Link: "eth0", Gateway: true},
+		"9.9.9.9":   {Link: "eth0"},
+		"10.8.0.53": {Link: "vpn", Host: true},
+		"fd00::1":   {},
+	} {
+		want.Addr = netip.MustParseAddr(addr)
+		if got := way(want.Addr, routes); got != want {
+			t.Errorf("%s: %+v, want %+v", addr, got, want)
+		}
 	}
 }
 
@@ -304,7 +350,7 @@ func TestWatch(t *testing.T) {
 	ctx, cancel := context.WithCancel(context.Background())
 	var n atomic.Int64
 	done := make(chan error, 1)
-	go func() { done <- Watch(ctx, file, func() { n.Add(1) }) }()
+	go func() { done <- Watch(ctx, func() { n.Add(1) }, file, filepath.Join(dir, "none", "resolv.conf")) }()
 	expect := func(what string, do func()) {
 		t.Helper()
 		before := n.Load()

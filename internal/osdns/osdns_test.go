@@ -61,45 +61,74 @@ func FuzzParseResolvConf(f *testing.F) {
 	})
 }
 
+func resolvers(s string) []Resolver {
+	var out []Resolver
+	for _, a := range addrs(s) {
+		out = append(out, Resolver{Addr: a, Link: "eth0"})
+	}
+	return out
+}
+
+// TestChoose is the table of laptop shapes; internal/rootd tries them in namespaces.
 func TestChoose(t *testing.T) {
 	l4, l6 := netip.MustParseAddrPort("127.0.0.1:5300"), netip.MustParseAddrPort("[::1]:5300")
-	redir := func(a string, to netip.AddrPort) Redirect { return Redirect{netip.MustParseAddr(a), to} }
+	own := netip.MustParseAddr("fe80::7%eth0")
+	all := Want{Listen: l4, Listen6: l6, Scoped: []netip.AddrPort{netip.AddrPortFrom(own, 5301)}, Server: netip.MustParseAddr("198.18.0.2"), Domains: []string{"search", "~cluster.local"}}
+	noNFT, noBus := errors.New("no such protocol"), errors.New("no bus")
+	routable := Resolver{Addr: netip.MustParseAddr("10.0.0.2"), Link: "eth0"}
+	with := func(change func(*Resolver)) []Resolver {
+		r := routable
+		change(&r)
+		return []Resolver{r}
+	}
 	for _, tc := range []struct {
-		name string
-		give Facts
-		want Plan
+		name     string
+		give     Facts
+		want     Want
+		mode     Mode
+		reason   string // part of it
+		captured string // what is redirected, or routed
+		warning  string // part of the first one; "" for none
 	}{
-		{"not wanted", Facts{NFT: true, Resolvers: addrs("10.0.0.2")}, Plan{Mode: None}},
-		{"one", Facts{NFT: true, Resolvers: addrs("10.0.0.2"), Listen: l4}, Plan{Mode: NFTables, Redirects: []Redirect{redir("10.0.0.2", l4)}}},
+		{"not wanted", Facts{Resolvers: resolvers("10.0.0.2")}, Want{}, None, "not asked for", "", ""},
+		{"stub", Facts{Stub: true, Resolvers: resolvers("127.0.0.53")}, all, Resolved, "ask systemd-resolved", "", ""},
+		{"stub, no bus", Facts{Stub: true, ResolvedError: noBus, Resolvers: resolvers("127.0.0.53")}, all, NFTables, "no bus", "127.0.0.53>127.0.0.1:5300", "nss-resolve"},
+		{"stub, no server", Facts{Stub: true, Resolvers: resolvers("127.0.0.53")}, Want{Listen: l4}, NFTables, "systemd-resolved", "127.0.0.53>127.0.0.1:5300", "nss-resolve"},
+		{"one", Facts{Resolvers: resolvers("10.0.0.2")}, all, NFTables, "resolv.conf", "10.0.0.2>127.0.0.1:5300", ""},
 		{
-			"loopback and others",
-			Facts{NFT: true, Resolvers: addrs("127.0.0.53 10.0.0.2 fd00::53"), Listen: l4, Listen6: l6},
-			Plan{Mode: NFTables, Redirects: []Redirect{redir("127.0.0.53", l4), redir("10.0.0.2", l4), redir("fd00::53", l6)}},
+			"loopback and others", Facts{Resolvers: resolvers("127.0.0.1 10.0.0.2 fd00::53")}, all, NFTables, "",
+			"127.0.0.1>127.0.0.1:5300 10.0.0.2>127.0.0.1:5300 fd00::53>[::1]:5300", "",
 		},
-		{
-			"no listener for IPv6",
-			Facts{NFT: true, Resolvers: addrs("10.0.0.2 fd00::53"), Listen: l4},
-			Plan{Mode: NFTables, Redirects: []Redirect{redir("10.0.0.2", l4)}, Warnings: []string{"queries to resolver fd00::53 are not captured: no listener of its address family"}},
-		},
-		{
-			"only link-local",
-			Facts{NFT: true, Resolvers: addrs("fe80::1%eth0"), Listen: l4, Listen6: l6},
-			Plan{Mode: None, Warnings: []string{"queries to resolver fe80::1%eth0 are not captured: it has a link-local address"}},
-		},
-		{
-			"no nftables",
-			Facts{NFTError: errors.New("no such protocol"), Resolvers: addrs("10.0.0.2"), Listen: l4},
-			Plan{Mode: None, Warnings: []string{"cluster names do not resolve: nftables is not usable here (no such protocol)"}},
-		},
-		{
-			"rp_filter and resolved are recorded only",
-			Facts{NFT: true, ResolvedActive: true, RPFilter: 1, Resolvers: addrs("10.0.0.2"), Listen: l4},
-			Plan{Mode: NFTables, Redirects: []Redirect{redir("10.0.0.2", l4)}},
-		},
+		{"no listener for IPv6", Facts{Resolvers: resolvers("10.0.0.2 fd00::53")}, Want{Listen: l4}, NFTables, "", "10.0.0.2>127.0.0.1:5300", "fd00::53 are not captured"},
+		{"link-local", Facts{LinkLocal: []netip.Addr{own}, Resolvers: resolvers("fe80::1%eth0")}, all, NFTables, "", "fe80::1%eth0>[fe80::7]:5301", ""},
+		{"link-local, another link", Facts{LinkLocal: []netip.Addr{own}, Resolvers: resolvers("fe80::1%eth1")}, all, None, "", "", "fe80::1%eth1 are not captured"},
+		{"link-local, listener not ours", Facts{Resolvers: resolvers("fe80::1%eth0")}, all, None, "", "", "fe80::1%eth0 are not captured"},
+		{"no nftables", Facts{NFTError: noNFT, Resolvers: []Resolver{routable}}, all, Routed, "no such protocol", "10.0.0.2", ""},
+		{"no nftables, loose filter", Facts{NFTError: noNFT, Resolvers: with(func(r *Resolver) { r.RPFilter = 2 })}, all, Routed, "", "10.0.0.2", ""},
+		{"no nftables, strict filter", Facts{NFTError: noNFT, Resolvers: with(func(r *Resolver) { r.RPFilter = 1 })}, all, None, "", "", "rp_filter 1"},
+		{"no nftables, gateway", Facts{NFTError: noNFT, Resolvers: with(func(r *Resolver) { r.Gateway = true })}, all, None, "", "", "gateway"},
+		{"no nftables, host route", Facts{NFTError: noNFT, Resolvers: with(func(r *Resolver) { r.Host = true })}, all, None, "", "", "a route to it alone"},
+		{"no nftables, no way", Facts{NFTError: noNFT, Resolvers: with(func(r *Resolver) { r.Link = "" })}, all, None, "", "", "no route"},
+		{"no nftables, loopback", Facts{NFTError: noNFT, Resolvers: resolvers("127.0.0.1")}, all, None, "", "", "on this machine"},
+		{"no nftables, link-local", Facts{NFTError: noNFT, Resolvers: resolvers("fe80::1%eth0")}, all, None, "", "", "link-local"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			if d := cmp.Diff(tc.want, Choose(tc.give), comparers); d != "" {
-				t.Error(d)
+			p := Choose(tc.give, tc.want)
+			var captured []string
+			for _, r := range p.Redirects {
+				captured = append(captured, r.Resolver.WithZone(r.Link).String()+">"+r.To.String())
+			}
+			for _, r := range p.Routes() {
+				captured = append(captured, r.Addr().String())
+			}
+			if got := strings.Join(captured, " "); p.Mode != tc.mode || got != tc.captured || !strings.Contains(p.Reason, tc.reason) || p.Reason == "" {
+				t.Errorf("mode %s (%s), captured %q", p.Mode, p.Reason, got)
+			}
+			if (tc.warning == "") != (len(p.Warnings) == 0) || tc.warning != "" && !strings.Contains(p.Warnings[0], tc.warning) {
+				t.Errorf("warnings %q", p.Warnings)
+			}
+			if (p.Link.Server == all.Server) != (tc.mode == Resolved) {
+				t.Errorf("link %+v", p.Link)
 			}
 		})
 	}

@@ -31,7 +31,7 @@ func rules(redirects []Redirect) [][]expr.Any {
 	return out
 }
 
-// redirectRule is "ip daddr RESOLVER PROTO dport 53 dnat to LISTENER", or its like with ip6. Destination NAT in the output hook works
+// redirectRule is "ip daddr RESOLVER PROTO dport 53 dnat to LISTENER", or its like with ip6, behind "oifname LINK" if it has one. Destination NAT in the output hook works
 // whatever the interface the query would have left by: it goes to lo instead, and the answer comes back from the resolver's address.
 func redirectRule(r Redirect, proto byte) []expr.Any {
 	family, offset := byte(unix.NFPROTO_IPV4), uint32(16) // of the destination in the header, RFC 791
@@ -39,7 +39,16 @@ func redirectRule(r Redirect, proto byte) []expr.Any {
 		family, offset = unix.NFPROTO_IPV6, 24 // RFC 8200
 	}
 	addr, to := r.Resolver.AsSlice(), r.To.Addr().AsSlice()
-	return []expr.Any{
+	var link []expr.Any
+	if r.Link != "" {
+		name := make([]byte, unix.IFNAMSIZ)
+		copy(name, r.Link)
+		link = []expr.Any{
+			&expr.Meta{Key: expr.MetaKeyOIFNAME, Register: 1},
+			&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: name},
+		}
+	}
+	return append(link, []expr.Any{
 		&expr.Meta{Key: expr.MetaKeyNFPROTO, Register: 1},
 		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{family}},
 		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: uint32(len(addr))},
@@ -51,5 +60,5 @@ func redirectRule(r Redirect, proto byte) []expr.Any {
 		&expr.Immediate{Register: 1, Data: to},
 		&expr.Immediate{Register: 2, Data: binary.BigEndian.AppendUint16(nil, r.To.Port())},
 		&expr.NAT{Type: expr.NATTypeDestNAT, Family: uint32(family), RegAddrMin: 1, RegProtoMin: 2, Specified: true},
-	}
+	}...)
 }

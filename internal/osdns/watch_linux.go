@@ -7,7 +7,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -18,9 +17,9 @@ import (
 // settle is how long after a first change the changes are told as one: DHCP and VPN clients make several in a row.
 const settle = 100 * time.Millisecond
 
-// Watch calls changed after the file, a symbolic link on the way to it, or an address or route of the machine has changed, until ctx ends. It does
-// not say what changed: look again. changed runs on one goroutine.
-func Watch(ctx context.Context, file string, changed func()) error {
+// Watch calls changed after one of the files, a symbolic link on the way to it, or an address or route of the machine has changed, until ctx
+// ends. It does not say what changed: look again. changed runs on one goroutine. Files behind the first one may have no directory yet.
+func Watch(ctx context.Context, changed func(), files ...string) error {
 	events := make(chan struct{}, 1)
 	poke := func() {
 		select {
@@ -28,8 +27,10 @@ func Watch(ctx context.Context, file string, changed func()) error {
 		default:
 		}
 	}
-	if err := watchFile(ctx, file, poke); err != nil {
-		return err
+	for i, file := range files {
+		if err := watchFile(ctx, file, poke); err != nil && (i == 0 || !errors.Is(err, fs.ErrNotExist)) {
+			return err
+		}
 	}
 	if err := netwatch.Network(ctx, poke); err != nil {
 		return fmt.Errorf("watch addresses and routes: %w", err)
@@ -122,33 +123,4 @@ func hops(file string) []string {
 		file = target
 	}
 	return append(out, file)
-}
-
-// LookAt gathers the facts of this machine that do not depend on the caller. resolvConf is the file's path.
-func LookAt(resolvConf string) (Facts, ResolvConf, error) {
-	data, err := os.ReadFile(resolvConf)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return Facts{}, ResolvConf{}, err
-	}
-	rc := ParseResolvConf(data)
-	f := Facts{Resolvers: rc.Resolvers, RPFilter: rpFilter()}
-	_, err = os.Stat("/run/systemd/resolve/resolv.conf")
-	f.ResolvedActive = err == nil
-	return f, rc, nil
-}
-
-// rpFilter is the strictest setting: 1 is strict, 2 loose, 0 off.
-func rpFilter() int {
-	paths, _ := filepath.Glob("/proc/sys/net/ipv4/conf/*/rp_filter")
-	worst := 0
-	for _, p := range paths {
-		b, _ := os.ReadFile(p)
-		switch strings.TrimSpace(string(b)) {
-		case "1":
-			return 1
-		case "2":
-			worst = 2
-		}
-	}
-	return worst
 }

@@ -12,7 +12,7 @@ const (
 	// DefaultSocket is where doppel-rootd listens unless told otherwise.
 	DefaultSocket = "/run/doppel/rootd.sock"
 	// Protocol is the version of the messages; both sides must have the same.
-	Protocol = 1
+	Protocol = 2
 
 	// MaxLevelSeconds bounds how long a log level can be changed for: a week.
 	MaxLevelSeconds = 7 * 24 * 3600
@@ -21,6 +21,8 @@ const (
 	// MaxAddrs, MaxRoutes and MaxExclude bound the lists of a Network. MaxRoutes also bounds what results when excluded
 	// addresses are cut out of routes.
 	MaxAddrs, MaxRoutes, MaxExclude = 16, 1024, 256
+	// MaxScoped and MaxDomains bound those of a DNS, and MaxDomainBytes all domains together: systemd-resolved takes 256 for a link.
+	MaxScoped, MaxDomains, MaxDomainBytes = 16, 256, 16 << 10
 )
 
 // Network is the wanted state; the zero value removes everything.
@@ -43,12 +45,22 @@ type Network struct {
 	DNS *DNS `json:"dns,omitempty"`
 }
 
-// DNS says where captured queries go.
+// DNS says where captured queries go. Which way they take there is rootd's to decide.
 type DNS struct {
 	// Listen is the user daemon's UDP and TCP listener on 127.0.0.1; not a wildcard one, whose answers would leave from another address.
 	Listen netip.AddrPort `json:"listen"`
 	// Listen6 is its listener on [::1], for resolvers with IPv6 addresses; they are not captured without it.
 	Listen6 netip.AddrPort `json:"listen6,omitzero"`
+	// Scoped are listeners on link-local addresses of this machine, with their links as zones, for resolvers with link-local addresses on
+	// the same link.
+	Scoped []netip.AddrPort `json:"scoped,omitempty"`
+	// Server is an address behind the device at which the user daemon answers queries too. rootd routes it into the device where
+	// systemd-resolved is to ask it.
+	Server netip.Addr `json:"server,omitzero"`
+	// Domains are what systemd-resolved asks Server for, with "~" before those that are no search domains.
+	Domains []string `json:"domains,omitempty"`
+	// ResolvedFails says that systemd-resolved took the settings and queries did not come: another way is to be taken.
+	ResolvedFails bool `json:"resolvedFails,omitempty"`
 }
 
 // IsZero reports whether n asks for everything to be removed.
@@ -58,7 +70,9 @@ func (n Network) IsZero() bool {
 
 // The ways of DNS capture that State.DNSMode names.
 const (
+	DNSResolved = "systemd-resolved"
 	DNSNftables = "nftables"
+	DNSRouted   = "routed"
 	DNSNone     = "none"
 )
 
@@ -68,13 +82,22 @@ type State struct {
 	Name string `json:"name,omitempty"`
 	// Routes as installed: those wanted, less what was left out, with excluded addresses cut out of them.
 	Routes []netip.Prefix `json:"routes,omitempty"`
-	// DNSMode is DNSNftables or DNSNone.
-	DNSMode string `json:"dnsMode"`
+	// DNSMode is one of the ways above, and DNSReason says why it is this one.
+	DNSMode   string `json:"dnsMode"`
+	DNSReason string `json:"dnsReason,omitempty"`
 	// Resolvers and SearchDomains are what the laptop uses without doppel: where names that are not the cluster's go.
 	Resolvers     []netip.AddrPort `json:"resolvers,omitempty"`
 	SearchDomains []string         `json:"searchDomains,omitempty"`
+	// Bypass names the links that lead to those resolvers whose addresses are routed into the device (DNSRouted).
+	Bypass []Bypass `json:"bypass,omitempty"`
 	// Warnings are sentences for the user.
 	Warnings []string `json:"warnings,omitempty"`
+}
+
+// Bypass is a resolver that is to be asked through a socket bound to Link.
+type Bypass struct {
+	Resolver netip.Addr `json:"resolver"`
+	Link     string     `json:"link"`
 }
 
 // Version describes a running doppel-rootd.
@@ -116,14 +139,45 @@ func (n Network) Validate() error {
 		}
 	}
 	if n.DNS != nil {
-		if l := n.DNS.Listen; !l.Addr().Is4() || !l.Addr().IsLoopback() || l.Port() == 0 {
-			bad("dns listener %v: want 127.0.0.1 and a port", l)
-		}
-		if l := n.DNS.Listen6; l.IsValid() && (l.Addr() != netip.IPv6Loopback() || l.Port() == 0) {
-			bad("dns listener %v: want [::1] and a port", l)
-		}
+		errs = append(errs, n.DNS.validate()...)
 	}
 	return errors.Join(errs...)
+}
+
+// domain is what a DNS may name: a host name's letters, "." alone for all names, and "~" before it.
+var domain = regexp.MustCompile(`^~?(\.|[a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63})*)$`)
+
+func (d DNS) validate() (errs []error) {
+	bad := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
+	if l := d.Listen; !l.Addr().Is4() || !l.Addr().IsLoopback() || l.Port() == 0 {
+		bad("dns listener %v: want 127.0.0.1 and a port", l)
+	}
+	if l := d.Listen6; l.IsValid() && (l.Addr() != netip.IPv6Loopback() || l.Port() == 0) {
+		bad("dns listener %v: want [::1] and a port", l)
+	}
+	if a := d.Server; a.IsValid() && (a.Is4In6() || a.Zone() != "" || !a.IsGlobalUnicast()) {
+		bad("dns server %v: want a unicast address", a)
+	}
+	if len(d.Scoped) > MaxScoped || len(d.Domains) > MaxDomains {
+		bad("more than %d dns listeners or %d domains", MaxScoped, MaxDomains)
+		return errs
+	}
+	for _, l := range d.Scoped {
+		if a := l.Addr(); !a.Is6() || !a.IsLinkLocalUnicast() || a.Zone() == "" || l.Port() == 0 {
+			bad("dns listener %v: want a link-local IPv6 address with its link, and a port", l)
+		}
+	}
+	size := 0
+	for _, name := range d.Domains {
+		size += len(name)
+		if len(name) > 254 || !domain.MatchString(name) {
+			bad("domain %q: want lower case letters, digits, - and _ between dots", name)
+		}
+	}
+	if size > MaxDomainBytes {
+		bad("more than %d bytes of domains", MaxDomainBytes)
+	}
+	return errs
 }
 
 // The kinds of socket that MarkedSocket gives.

@@ -3,6 +3,7 @@ package rootapi
 import (
 	"encoding/json"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 
@@ -15,7 +16,11 @@ func good() Network {
 		Addrs:   []netip.Prefix{netip.MustParsePrefix("10.77.0.1/32"), netip.MustParsePrefix("fd77::1/128")},
 		Routes:  []netip.Prefix{netip.MustParsePrefix("10.96.0.0/12")},
 		Exclude: []netip.Prefix{netip.MustParsePrefix("10.96.0.1/32")},
-		DNS:     &DNS{Listen: netip.MustParseAddrPort("127.0.0.1:5300"), Listen6: netip.MustParseAddrPort("[::1]:5300")},
+		DNS: &DNS{
+			Listen: netip.MustParseAddrPort("127.0.0.1:5300"), Listen6: netip.MustParseAddrPort("[::1]:5300"),
+			Scoped: []netip.AddrPort{netip.MustParseAddrPort("[fe80::7%eth0]:5300")},
+			Server: netip.MustParseAddr("198.18.0.2"), Domains: []string{"search.doppel.internal", "~cluster.local", "~web.shop", "~_x.example", "~."},
+		},
 	}
 }
 
@@ -27,24 +32,37 @@ func TestValidate(t *testing.T) {
 		t.Errorf("good: %v", err)
 	}
 	for name, change := range map[string]func(*Network){
-		"no name":             func(n *Network) { n.Name = "" },
-		"another's name":      func(n *Network) { n.Name = "tailscale0" },
-		"long name":           func(n *Network) { n.Name = "doppel0123456789" },
-		"path":                func(n *Network) { n.Name = "doppel/../x" },
-		"format":              func(n *Network) { n.Name = "doppel%d" },
-		"small mtu":           func(n *Network) { n.MTU = 576 },
-		"large mtu":           func(n *Network) { n.MTU = 65536 },
-		"loopback address":    func(n *Network) { n.Addrs[0] = netip.MustParsePrefix("127.0.0.1/32") },
-		"multicast address":   func(n *Network) { n.Addrs[0] = netip.MustParsePrefix("224.0.0.1/32") },
-		"zero address":        func(n *Network) { n.Addrs[0] = netip.Prefix{} },
-		"mapped address":      func(n *Network) { n.Addrs[0] = netip.MustParsePrefix("::ffff:10.0.0.1/128") },
-		"host bits":           func(n *Network) { n.Routes[0] = netip.MustParsePrefix("10.96.0.1/12") },
-		"zero route":          func(n *Network) { n.Routes[0] = netip.Prefix{} },
-		"host bits excluded":  func(n *Network) { n.Exclude[0] = netip.MustParsePrefix("10.96.0.1/12") },
-		"many routes":         func(n *Network) { n.Routes = make([]netip.Prefix, MaxRoutes+1) },
-		"wildcard listener":   func(n *Network) { n.DNS.Listen = netip.MustParseAddrPort("0.0.0.0:53") },
-		"listener elsewhere":  func(n *Network) { n.DNS.Listen = netip.MustParseAddrPort("10.0.0.1:53") },
-		"no port":             func(n *Network) { n.DNS.Listen = netip.MustParseAddrPort("127.0.0.1:0") },
+		"no name":            func(n *Network) { n.Name = "" },
+		"another's name":     func(n *Network) { n.Name = "tailscale0" },
+		"long name":          func(n *Network) { n.Name = "doppel0123456789" },
+		"path":               func(n *Network) { n.Name = "doppel/../x" },
+		"format":             func(n *Network) { n.Name = "doppel%d" },
+		"small mtu":          func(n *Network) { n.MTU = 576 },
+		"large mtu":          func(n *Network) { n.MTU = 65536 },
+		"loopback address":   func(n *Network) { n.Addrs[0] = netip.MustParsePrefix("127.0.0.1/32") },
+		"multicast address":  func(n *Network) { n.Addrs[0] = netip.MustParsePrefix("224.0.0.1/32") },
+		"zero address":       func(n *Network) { n.Addrs[0] = netip.Prefix{} },
+		"mapped address":     func(n *Network) { n.Addrs[0] = netip.MustParsePrefix("::ffff:10.0.0.1/128") },
+		"host bits":          func(n *Network) { n.Routes[0] = netip.MustParsePrefix("10.96.0.1/12") },
+		"zero route":         func(n *Network) { n.Routes[0] = netip.Prefix{} },
+		"host bits excluded": func(n *Network) { n.Exclude[0] = netip.MustParsePrefix("10.96.0.1/12") },
+		"many routes":        func(n *Network) { n.Routes = make([]netip.Prefix, MaxRoutes+1) },
+		"wildcard listener":  func(n *Network) { n.DNS.Listen = netip.MustParseAddrPort("0.0.0.0:53") },
+		"listener elsewhere": func(n *Network) { n.DNS.Listen = netip.MustParseAddrPort("10.0.0.1:53") },
+		"no port":            func(n *Network) { n.DNS.Listen = netip.MustParseAddrPort("127.0.0.1:0") },
+		"scoped, no link":    func(n *Network) { n.DNS.Scoped[0] = netip.MustParseAddrPort("[fe80::7]:53") },
+		"scoped, global":     func(n *Network) { n.DNS.Scoped[0] = netip.MustParseAddrPort("[fd00::7]:53") },
+		"many scoped":        func(n *Network) { n.DNS.Scoped = make([]netip.AddrPort, MaxScoped+1) },
+		"loopback server":    func(n *Network) { n.DNS.Server = netip.MustParseAddr("127.0.0.1") },
+		"link-local server":  func(n *Network) { n.DNS.Server = netip.MustParseAddr("fe80::1%eth0") },
+		"no domain":          func(n *Network) { n.DNS.Domains[0] = "" },
+		"odd domain":         func(n *Network) { n.DNS.Domains[0] = "~a b" },
+		"upper case domain":  func(n *Network) { n.DNS.Domains[0] = "Example.com" },
+		"dots":               func(n *Network) { n.DNS.Domains[0] = "a..b" },
+		"many domains":       func(n *Network) { n.DNS.Domains = slices.Repeat([]string{"a"}, MaxDomains+1) },
+		"long domains": func(n *Network) {
+			n.DNS.Domains = slices.Repeat([]string{strings.Repeat("abcdefgh.", 27) + "x"}, MaxDomains)
+		},
 		"listener6 elsewhere": func(n *Network) { n.DNS.Listen6 = netip.MustParseAddrPort("[::]:53") },
 	} {
 		n := good()

@@ -24,23 +24,28 @@ type engine struct {
 	nftErr     error // why nftables cannot be used, found out once at the start
 
 	mu        sync.Mutex
-	want      rootapi.Network // guarded by mu
-	link      osroute.Link    // guarded by mu; zero without a device
-	suspended bool            // guarded by mu: the owner does not answer, no DNS capture
-	state     rootapi.State   // guarded by mu: what the owner was told last
-	capture   *osdns.Capture  // guarded by mu
+	want      rootapi.Network    // guarded by mu
+	link      osroute.Link       // guarded by mu; zero without a device
+	suspended bool               // guarded by mu: the owner does not answer, no DNS capture
+	state     rootapi.State      // guarded by mu: what the owner was told last
+	capture   *osdns.Capture     // guarded by mu
+	resolved  osdns.ResolvedLink // guarded by mu
 }
 
 // plan is a whole state, decided before anything is touched.
 type plan struct {
 	routes osroute.Plan
 	dns    osdns.Plan
-	conf   osdns.ResolvConf
+	sight  osdns.Sight
 }
 
-func newEngine(log *slog.Logger, resolvConf string) *engine {
+func newEngine(log *slog.Logger, cfg Config) *engine {
 	table := fmt.Sprintf("doppel-dns-%d", os.Getpid()) // another rootd's, in a test or another user's, is its own
-	e := &engine{log: log, resolvConf: resolvConf, capture: osdns.NewCapture(table), nftErr: osdns.Probe(table)}
+	probe := cfg.probe
+	if probe == nil {
+		probe = osdns.Probe
+	}
+	e := &engine{log: log, resolvConf: cfg.ResolvConf, capture: osdns.NewCapture(table), nftErr: probe(table)}
 	if e.nftErr != nil {
 		log.Warn("nftables is not usable", "err", e.nftErr)
 	}
@@ -49,23 +54,37 @@ func newEngine(log *slog.Logger, resolvConf string) *engine {
 
 // plan decides what n means on this machine now.
 func (e *engine) plan(n rootapi.Network, link osroute.Link) (plan, error) {
-	facts, conf, err := osdns.LookAt(e.resolvConf)
+	want := wantDNS(n)
+	sight, err := osdns.LookAt(e.resolvConf, link.Index, want.Server)
 	if err != nil {
 		return plan{}, fmt.Errorf("find resolvers: %w", err)
 	}
-	facts.NFT, facts.NFTError = e.nftErr == nil, e.nftErr
-	if n.DNS != nil {
-		facts.Listen, facts.Listen6 = n.DNS.Listen, n.DNS.Listen6
+	sight.NFTError = e.nftErr
+	if n.DNS != nil && n.DNS.ResolvedFails && sight.ResolvedError == nil {
+		sight.ResolvedError = errors.New("it did not ask the user daemon")
 	}
+	p := plan{sight: sight, dns: osdns.Choose(sight.Facts, want)}
 	others, err := link.Others()
 	if err != nil {
 		return plan{}, err
 	}
-	routes, err := osroute.Make(osroute.Want{Routes: n.Routes, Exclude: n.Exclude, Resolvers: facts.Resolvers}, others)
-	if err != nil {
-		return plan{}, err
+	routes := n.Routes
+	if p.dns.Mode == osdns.Resolved {
+		routes = append(slices.Clone(routes), netip.PrefixFrom(want.Server, want.Server.BitLen()))
 	}
-	return plan{routes: routes, dns: osdns.Choose(facts), conf: conf}, nil
+	resolvers := slices.Clone(sight.Upstreams)
+	for _, r := range sight.Resolvers {
+		resolvers = append(resolvers, r.Addr)
+	}
+	p.routes, err = osroute.Make(osroute.Want{Routes: routes, Exclude: n.Exclude, Resolvers: resolvers}, others)
+	return p, err
+}
+
+func wantDNS(n rootapi.Network) osdns.Want {
+	if n.DNS == nil {
+		return osdns.Want{}
+	}
+	return osdns.Want{Listen: n.DNS.Listen, Listen6: n.DNS.Listen6, Scoped: n.DNS.Scoped, Server: n.DNS.Server, Domains: n.DNS.Domains}
 }
 
 // set makes n the machine's state for a peer with this uid. The file is the new device's, if one was made. With adopt the device must be
@@ -76,7 +95,7 @@ func (e *engine) set(n rootapi.Network, uid uint32, adopt bool) (rootapi.State, 
 	if n.IsZero() {
 		err := e.clearLocked()
 		p, perr := e.plan(n, osroute.Link{})
-		return state("", p, nil), nil, errors.Join(err, perr)
+		return state(n, p, nil), nil, errors.Join(err, perr)
 	}
 	link, err := e.findLocked(n.Name, uid, adopt)
 	if err != nil {
@@ -92,15 +111,15 @@ func (e *engine) set(n rootapi.Network, uid uint32, adopt bool) (rootapi.State, 
 		return rootapi.State{}, nil, err
 	}
 	e.want, e.suspended = n, false
-	warnings, err := e.applyLocked(p)
+	p, warnings, err := e.applyLocked(p)
 	if err != nil {
 		if f != nil {
 			f.Close()
 		}
 		return rootapi.State{}, nil, errors.Join(err, e.clearLocked())
 	}
-	e.state = state(n.Name, p, warnings)
-	e.log.Info("network set", "interface", e.link.Name, "routes", len(p.routes.Routes), "dns", string(p.dns.Mode), "uid", uid, "created", f != nil)
+	e.state = state(n, p, warnings)
+	e.log.Info("network set", "interface", e.link.Name, "routes", len(p.routes.Routes), "dns", string(p.dns.Mode), "why", p.dns.Reason, "uid", uid, "created", f != nil)
 	return e.state, f, nil
 }
 
@@ -153,21 +172,31 @@ func (e *engine) linkLocked(n rootapi.Network, found osroute.Link, uid uint32) (
 	return f, nil
 }
 
-// applyLocked puts p in force on e.link.
-func (e *engine) applyLocked(p plan) ([]string, error) {
+// applyLocked puts p in force on e.link, and returns what came of it: where systemd-resolved refuses, DNS takes the next way.
+func (e *engine) applyLocked(p plan) (plan, []string, error) {
 	mtu := e.want.MTU
 	if mtu == 0 {
 		mtu = tundev.DefaultMTU
 	}
-	warnings, err := e.link.Apply(mtu, e.want.Addrs, p.routes.Routes)
-	if err != nil {
-		return nil, err
-	}
-	redirects := p.dns.Redirects
+	dns := p.dns
 	if e.suspended {
-		redirects = nil
+		dns = osdns.Plan{Mode: osdns.None}
 	}
-	return warnings, e.capture.Set(redirects)
+	// Addresses and routes first: systemd-resolved asks only where it can reach.
+	warnings, err := e.link.Apply(mtu, e.want.Addrs, slices.Concat(p.routes.Routes, dns.Routes()))
+	if err != nil {
+		return plan{}, nil, err
+	}
+	err = e.resolved.Set(e.link.Index, dns.Link)
+	if err != nil && dns.Mode == osdns.Resolved {
+		p.sight.ResolvedError = err
+		p.dns = osdns.Choose(p.sight.Facts, wantDNS(e.want))
+		return e.applyLocked(p)
+	}
+	if err != nil { // it was told before, and is not to be used any more
+		e.log.Warn("systemd-resolved not told", "err", err)
+	}
+	return p, warnings, e.capture.Set(dns.Redirects)
 }
 
 // recheck puts the wanted state in force again after the machine's resolvers, addresses or routes have changed. It returns the state and
@@ -198,11 +227,11 @@ func (e *engine) recheckLocked() error {
 	if err != nil {
 		return err
 	}
-	warnings, err := e.applyLocked(p)
+	p, warnings, err := e.applyLocked(p)
 	if err != nil {
 		return err
 	}
-	e.state = state(e.want.Name, p, warnings)
+	e.state = state(e.want, p, warnings)
 	return nil
 }
 
@@ -215,11 +244,10 @@ func (e *engine) suspend(yes bool) {
 	}
 	e.suspended = yes
 	var err error
-	if yes {
-		err = e.capture.Set(nil)
-	} else {
-		err = e.recheckLocked()
+	if yes { // first, and also without a device
+		err = errors.Join(e.capture.Set(nil), e.resolved.Set(0, osdns.LinkDNS{}))
 	}
+	err = errors.Join(err, e.recheckLocked())
 	e.log.Warn("owner's answers to pings", "missing", yes, "err", err)
 }
 
@@ -231,7 +259,7 @@ func (e *engine) clear() error {
 }
 
 func (e *engine) clearLocked() error {
-	err := e.capture.Set(nil)
+	err := errors.Join(e.capture.Set(nil), e.resolved.Set(0, osdns.LinkDNS{}))
 	if e.link.Index != 0 {
 		err = errors.Join(err, e.link.Remove()) // addresses and routes go with it
 		e.log.Info("network removed", "interface", e.link.Name)
@@ -244,16 +272,26 @@ func (e *engine) clearLocked() error {
 func (e *engine) release() error {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	return e.capture.Set(nil)
+	return errors.Join(e.capture.Set(nil), e.resolved.Set(0, osdns.LinkDNS{}))
 }
 
-func state(name string, p plan, warnings []string) rootapi.State {
-	st := rootapi.State{Name: name, Routes: p.routes.Routes, DNSMode: rootapi.DNSNone, SearchDomains: p.conf.Search}
-	if p.dns.Mode == osdns.NFTables {
-		st.DNSMode = rootapi.DNSNftables
+// modes are what the plan's ways are called in a State.
+var modes = map[osdns.Mode]string{
+	osdns.Resolved: rootapi.DNSResolved, osdns.NFTables: rootapi.DNSNftables, osdns.Routed: rootapi.DNSRouted, osdns.None: rootapi.DNSNone,
+}
+
+func state(n rootapi.Network, p plan, warnings []string) rootapi.State {
+	st := rootapi.State{Name: n.Name, Routes: p.routes.Routes, DNSMode: modes[p.dns.Mode], DNSReason: p.dns.Reason}
+	for _, d := range p.sight.Search {
+		if n.DNS == nil || !slices.Contains(n.DNS.Domains, d) { // ours, which systemd-resolved shows to everybody
+			st.SearchDomains = append(st.SearchDomains, d)
+		}
 	}
-	for _, a := range p.conf.Resolvers {
+	for _, a := range p.sight.Upstreams {
 		st.Resolvers = append(st.Resolvers, netip.AddrPortFrom(a, osdns.Port))
+	}
+	for _, r := range p.dns.Routed {
+		st.Bypass = append(st.Bypass, rootapi.Bypass{Resolver: r.Addr, Link: r.Link})
 	}
 	st.Warnings = bound(slices.Concat(p.routes.Warnings, warnings, p.dns.Warnings))
 	return st

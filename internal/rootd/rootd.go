@@ -29,13 +29,15 @@ type Config struct {
 	Service bool
 	// ResolvConf is where the laptop's resolvers stand; default /etc/resolv.conf.
 	ResolvConf string
-	// PingEvery is how often the owner of the network is asked whether it lives, default 1 s; without an answer for PingTimeout,
-	// default 3 s, its DNS capture is taken away until it answers.
+	// PingEvery is how often the owner of the network is asked whether it lives, default 500 ms; without an answer for PingTimeout,
+	// default 2 s, its DNS capture is taken away until it answers.
 	PingEvery, PingTimeout time.Duration
 	// Log; default: none.
 	Log *slog.Logger
 	// Level is Log's, to be changed on request; nil: it cannot be.
 	Level *xlog.Level
+
+	probe func(table string) error // whether nftables can be used; osdns.Probe but in tests
 }
 
 func (c Config) withDefaults() (Config, error) {
@@ -56,10 +58,10 @@ func (c Config) withDefaults() (Config, error) {
 		errs = append(errs, errors.New("negative ping times"))
 	}
 	if c.PingEvery == 0 {
-		c.PingEvery = time.Second
+		c.PingEvery = 500 * time.Millisecond
 	}
 	if c.PingTimeout == 0 {
-		c.PingTimeout = 3 * time.Second
+		c.PingTimeout = 2 * time.Second
 	}
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)

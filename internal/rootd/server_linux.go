@@ -55,14 +55,14 @@ func (s *Server) Run(ctx context.Context) error {
 		return err
 	}
 	defer cleanup()
-	s.engine = newEngine(s.log, s.cfg.ResolvConf)
+	s.engine = newEngine(s.log, s.cfg)
 	s.mu.Lock()
 	s.quit = cancel
 	s.mu.Unlock()
 
 	g := lifecycle.New(ctx, s.log)
 	g.Go("watcher", func(ctx context.Context) error {
-		if err := osdns.Watch(ctx, s.cfg.ResolvConf, s.recheck); err != nil {
+		if err := osdns.Watch(ctx, s.recheck, s.cfg.ResolvConf, osdns.UplinkConf); err != nil {
 			// Without it all works until the laptop moves to another network.
 			s.log.Warn("changes of the network are not seen", "err", err)
 		}

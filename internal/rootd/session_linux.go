@@ -169,7 +169,7 @@ func (ss *session) pong() {
 	}
 }
 
-// ping asks the peer every second whether it lives. A stopped process reads nothing, so its socket fills up in the end; that is no error.
+// ping asks the peer every PingEvery whether it lives. A stopped process reads nothing, so its socket fills up in the end; that is no error.
 func (ss *session) ping(ctx context.Context) {
 	tick := time.NewTicker(ss.srv.cfg.PingEvery)
 	defer tick.Stop()

@@ -3,10 +3,10 @@ package userd
 import (
 	"context"
 	"errors"
-	"fmt"
 	"net"
 	"net/netip"
 	"os"
+	"reflect"
 	"slices"
 	"sync"
 	"time"
@@ -43,11 +43,14 @@ type network struct {
 	resolver *resolver.Server
 	exclude  []netip.Prefix
 	group    *lifecycle.Group
+	moved    chan struct{} // the state is another one, for followDNS
 
 	apply sync.Mutex // one SetNetwork at a time
 
 	mu sync.Mutex
 	// guarded by mu
+	info   control.Cluster
+	dns    dnsState
 	root   *rootapi.Client
 	wanted rootapi.Network
 	state  rootapi.State
@@ -56,7 +59,7 @@ type network struct {
 
 // openNetwork creates the VIF through the root daemon and starts the stack and the resolver behind it.
 func openNetwork(ctx context.Context, s *session, info control.Cluster) (_ *network, err error) {
-	n := &network{s: s, group: lifecycle.New(context.Background(), s.log)}
+	n := &network{s: s, group: lifecycle.New(context.Background(), s.log), moved: make(chan struct{}, 1), info: info}
 	defer func() {
 		if err != nil {
 			n.close()
@@ -69,21 +72,23 @@ func openNetwork(ctx context.Context, s *session, info control.Cluster) (_ *netw
 	for _, a := range servers {
 		n.exclude = append(n.exclude, netip.PrefixFrom(a, a.BitLen()))
 	}
-	if n.resolver, err = resolver.New(resolver.Config{Cluster: n.query, DialUpstream: n.dialUpstream, Log: s.log}); err != nil {
-		return nil, fmt.Errorf("DNS listener: %w", err)
+	if err := n.startResolver(info); err != nil {
+		return nil, err
 	}
-	n.resolver.SetNames(names(info, s.cluster.Namespace))
-	n.group.Go("resolver", n.resolver.Run)
 	if n.root, err = s.cfg.root(ctx, n.rootOptions()); err != nil {
 		return nil, err
 	}
-	n.wanted = n.desired(info)
+	n.wanted = n.desiredLocked()
 	st, tun, err := n.root.SetNetwork(ctx, n.wanted)
 	if err != nil {
 		return nil, uerr.Wrap(err, uerr.Internal, "see the root daemon's log with: doppel status", "the root daemon could not set up the network")
 	}
 	n.setState(st)
-	return n, n.startStack(tun)
+	if err := n.startStack(tun); err != nil {
+		return nil, err
+	}
+	n.group.Go("dns", n.followDNS)
+	return n, nil
 }
 
 func (n *network) startStack(tun *os.File) error {
@@ -107,13 +112,10 @@ func (n *network) rootOptions() rootapi.Options {
 	return rootapi.Options{Changed: n.setState, Log: n.s.log}
 }
 
-// desired is the state asked of the root daemon for what the cluster says of itself.
-func (n *network) desired(info control.Cluster) rootapi.Network {
-	w := rootapi.Network{
-		Name: vifName, Exclude: n.exclude,
-		DNS: &rootapi.DNS{Listen: n.resolver.Addr()},
-	}
-	w.Routes = append(append(w.Routes, info.ServiceCIDRs...), info.PodCIDRs...)
+// desiredLocked is the state asked of the root daemon for what the cluster says of itself.
+func (n *network) desiredLocked() rootapi.Network {
+	w := rootapi.Network{Name: vifName, Exclude: n.exclude, DNS: n.desiredDNSLocked()}
+	w.Routes = append(append(w.Routes, n.info.ServiceCIDRs...), n.info.PodCIDRs...)
 	w.Addrs = vifAddrs(w.Routes)
 	return w
 }
@@ -128,42 +130,31 @@ func vifAddrs(routes []netip.Prefix) []netip.Prefix {
 	return out
 }
 
-// names translates the manager's message for the resolver.
-func names(info control.Cluster, namespace string) resolver.Names {
-	out := resolver.Names{
-		ClusterDomain: info.Domain, Namespace: namespace, PodCIDRs: info.PodCIDRs, ServiceCIDRs: info.ServiceCIDRs,
-		Services: map[string][]string{}, Headless: map[string][]string{},
-	}
-	for ns, list := range info.Services {
-		for _, s := range list {
-			out.Services[ns] = append(out.Services[ns], s.Name)
-			if s.Headless {
-				out.Headless[ns] = append(out.Headless[ns], s.Name)
-			}
-		}
-	}
-	return out
-}
-
 // setCluster follows changes of the cluster's names and subnets.
 func (n *network) setCluster(info control.Cluster) {
-	n.resolver.SetNames(names(info, n.s.cluster.Namespace))
-	w := n.desired(info)
+	n.resolver.SetNames(names(info, n.s.cluster.Namespace, n.s.cfg.dns))
+	n.change(func() { n.info = info })
+}
+
+// change does fn under mu and asks the root daemon for what is desired then, if that is something else.
+func (n *network) change(fn func()) {
+	n.apply.Lock()
+	defer n.apply.Unlock()
 	n.mu.Lock()
-	same := fmt.Sprint(w.Routes) == fmt.Sprint(n.wanted.Routes)
+	fn()
+	w := n.desiredLocked()
+	same := reflect.DeepEqual(w, n.wanted)
 	n.wanted = w
-	root := n.root
+	root, closed := n.root, n.closed
 	n.mu.Unlock()
-	if same || root == nil {
+	if same || closed || root == nil {
 		return
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), rootRecovery)
 	defer cancel()
-	n.apply.Lock()
-	defer n.apply.Unlock()
 	st, _, err := root.SetNetwork(ctx, w)
 	if err != nil {
-		n.s.log.Warn("new subnets of the cluster not routed", "err", err)
+		n.s.log.Warn("network not changed", "err", err)
 		return
 	}
 	n.setState(st)
@@ -177,6 +168,10 @@ func (n *network) setState(st rootapi.State) {
 	n.mu.Lock()
 	n.state = st
 	n.mu.Unlock()
+	select {
+	case n.moved <- struct{}{}:
+	default:
+	}
 }
 
 // run watches the stack and the root daemon until ctx ends.
@@ -262,6 +257,12 @@ func (n *network) close() {
 }
 
 func (n *network) dialTCP(ctx context.Context, src, dst netip.AddrPort) (flow.Stream, error) {
+	if c, own, err := n.dialHere(ctx, "tcp", dst); own {
+		if err != nil {
+			return nil, err
+		}
+		return flow.FromTCP(c.(*net.TCPConn)), nil
+	}
 	m, err := n.s.tunnel(ctx, flowPatience)
 	if err != nil {
 		return nil, os.ErrDeadlineExceeded // the application's SYN is sent again; the tunnel may be back by then
@@ -270,6 +271,12 @@ func (n *network) dialTCP(ctx context.Context, src, dst netip.AddrPort) (flow.St
 }
 
 func (n *network) dialUDP(ctx context.Context, src, dst netip.AddrPort) (flow.Packets, error) {
+	if c, own, err := n.dialHere(ctx, "udp", dst); own {
+		if err != nil {
+			return nil, err
+		}
+		return flow.FromUDP(c.(*net.UDPConn)), nil
+	}
 	m, err := n.s.tunnel(ctx, flowPatience)
 	if err != nil {
 		return nil, os.ErrDeadlineExceeded
@@ -283,29 +290,6 @@ func (n *network) dialEcho(ctx context.Context, src, dst netip.Addr) (flow.Packe
 		return nil, os.ErrDeadlineExceeded
 	}
 	return tunnel.DialEcho(ctx, m, src, dst)
-}
-
-func (n *network) query(ctx context.Context, q []byte) ([]byte, error) {
-	m, err := n.s.tunnel(ctx, queryPatience)
-	if err != nil {
-		return nil, fmt.Errorf("the tunnel is down: %w", err)
-	}
-	return tunnel.Query(ctx, m, q)
-}
-
-// dialUpstream asks a resolver that the laptop had before, through a socket that the DNS capture lets pass.
-func (n *network) dialUpstream(ctx context.Context, nw string, addr netip.AddrPort) (net.Conn, error) {
-	n.mu.Lock()
-	root := n.root
-	n.mu.Unlock()
-	if root != nil {
-		c, err := root.DialMarked(ctx, nw, addr)
-		if !errors.Is(err, rootapi.ErrClosed) {
-			return c, err
-		}
-	}
-	var d net.Dialer // without a root daemon there is no capture (D5), so nothing has to pass it
-	return d.DialContext(ctx, nw, addr.String())
 }
 
 // flows counts what the laptop did so far.
@@ -327,7 +311,7 @@ func (n *network) problems() []string {
 func (n *network) status() *localapi.RootStatus {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	st := &localapi.RootStatus{Interface: n.state.Name, Routes: n.state.Routes, DNS: n.state.DNSMode}
+	st := &localapi.RootStatus{Interface: n.state.Name, Routes: n.state.Routes, DNS: n.state.DNSMode, DNSReason: n.state.DNSReason}
 	for _, r := range n.state.Resolvers {
 		st.Resolvers = append(st.Resolvers, r.String())
 	}

@@ -39,6 +39,7 @@ const (
 type sessionConfig struct {
 	cluster   *kube.Cluster
 	managerNS string
+	dns       localapi.DNSOptions
 	root      func(context.Context, rootapi.Options) (*rootapi.Client, error)
 	log       *slog.Logger
 	progress  localapi.Progress

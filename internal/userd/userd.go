@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net/http"
 	"os"
+	"reflect"
 	"sync"
 	"time"
 
@@ -116,6 +117,9 @@ func (d *Daemon) connect(ctx context.Context, req localapi.ConnectRequest, progr
 	if req.ManagerNamespace == "" {
 		req.ManagerNamespace = DefaultManagerNamespace
 	}
+	if err := req.DNS.Validate(); err != nil {
+		return localapi.ConnectResult{}, err
+	}
 	cluster, err := kube.Load(kube.Options{Kubeconfig: req.Kubeconfig, Context: req.Context, Namespace: req.Namespace, As: req.As, AsGroups: req.AsGroups})
 	if err != nil {
 		return localapi.ConnectResult{}, err
@@ -124,9 +128,12 @@ func (d *Daemon) connect(ctx context.Context, req localapi.ConnectRequest, progr
 		if !s.same(cluster, req.ManagerNamespace) {
 			return localapi.ConnectResult{}, uerr.New(uerr.Conflict, "end it first with: doppel quit", "connected already to context %s, namespace %s", s.cluster.Context, s.cluster.Namespace)
 		}
+		if !req.DNS.IsZero() && !reflect.DeepEqual(req.DNS, s.cfg.dns) {
+			return localapi.ConnectResult{}, uerr.New(uerr.Conflict, "end it first with: doppel quit", "connected already with other DNS options")
+		}
 		return localapi.ConnectResult{Status: d.snapshot(), Reused: true, Elapsed: time.Since(start)}, nil
 	}
-	s, err := openSession(ctx, sessionConfig{cluster: cluster, managerNS: req.ManagerNamespace, root: d.cfg.Root, log: d.log, progress: progress, ended: d.forget})
+	s, err := openSession(ctx, sessionConfig{cluster: cluster, managerNS: req.ManagerNamespace, dns: req.DNS, root: d.cfg.Root, log: d.log, progress: progress, ended: d.forget})
 	if err != nil {
 		return localapi.ConnectResult{}, err
 	}
