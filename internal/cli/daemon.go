@@ -38,7 +38,7 @@ func (a *app) daemonCmd() *cobra.Command {
 			log, level := xlog.New(w, "doppel")
 			d, err := userd.New(userd.Config{
 				Socket: localapi.DaemonSocket(), LogFile: logFile, Log: log, Level: level,
-				RootSocket: spawn.RootSocket(), Root: connectRoot,
+				RootSocket: spawn.RootSocket, Root: connectRoot,
 			})
 			if err != nil {
 				return err

@@ -45,23 +45,12 @@ func (a *app) quitRun(ctx context.Context, stop bool) error {
 func (a *app) stopDaemons(ctx context.Context) error {
 	err := a.call(ctx, localapi.MethodQuit, localapi.QuitRequest{Stop: true}, nil)
 	if errors.Is(err, localapi.ErrNoDaemon) {
-		err = stopRoot(ctx) // left alone by a user daemon that was killed
+		err = rootapi.Stop(ctx, spawn.RootSocket()) // left alone by a user daemon that was killed
 	}
 	if err != nil {
 		return err
 	}
 	return spawn.WaitStopped(ctx)
-}
-
-func stopRoot(ctx context.Context) error {
-	root, err := rootapi.Dial(ctx, spawn.RootSocket(), rootapi.Options{})
-	if errors.Is(err, rootapi.ErrNotRunning) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	return root.Quit(ctx)
 }
 
 // rootDaemon says which root daemon runs, or "not running".
@@ -75,7 +64,11 @@ func rootDaemon(ctx context.Context) string {
 	if err != nil {
 		return "not answering: " + err.Error()
 	}
-	return fmt.Sprintf("running (%s, pid %d)", v.Program, v.PID)
+	service := ""
+	if v.Service {
+		service = ", the system's service"
+	}
+	return fmt.Sprintf("running (%s, pid %d%s)", v.Program, v.PID, service)
 }
 
 func (a *app) statusCmd() *cobra.Command {

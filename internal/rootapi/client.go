@@ -1,6 +1,7 @@
 package rootapi
 
 import (
+	"context"
 	"errors"
 	"log/slog"
 )
@@ -21,4 +22,21 @@ type Options struct {
 	Changed func(State)
 	// Log gets broken messages; default: none.
 	Log *slog.Logger
+}
+
+// Stop ends the doppel-rootd that listens on path, if one does and it is not a service of the system.
+func Stop(ctx context.Context, path string) error {
+	c, err := Dial(ctx, path, Options{})
+	if errors.Is(err, ErrNotRunning) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	v, err := c.Version(ctx)
+	if err != nil || v.Service {
+		return err
+	}
+	return c.Quit(ctx)
 }

@@ -39,15 +39,20 @@ type reply struct {
 
 // Dial connects to the doppel-rootd that listens on path and checks that it speaks this protocol.
 func Dial(ctx context.Context, path string, opts Options) (*Client, error) {
-	if opts.Log == nil {
-		opts.Log = slog.New(slog.DiscardHandler)
-	}
 	var d net.Dialer
 	conn, err := d.DialContext(ctx, "unixpacket", path)
 	if err != nil {
 		return nil, dialError(err, path)
 	}
-	c := &Client{conn: conn.(*net.UnixConn), opts: opts, done: make(chan struct{}), pending: map[uint64]chan reply{}}
+	return NewClient(ctx, conn.(*net.UnixConn), opts)
+}
+
+// NewClient makes a client of a connection, which it owns, and checks that the other side speaks this protocol.
+func NewClient(ctx context.Context, conn *net.UnixConn, opts Options) (*Client, error) {
+	if opts.Log == nil {
+		opts.Log = slog.New(slog.DiscardHandler)
+	}
+	c := &Client{conn: conn, opts: opts, done: make(chan struct{}), pending: map[uint64]chan reply{}}
 	go c.readLoop()
 	v, err := c.Version(ctx)
 	if err == nil && v.Protocol != Protocol {

@@ -74,6 +74,8 @@ const (
 	DNSNftables = "nftables"
 	DNSRouted   = "routed"
 	DNSNone     = "none"
+	// DNSNamespace: the command of doppel run has a resolv.conf of its own.
+	DNSNamespace = "namespace"
 )
 
 // State is what is in force.
@@ -105,6 +107,8 @@ type Version struct {
 	Program  string `json:"program"`
 	Protocol int    `json:"protocol"`
 	PID      int    `json:"pid"`
+	// Service says that the system runs it: it goes on when the last laptop session has ended, and no client can end it.
+	Service bool `json:"service,omitempty"`
 }
 
 var ifname = regexp.MustCompile(`^doppel[a-z0-9._-]{0,9}$`)

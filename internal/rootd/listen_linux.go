@@ -64,7 +64,7 @@ func listenOnce(ctx context.Context, cfg Config) (l *net.UnixListener, cleanup f
 	if err != nil {
 		return nil, nil, fmt.Errorf("listen: %w", err)
 	}
-	if err := os.Lchown(cfg.Socket, owner, gid); err != nil {
+	if err := giveTo(cfg.Socket, owner, gid); err != nil {
 		l.Close()
 		return nil, nil, fmt.Errorf("give %s to its users: %w", cfg.Socket, err)
 	}
@@ -74,6 +74,18 @@ func listenOnce(ctx context.Context, cfg Config) (l *net.UnixListener, cleanup f
 			_ = os.Remove(dir) // only when empty
 		}
 	}, nil
+}
+
+// giveTo changes a file's owner, unless it is right already: a service that runs in the group needs no CAP_CHOWN for that.
+func giveTo(path string, uid, gid int) error {
+	var st unix.Stat_t
+	if err := unix.Lstat(path, &st); err != nil {
+		return err
+	}
+	if int(st.Uid) == uid && int(st.Gid) == gid {
+		return nil
+	}
+	return os.Lchown(path, uid, gid)
 }
 
 func socketOwner(cfg Config) (uid, gid int, err error) {

@@ -190,8 +190,11 @@ func (s *Server) isOwner(ss *session) bool {
 	return s.owner == ss
 }
 
-// mayQuit lets the owner, root, and anybody allowed while there is no owner end the server.
+// mayQuit lets the owner, root, and anybody allowed while there is no owner end the server; a service is ended by the system only.
 func (s *Server) mayQuit(ss *session) error {
+	if s.cfg.Service {
+		return uerr.New(uerr.Denied, "stop it with: systemctl stop doppel-rootd", "doppel-rootd is a service of the system")
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.owner == nil || s.owner.peer.uid == ss.peer.uid || ss.peer.uid == 0 {
@@ -227,5 +230,5 @@ func (s *Server) shutdown(l *net.UnixListener) {
 }
 
 func (s *Server) version() rootapi.Version {
-	return rootapi.Version{Program: buildinfo.String(), Protocol: rootapi.Protocol, PID: os.Getpid()}
+	return rootapi.Version{Program: buildinfo.String(), Protocol: rootapi.Protocol, PID: os.Getpid(), Service: s.cfg.Service}
 }

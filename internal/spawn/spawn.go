@@ -1,4 +1,4 @@
-// Package spawn owns starting the two daemons: as processes of their own that outlive the terminal, the root daemon through sudo.
+// Package spawn owns starting the two daemons: as processes of their own that outlive the terminal, the root daemon through sudo or as a service of the system.
 package spawn
 
 import (
@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/doppel-dev/doppel/internal/localapi"
+	"github.com/doppel-dev/doppel/internal/rootapi"
 	"github.com/doppel-dev/doppel/internal/uerr"
 )
 
@@ -26,8 +27,18 @@ const startTimeout = 5 * time.Second
 // EnvRootSocket names the environment variable that moves the root daemon's socket, for two daemons side by side and for tests.
 const EnvRootSocket = "DOPPEL_ROOT_SOCKET"
 
-// RootSocket is where this user's root daemon listens.
+// RootSocket is where this user's root daemon listens: the one that was started for this user, else the system's service. Without
+// either it is where one would be started.
 func RootSocket() string {
+	own := ownRootSocket()
+	if !answers("unixpacket", own) && os.Getenv(EnvRootSocket) == "" && answers("unixpacket", rootapi.DefaultSocket) {
+		return rootapi.DefaultSocket
+	}
+	return own
+}
+
+// ownRootSocket is the socket of a root daemon that serves this user alone.
+func ownRootSocket() string {
 	if s := os.Getenv(EnvRootSocket); s != "" {
 		return s
 	}
@@ -70,10 +81,10 @@ type Root struct {
 
 // RootDaemon starts the root daemon if nobody listens on its socket. It says whether it had to.
 func RootDaemon(ctx context.Context, r Root) (bool, error) {
-	socket := RootSocket()
-	if answers("unixpacket", socket) {
+	if answers("unixpacket", RootSocket()) || waitService(ctx) {
 		return false, nil
 	}
+	socket := ownRootSocket()
 	program, err := find(RootProgram)
 	if err != nil {
 		return false, err
@@ -90,6 +101,23 @@ func RootDaemon(ctx context.Context, r Root) (bool, error) {
 		}
 		return throughSudo(ctx, r, program, args)
 	})
+}
+
+// waitService waits for a service that is being started again, by systemd or by a package's upgrade.
+func waitService(ctx context.Context) bool {
+	if os.Getenv(EnvRootSocket) != "" || !(Service{}).expected() {
+		return false
+	}
+	ctx, cancel := context.WithTimeout(ctx, serviceWait)
+	defer cancel()
+	for !answers("unixpacket", rootapi.DefaultSocket) {
+		select {
+		case <-ctx.Done():
+			return false
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+	return true
 }
 
 // throughSudo starts the program as root: silently where sudo needs no password, else after the reason for it was said.
@@ -128,6 +156,27 @@ func CanStartRoot(ctx context.Context) error {
 		return uerr.New(uerr.Denied, "run doppel connect in a terminal, or allow sudo without a password for "+program, "sudo will ask for a password to start the root daemon")
 	}
 	return nil
+}
+
+// AsRoot runs this program again as root, through sudo, with our terminal.
+func AsRoot(ctx context.Context, r Root, args ...string) error {
+	self, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	argv := append([]string{"--", self}, args...)
+	if !r.MayAsk {
+		argv = append([]string{"-n"}, argv...)
+	} else {
+		r.Reason()
+	}
+	cmd := exec.CommandContext(ctx, "sudo", argv...)
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
+	err = cmd.Run()
+	if errors.Is(err, exec.ErrNotFound) {
+		return uerr.Wrap(err, uerr.Denied, "run it as root", "this needs root, and there is no sudo")
+	}
+	return err
 }
 
 func find(program string) (string, error) {
@@ -183,11 +232,11 @@ func (d daemon) start(ctx context.Context, run func() error) error {
 	return nil
 }
 
-// WaitStopped returns when neither daemon listens any more.
+// WaitStopped returns when neither daemon listens any more; a root daemon that is the system's service stays.
 func WaitStopped(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
-	for answers("unix", localapi.DaemonSocket()) || answers("unixpacket", RootSocket()) {
+	for answers("unix", localapi.DaemonSocket()) || answers("unixpacket", ownRootSocket()) {
 		select {
 		case <-ctx.Done():
 			return uerr.New(uerr.Internal, "look at them with: doppel status", "the daemons did not stop")

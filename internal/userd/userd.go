@@ -26,8 +26,8 @@ const DefaultManagerNamespace = "doppel"
 type Config struct {
 	Socket  string // required: where the CLI finds it
 	LogFile string
-	// RootSocket is where the root daemon listens; Root connects to it and starts it first where that needs no password.
-	RootSocket string
+	// RootSocket says where the root daemon listens; Root connects to it and starts it first where that needs no password.
+	RootSocket func() string
 	Root       func(ctx context.Context, o rootapi.Options) (*rootapi.Client, error)
 	Log        *slog.Logger
 	Level      *xlog.Level // Log's, to be changed on request; nil: it cannot be
@@ -49,7 +49,7 @@ type Daemon struct {
 
 // New validates the configuration.
 func New(cfg Config) (*Daemon, error) {
-	if cfg.Socket == "" || cfg.RootSocket == "" || cfg.Root == nil || cfg.Log == nil {
+	if cfg.Socket == "" || cfg.RootSocket == nil || cfg.Root == nil || cfg.Log == nil {
 		return nil, errors.New("userd: incomplete configuration")
 	}
 	return &Daemon{cfg: cfg, log: cfg.Log}, nil
@@ -188,7 +188,7 @@ func (d *Daemon) quit(ctx context.Context, req localapi.QuitRequest, progress lo
 		return localapi.Empty{}, nil
 	}
 	progress("Stopping the daemons")
-	if err := d.stopRoot(ctx); err != nil {
+	if err := rootapi.Stop(ctx, d.cfg.RootSocket()); err != nil {
 		d.log.Warn("root daemon not stopped", "err", err)
 	}
 	context.AfterFunc(ctx, d.stop) // when this answer is out
@@ -227,7 +227,7 @@ func (d *Daemon) logLevel(ctx context.Context, req localapi.LogLevelRequest, _ l
 	if err := d.cfg.Level.Change(req.Level, req.For); err != nil {
 		return localapi.Empty{}, uerr.Wrap(err, uerr.Usage, "", "change the log level")
 	}
-	root, err := rootapi.Dial(ctx, d.cfg.RootSocket, rootapi.Options{})
+	root, err := rootapi.Dial(ctx, d.cfg.RootSocket(), rootapi.Options{})
 	if errors.Is(err, rootapi.ErrNotRunning) {
 		return localapi.Empty{}, nil
 	}
@@ -236,16 +236,4 @@ func (d *Daemon) logLevel(ctx context.Context, req localapi.LogLevelRequest, _ l
 	}
 	defer root.Close()
 	return localapi.Empty{}, root.LogLevel(ctx, req.Level, int(req.For/time.Second))
-}
-
-// stopRoot ends the root daemon if one runs; it is not started for that.
-func (d *Daemon) stopRoot(ctx context.Context) error {
-	root, err := rootapi.Dial(ctx, d.cfg.RootSocket, rootapi.Options{})
-	if errors.Is(err, rootapi.ErrNotRunning) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	return root.Quit(ctx)
 }

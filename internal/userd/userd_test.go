@@ -22,7 +22,7 @@ func runDaemon(t *testing.T, ctx context.Context) (*localapi.Client, Config, cha
 	t.Helper()
 	dir := t.TempDir()
 	cfg := Config{
-		Socket: filepath.Join(dir, "run", "daemon.sock"), LogFile: "/log", RootSocket: filepath.Join(dir, "rootd.sock"),
+		Socket: filepath.Join(dir, "run", "daemon.sock"), LogFile: "/log", RootSocket: func() string { return filepath.Join(dir, "rootd.sock") },
 		Root: func(context.Context, rootapi.Options) (*rootapi.Client, error) {
 			return nil, errors.New("no root daemon in this test")
 		},
