@@ -36,7 +36,7 @@ var layers = []layer{
 		name: "engines",
 		packages: []string{
 			"internal/flow", "internal/httproute", "internal/match", "internal/mount", "internal/netstack", "internal/netwatch", "internal/osdns", "internal/osroute",
-			"internal/redirect", "internal/resolver", "internal/tundev", "internal/tunnel",
+			"internal/redirect", "internal/resolver", "internal/sandbox", "internal/tundev", "internal/tunnel",
 		},
 		never: noKubernetes,
 	},
@@ -54,7 +54,7 @@ var layers = []layer{
 	},
 	{
 		name:     "mains",
-		packages: []string{"cmd/doppel", "cmd/doppel-relay", "cmd/doppel-rootd", "cmd/traffic-agent", "cmd/traffic-manager"},
+		packages: []string{"cmd/doppel", "cmd/doppel-relay", "cmd/doppel-rootd", "cmd/traffic-agent", "cmd/traffic-manager", "packaging/pages"},
 	},
 }
 
@@ -70,6 +70,7 @@ var sideways = map[string][]string{
 	"internal/netstack": {"internal/flow", "internal/tundev"},
 	"internal/osdns":    {"internal/netwatch"},
 	"internal/tunnel":   {"internal/flow"},
+	"internal/sandbox":  {"internal/flow", "internal/osroute", "internal/resolver", "internal/tundev"},
 	"internal/kube":     {"api/v1alpha1"},
 	"internal/chart":    {"charts/doppel"},
 	"internal/cli":      {"internal/spawn"},
@@ -86,7 +87,7 @@ var importers = []struct {
 }{
 	{"gvisor.dev/gvisor", []string{"internal/netstack"}, "the userspace stack has one room; its API changes with each pseudo-version"},
 	{"helm.sh/helm", []string{"internal/chart"}, "17 MB and an API that moves"},
-	{"github.com/spf13/", []string{"internal/cli"}, "nobody else has a command line"},
+	{"github.com/spf13/", []string{"internal/cli", "packaging/pages"}, "nobody else has a command line; pages are made of it"},
 	{"github.com/miekg/dns", []string{"internal/resolver", "internal/manager"}, "version 2 is another module; the manager only passes messages on"},
 	{"github.com/google/nftables", []string{"internal/osdns", "internal/redirect"}, "rules are built pure and applied in one place"},
 	{"github.com/godbus/dbus", []string{"internal/osdns"}, "systemd-resolved is the only one we talk to over D-Bus"},

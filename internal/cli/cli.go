@@ -51,6 +51,9 @@ func Main(args []string) int {
 	})
 }
 
+// Command is the whole command line, for those who describe it: manual pages, completions.
+func Command() *cobra.Command { return (&app{}).root() }
+
 func run(ctx context.Context, args []string, s Streams) int {
 	a := &app{Streams: s, client: localapi.NewClient(localapi.DaemonSocket())}
 	a.loadConfig()
@@ -128,8 +131,8 @@ func (a *app) root() *cobra.Command {
 	root.SetIn(a.In)
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error { return usageError{sub(c), err} })
 	root.AddCommand(
-		a.connectCmd(), a.quitCmd(), a.statusCmd(), a.listCmd(), a.interceptCmd(), a.leaveCmd(),
-		a.helmCmd(), a.uninstallCmd(), a.versionCmd(), a.daemonCmd(), a.doctorCmd(), a.configCmd(), a.loglevelCmd(), a.gatherLogsCmd(),
+		a.connectCmd(), a.runCmd(), a.quitCmd(), a.statusCmd(), a.listCmd(), a.interceptCmd(), a.leaveCmd(),
+		a.helmCmd(), a.uninstallCmd(), a.versionCmd(), a.rootdCmd(), a.daemonCmd(), a.insideCmd(), a.doctorCmd(), a.configCmd(), a.loglevelCmd(), a.gatherLogsCmd(),
 	)
 	a.completions(root)
 	wrapArgs(root)

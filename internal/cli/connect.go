@@ -228,7 +228,7 @@ func (a *app) startDaemons(ctx context.Context) (bool, error) {
 	rootNew, err := spawn.RootDaemon(ctx, spawn.Root{
 		MayAsk: a.Terminal,
 		Reason: func() {
-			fmt.Fprintln(a.Err, "doppel needs root once, to create a network device and to set routes and DNS for it. sudo asks for your password:")
+			fmt.Fprintln(a.Err, "doppel needs root to create a network device and to set routes and DNS for it (never again after: doppel rootd install). sudo asks for your password:")
 		},
 	})
 	if err != nil {
@@ -270,17 +270,22 @@ func (a *app) install(ctx context.Context, k *kubeFlags) error {
 	return err
 }
 
-// runCommand runs the user's command with our terminal and passes its exit code on. It ends with the command and not before: an
-// interrupt is the command's to deal with (the terminal sends it to both of us), other signals are handed on.
+// runCommand runs the user's command with our terminal and passes its exit code on.
 func (a *app) runCommand(command []string) error {
 	cmd := exec.Command(command[0], command[1:]...)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = a.In, a.Out, a.Err
-	signals := make(chan os.Signal, 1)
-	signal.Notify(signals, syscall.SIGTERM, syscall.SIGHUP)
-	defer signal.Stop(signals)
 	if err := cmd.Start(); err != nil {
 		return uerr.Wrap(err, uerr.Usage, "", "run %s", command[0])
 	}
+	return waitCommand(cmd)
+}
+
+// waitCommand ends with the command and not before: an interrupt is the command's to deal with (the terminal sends it to both of us), other
+// signals are handed on.
+func waitCommand(cmd *exec.Cmd) error {
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, syscall.SIGTERM, syscall.SIGHUP)
+	defer signal.Stop(signals)
 	ended := make(chan struct{})
 	defer close(ended)
 	go func() {

@@ -12,9 +12,9 @@ import (
 
 const devNetTun = "/dev/net/tun"
 
-// queueLen is how many packets wait for the reader. The kernel's 500 lost half the SYNs of 1,000 connections opened at once, and each loss
+// QueueLen is how many packets wait for the reader. The kernel's 500 lost half the SYNs of 1,000 connections opened at once, and each loss
 // costs its connection a second or more. TCP's windows bound the bytes.
-const queueLen = 8192
+const QueueLen = 8192
 
 // Open creates a TUN device that lives as long as its last descriptor does (it is never persistent) and belongs to owner. The name
 // may hold one %d for the kernel to fill in; the name that resulted is returned. mtu 0 means DefaultMTU. The device is down and
@@ -73,7 +73,8 @@ func configure(fd int, name string, mtu int, owner uint32) (string, error) {
 	if err := setLink(got, unix.SIOCSIFMTU, mtu); err != nil {
 		return "", fmt.Errorf("set mtu of %s to %d: %w", got, mtu, err)
 	}
-	if err := setLink(got, unix.SIOCSIFTXQLEN, queueLen); err != nil {
+	// In a user namespace only netlink may set it (osroute.Link.SetQueueLen): the ioctl wants the right on the whole machine.
+	if err := setLink(got, unix.SIOCSIFTXQLEN, QueueLen); err != nil && !errors.Is(err, unix.EPERM) {
 		return "", fmt.Errorf("set queue length of %s: %w", got, err)
 	}
 	return got, nil

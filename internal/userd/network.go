@@ -263,6 +263,11 @@ func (n *network) dialTCP(ctx context.Context, src, dst netip.AddrPort) (flow.St
 		}
 		return flow.FromTCP(c.(*net.TCPConn)), nil
 	}
+	if o := n.s.cfg.outside; o != nil {
+		if s, ok, err := o.DialTCP(ctx, dst); ok {
+			return s, err
+		}
+	}
 	m, err := n.s.tunnel(ctx, flowPatience)
 	if err != nil {
 		return nil, os.ErrDeadlineExceeded // the application's SYN is sent again; the tunnel may be back by then
@@ -276,6 +281,11 @@ func (n *network) dialUDP(ctx context.Context, src, dst netip.AddrPort) (flow.Pa
 			return nil, err
 		}
 		return flow.FromUDP(c.(*net.UDPConn)), nil
+	}
+	if o := n.s.cfg.outside; o != nil {
+		if p, ok, err := o.DialUDP(ctx, dst); ok {
+			return p, err
+		}
 	}
 	m, err := n.s.tunnel(ctx, flowPatience)
 	if err != nil {

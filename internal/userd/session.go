@@ -44,6 +44,7 @@ type sessionConfig struct {
 	log       *slog.Logger
 	progress  localapi.Progress
 	ended     func(*session, error)
+	outside   Outside // nil: the laptop's own routes lead the cluster's addresses alone to us
 }
 
 // session is this laptop in one cluster: the Session object, the tunnel, the network and the intercepts.
