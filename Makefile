@@ -28,6 +28,22 @@ images: traffic-manager traffic-agent colors lab ## image archives in dist/, bui
 images-push: images ## push them: make images-push REGISTRY=registry.example.com/team
 	for i in traffic-manager traffic-agent colors; do bin/lab image push dist/$$i.tar $(REGISTRY)/$$i:$(VERSION) || exit 1; done
 
+## ---- packages ----
+
+NFPM      := bin/tools/nfpm-v2.45.2
+DIST_ARCH ?= amd64 arm64
+
+.PHONY: dist dist-here
+dist: $(NFPM) ## tarballs, .deb, .rpm and checksums in dist/release; the same commit gives the same bytes
+	VERSION='$(VERSION)' LDFLAGS='$(LDFLAGS)' NFPM='$(CURDIR)/$(NFPM)' packaging/dist.sh $(DIST_ARCH)
+
+dist-here: ## make dist, for this machine's architecture alone
+	+$(MAKE) --no-print-directory dist DIST_ARCH=$$(go env GOARCH)
+
+$(NFPM):
+	GOBIN=$(CURDIR)/bin/tools $(GO) install github.com/goreleaser/nfpm/v2/cmd/nfpm@v2.45.2
+	mv bin/tools/nfpm $@
+
 demo: build images ## the main job on a lab of its own, each step with its real output; leaves it running
 	hack/demo.sh
 
@@ -91,9 +107,10 @@ cross: ## the laptop's programs compile for the other systems
 	GOOS=darwin $(GO) build -o /dev/null ./cmd/doppel-rootd
 	GOOS=windows $(GO) build -o /dev/null ./cmd/doppel
 	GOOS=windows $(GO) build -o /dev/null ./cmd/doppel-rootd
+	for s in darwin windows; do GOOS=$$s $(GO) vet ./internal/tundev ./internal/osroute ./internal/osdns || exit 1; done
 
 ## The three parts wait more than they compute: they run beside each other, each on a lab of its own.
-e2e: $(TESTSUM) build images ## end to end: the lab itself, the README's commands (and so the demo), doppel on a lab
+e2e: $(TESTSUM) build images dist-here ## end to end: the lab itself, the README's commands (and so the demo), doppel on a lab
 	+$(MAKE) --no-print-directory -j3 --output-sync=target e2e-lab e2e-doppel e2e-chart
 
 e2e-lab:
