@@ -53,7 +53,7 @@ func (e *directionError) Unwrap() error { return e.err }
 
 // direction copies src to dst until EOF and passes the EOF on; after an error both ends are reset.
 func direction(dst, src Stream) (int64, error) {
-	n, err := transfer(dst, src)
+	n, err := Copy(dst, src)
 	if err == nil {
 		err = dst.CloseWrite()
 	}
@@ -65,8 +65,9 @@ func direction(dst, src Stream) (int64, error) {
 	return n, err
 }
 
-func transfer(dst, src Stream) (int64, error) {
-	if n, ok, err := splice(dst, src); ok {
+// Copy copies from src to dst until EOF, in the fastest way the two have. It passes no end on.
+func Copy(dst, src Stream) (int64, error) {
+	if n, ok, err := splice(dst, src, -1); ok {
 		return n, err
 	}
 	if w, ok := src.(io.WriterTo); ok {
@@ -78,6 +79,23 @@ func transfer(dst, src Stream) (int64, error) {
 	buf := buffers.Get().(*[bufferSize]byte)
 	defer buffers.Put(buf)
 	return io.CopyBuffer(struct{ io.Writer }{dst}, struct{ io.Reader }{src}, buf[:])
+}
+
+// CopyN is Copy of n bytes; an earlier end is io.ErrUnexpectedEOF.
+func CopyN(dst, src Stream, n int64) error {
+	if n == 0 {
+		return nil
+	}
+	m, ok, err := splice(dst, src, n)
+	if !ok {
+		buf := buffers.Get().(*[bufferSize]byte)
+		defer buffers.Put(buf)
+		m, err = io.CopyBuffer(struct{ io.Writer }{dst}, &io.LimitedReader{R: src, N: n}, buf[:])
+	}
+	if err == nil && m < n {
+		err = io.ErrUnexpectedEOF
+	}
+	return err
 }
 
 // RelayPackets copies datagrams both ways between a and b until one end fails or closes, or nothing came for idle, and closes

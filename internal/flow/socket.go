@@ -58,14 +58,18 @@ func (t *tcpStream) WriteTo(w io.Writer) (int64, error) {
 	}
 }
 
-// splice lets the kernel copy between two TCP connections (splice(2) on Linux).
-func splice(dst, src Stream) (n int64, ok bool, err error) {
+// splice lets the kernel copy up to limit bytes between two TCP connections (splice(2) on Linux); a negative limit is none.
+func splice(dst, src Stream, limit int64) (n int64, ok bool, err error) {
 	d, ok1 := dst.(*tcpStream)
 	s, ok2 := src.(*tcpStream)
 	if !ok1 || !ok2 {
 		return 0, false, nil
 	}
-	n, err = d.c.ReadFrom(s.c)
+	var from io.Reader = s.c
+	if limit >= 0 {
+		from = &io.LimitedReader{R: s.c, N: limit}
+	}
+	n, err = d.c.ReadFrom(from)
 	return n, true, err
 }
 

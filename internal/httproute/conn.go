@@ -1,0 +1,445 @@
+package httproute
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"sync"
+
+	"github.com/doppel-dev/doppel/internal/flow"
+)
+
+// conn is one connection of a client with the connections that its requests go to.
+//
+// One goroutine reads requests (serve), and one for each upstream reads its answers. Requests go to one upstream at a time, the active one. Another
+// becomes active when the last one has answered all it owes, so that answers keep the order of the requests (RFC 9112, section 9.3.2), and only
+// the active one's answers reach the client.
+type conn struct {
+	cfg    Config
+	ctx    context.Context
+	client flow.Stream
+	in     reader // used by serve only
+	wg     sync.WaitGroup
+
+	mu   sync.Mutex
+	cond sync.Cond // something below has changed
+	// guarded by mu:
+	ups     map[string]*upstream
+	opening map[string]bool // connections that are being made
+	active  *upstream
+	begun   bool  // a request was sent on
+	ended   bool  // the client was told the end: nothing can be answered any more
+	over    bool  // no more requests are read
+	err     error // why everything was reset
+}
+
+// upstream is a connection to the app or to a laptop.
+type upstream struct {
+	to string
+	s  flow.Stream
+
+	// guarded by conn.mu:
+	owed  []exchange // requests that are not answered
+	mode  mode
+	ended bool // its side has ended
+}
+
+// exchange is a request that waits for its answer.
+type exchange struct {
+	method   string
+	switches bool // asks for another protocol
+	unsent   bool // its body waits for 100 Continue and has not been sent
+}
+
+// mode is what the bytes of an upstream's connection are.
+type mode int
+
+const (
+	http1    mode = iota
+	raw           // another protocol, by agreement or because the server spoke first: bytes pass both ways as they are
+	unending      // an answer whose end cannot be known: it may be read to the end of the connection, and no request comes behind it
+)
+
+// errDone ends serve without ending what is under way.
+var errDone = errors.New("no more requests")
+
+func newConn(ctx context.Context, client flow.Stream, cfg Config) *conn {
+	c := &conn{cfg: cfg, ctx: ctx, client: client, in: reader{src: client}, ups: map[string]*upstream{}, opening: map[string]bool{}}
+	c.cond.L = &c.mu
+	return c
+}
+
+// finish notes that no more requests are read, and waits for the answers.
+func (c *conn) finish() {
+	c.mu.Lock()
+	c.over = true
+	c.mu.Unlock()
+	c.wg.Wait()
+}
+
+// fail resets everything, once.
+func (c *conn) fail(err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.err != nil {
+		return
+	}
+	c.err = err
+	c.client.Reset()
+	for _, u := range c.ups {
+		u.s.Reset()
+	}
+	c.cond.Broadcast()
+}
+
+// close closes what is open when all goroutines have ended.
+func (c *conn) close() error {
+	c.in.drop()
+	for _, u := range c.ups {
+		_ = u.s.Close()
+	}
+	_ = c.client.Close()
+	return c.err
+}
+
+// openEarly connects to the app of a client that says nothing.
+func (c *conn) openEarly() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.active != nil || c.err != nil || c.begun || c.over {
+		return
+	}
+	c.wg.Add(1)
+	defer c.wg.Done()
+	u, err := c.openLocked(c.cfg.Rest())
+	if err == nil && c.active == nil {
+		c.active = u
+	} // an error shows when there is something to send
+}
+
+// serve reads requests until the client has ended.
+func (c *conn) serve() error {
+	var head requestHead
+	for {
+		n, err := c.nextHead()
+		if err == nil {
+			err = head.parse(c.in.peek()[:n])
+		}
+		if err == nil {
+			err = c.request(&head)
+		}
+		switch {
+		case err == nil:
+		case errors.Is(err, io.EOF):
+			return c.clientEnded()
+		case errors.Is(err, errOdd):
+			return c.passRest()
+		default:
+			return err
+		}
+	}
+}
+
+// nextHead reads until a whole head is in the buffer, and returns its length. io.EOF means that the client has ended between two requests.
+func (c *conn) nextHead() (int, error) {
+	var scan headScanner
+	for {
+		if b := c.in.peek(); len(b) > 0 {
+			if n, err := scan.scan(b); n > 0 || err != nil {
+				return n, err
+			}
+		}
+		c.in.release() // an idle connection holds little
+		if err := c.in.more(); err != nil {
+			if errors.Is(err, io.EOF) && len(c.in.peek()) > 0 {
+				return 0, errOdd // what is there of a head is the app's to judge
+			}
+			return 0, err
+		}
+		if c.activeMode() != http1 {
+			return 0, errOdd
+		}
+	}
+}
+
+func (c *conn) activeMode() mode {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.active == nil {
+		return http1
+	}
+	return c.active.mode
+}
+
+// request sends one request to where it belongs.
+func (c *conn) request(h *requestHead) error {
+	u, err := c.activate(c.cfg.Pick(h))
+	if err != nil {
+		return err
+	}
+	ex := exchange{method: h.method, switches: h.switches, unsent: h.expect && (h.chunked || h.length > 0)}
+	if err := c.owe(u, ex); err != nil {
+		return err
+	}
+	length, chunked := h.length, h.chunked
+	if _, err := u.s.Write(h.raw); err != nil {
+		return c.lost(u, err)
+	}
+	c.in.discard(len(h.raw))
+	switch {
+	case chunked:
+		err = c.sendChunked(u)
+	case length > 0:
+		err = c.sendSized(u, length)
+	}
+	if err != nil {
+		return err
+	}
+	if ex.unsent {
+		c.bodySent(u)
+	}
+	if ex.switches { // whether what follows is HTTP depends on the answer
+		c.settle(u)
+	}
+	return nil
+}
+
+// activate makes the upstream for "to" the one that requests go to. If a laptop does not take the flow it is the app.
+func (c *conn) activate(to string) (*upstream, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for {
+		a := c.active
+		switch {
+		case c.err != nil:
+			return nil, c.err
+		case c.ended:
+			return nil, errDone
+		case a == nil:
+		case a.mode != http1:
+			return nil, errOdd
+		case a.to == to && !a.ended:
+			return a, nil
+		case len(a.owed) > 0:
+			c.cond.Wait() // answers keep the order of the requests
+			continue
+		}
+		break
+	}
+	u, err := c.openLocked(to)
+	if err != nil {
+		return nil, err
+	}
+	if a := c.active; a != nil && a != u && a.mode != http1 { // the server has begun to speak meanwhile
+		return nil, errOdd
+	}
+	c.active = u
+	return u, nil
+}
+
+// openLocked returns the upstream for "to", connecting first if there is none. It unlocks meanwhile.
+func (c *conn) openLocked(to string) (*upstream, error) {
+	for c.opening[to] {
+		c.cond.Wait()
+	}
+	if u := c.ups[to]; u != nil && !u.ended {
+		return u, nil
+	}
+	c.opening[to] = true
+	c.mu.Unlock()
+	s, err := c.cfg.Open(c.ctx, to)
+	c.mu.Lock()
+	delete(c.opening, to)
+	c.cond.Broadcast()
+	switch {
+	case err != nil && to != App && c.ctx.Err() == nil:
+		return c.openLocked(App)
+	case err != nil:
+		return nil, err
+	case c.err != nil:
+		s.Reset()
+		return nil, c.err
+	}
+	u := &upstream{to: to, s: s}
+	c.ups[to] = u
+	c.wg.Go(func() { c.answers(u) })
+	return u, nil
+}
+
+// owe notes that u owes an answer, unless it has left HTTP.
+func (c *conn) owe(u *upstream, ex exchange) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if u.mode != http1 {
+		return errOdd
+	}
+	c.begun = true
+	u.owed = append(u.owed, ex)
+	return nil
+}
+
+// bodySent notes that the body of the last request has been sent.
+func (c *conn) bodySent(u *upstream) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if n := len(u.owed); n > 0 {
+		u.owed[n-1].unsent = false
+	}
+}
+
+// settle waits until u has answered everything.
+func (c *conn) settle(u *upstream) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for len(u.owed) > 0 && u.mode == http1 && !u.ended && c.err == nil {
+		c.cond.Wait()
+	}
+}
+
+// lost is what a failed write to u means: its goroutine knows better why, and may still have an answer to pass on.
+func (c *conn) lost(u *upstream, err error) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for !u.ended && c.err == nil {
+		c.cond.Wait()
+	}
+	if c.ended {
+		return errDone
+	}
+	return err
+}
+
+// sendSized passes on the n bytes of a body.
+func (c *conn) sendSized(u *upstream, n int64) error {
+	if len(c.in.peek()) == 0 {
+		if err := c.moreBody(u); err != nil {
+			return err
+		}
+	}
+	b := c.in.peek()
+	k := min(n, int64(len(b)))
+	if _, err := u.s.Write(b[:k]); err != nil {
+		return c.lost(u, err)
+	}
+	c.in.discard(int(k))
+	c.in.release()
+	return flow.CopyN(u.s, c.client, n-k)
+}
+
+// sendChunked passes on a body in the chunked coding.
+func (c *conn) sendChunked(u *upstream) error {
+	var scan chunkScanner
+	for {
+		if len(c.in.peek()) == 0 {
+			if err := c.moreBody(u); err != nil {
+				return err
+			}
+		}
+		n, done, err := scan.scan(c.in.peek())
+		if _, werr := u.s.Write(c.in.peek()[:n]); werr != nil {
+			return c.lost(u, werr)
+		}
+		c.in.discard(n)
+		switch {
+		case err != nil && u.to == App:
+			c.setMode(u, raw) // the app judges it, as it would without us
+			return err
+		case err != nil:
+			return fmt.Errorf("body for an intercept: %v", err) //nolint:errorlint // nothing more is passed on: it may hold anybody's requests
+		case done:
+			return nil
+		}
+	}
+}
+
+// moreBody reads more of a body. A client that waits for 100 Continue and got another answer may send its next request instead of the body: then nobody
+// knows what the bytes are (errOdd).
+func (c *conn) moreBody(u *upstream) error {
+	err := c.in.more()
+	if errors.Is(err, io.EOF) {
+		return io.ErrUnexpectedEOF
+	}
+	if err == nil {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		if u.mode != http1 {
+			return errOdd
+		}
+	}
+	return err
+}
+
+func (c *conn) setMode(u *upstream, m mode) {
+	c.mu.Lock()
+	u.mode = m
+	c.cond.Broadcast()
+	c.mu.Unlock()
+}
+
+// passRest passes on all that comes from now on as it is. Bytes of another protocol follow the request that asked for it, and bytes that were never HTTP go
+// to whoever gets the rest. But what nobody understood after some requests is trusted to the app alone: in a connection that several clients
+// share, requests of others may be in it.
+func (c *conn) passRest() error {
+	u, err := c.forRest()
+	if err != nil {
+		return err
+	}
+	if b := c.in.peek(); len(b) > 0 {
+		if _, err := u.s.Write(b); err != nil {
+			return c.lost(u, err)
+		}
+		c.in.discard(len(b))
+	}
+	c.in.release()
+	if _, err := flow.Copy(u.s, c.client); err != nil {
+		return err
+	}
+	return c.clientEnded()
+}
+
+// forRest is the upstream for bytes that are not understood. It is in mode raw.
+func (c *conn) forRest() (*upstream, error) {
+	c.mu.Lock()
+	u, to := c.active, App
+	if !c.begun {
+		to = c.cfg.Rest()
+	}
+	switch {
+	case u == nil || u.mode == http1:
+	case u.mode == raw || u.to == App:
+		c.mu.Unlock()
+		return u, nil
+	default: // an answer without end of a laptop: it may go on, but gets nothing more
+		c.mu.Unlock()
+		return nil, errDone
+	}
+	c.mu.Unlock()
+	u, err := c.activate(to)
+	if errors.Is(err, errOdd) { // it left HTTP just now
+		return c.forRest()
+	}
+	if err != nil {
+		return nil, err
+	}
+	if u.to != App && to == App {
+		return nil, errDone
+	}
+	c.setMode(u, raw)
+	return u, nil
+}
+
+// clientEnded passes the client's FIN on; what is owed is still answered.
+func (c *conn) clientEnded() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, u := range c.ups {
+		if u != c.active {
+			_ = u.s.Close()
+		}
+	}
+	if c.active == nil || c.active.ended {
+		return nil
+	}
+	return c.active.s.CloseWrite()
+}

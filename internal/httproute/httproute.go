@@ -1,0 +1,45 @@
+// Package httproute owns the splitting of HTTP connections by request: each goes to the app or to the laptop of an intercept, and what goes
+// to the app arrives there byte for byte.
+package httproute
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/doppel-dev/doppel/internal/flow"
+	"github.com/doppel-dev/doppel/internal/match"
+)
+
+// App is where a request goes that nobody else gets.
+const App = ""
+
+// Config says where requests go. All fields are required. The functions are called from several goroutines.
+type Config struct {
+	// Pick names the intercept that gets a request, or App.
+	Pick func(match.Head) string
+	// Rest names who gets connections that are not HTTP: an intercept of the whole port, or App.
+	Rest func() string
+	// Open connects to the app, or offers a flow to the laptop of an intercept. If the laptop does not take it the app gets the request.
+	Open func(ctx context.Context, to string) (flow.Stream, error)
+}
+
+// silence is how long a client may say nothing before the app is connected to: in some protocols the server speaks first.
+const silence = 50 * time.Millisecond
+
+// Serve carries one connection of a client until it ends, or ctx does, and closes it. How it ended is between its ends; the error is for logs.
+func Serve(ctx context.Context, client flow.Stream, cfg Config) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	c := newConn(ctx, client, cfg)
+	stop := context.AfterFunc(ctx, func() { c.fail(context.Cause(ctx)) })
+	quiet := time.AfterFunc(silence, c.openEarly)
+	err := c.serve()
+	quiet.Stop()
+	if err != nil && !errors.Is(err, errDone) {
+		c.fail(err)
+	}
+	c.finish()
+	stop()
+	return c.close()
+}
