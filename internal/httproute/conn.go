@@ -7,6 +7,8 @@ import (
 	"io"
 	"sync"
 
+	"golang.org/x/net/http2"
+
 	"github.com/doppel-dev/doppel/internal/flow"
 )
 
@@ -113,7 +115,7 @@ func (c *conn) openEarly() {
 	c.wg.Add(1)
 	defer c.wg.Done()
 	u, err := c.openLocked(c.cfg.Rest())
-	if err == nil && c.active == nil {
+	if err == nil && c.active == nil && !c.begun {
 		c.active = u
 	} // an error shows when there is something to send
 }
@@ -135,6 +137,8 @@ func (c *conn) serve() error {
 			return c.clientEnded()
 		case errors.Is(err, errOdd):
 			return c.passRest()
+		case errors.Is(err, errHTTP2):
+			return c.serveHTTP2()
 		default:
 			return err
 		}
@@ -146,7 +150,12 @@ func (c *conn) nextHead() (int, error) {
 	var scan headScanner
 	for {
 		if b := c.in.peek(); len(b) > 0 {
-			if n, err := scan.scan(b); n > 0 || err != nil {
+			switch n, err := scan.scan(b); {
+			case errors.Is(err, errOdd) && c.fresh() && hasPreface(b):
+				if len(b) >= len(http2.ClientPreface) {
+					return 0, errHTTP2
+				}
+			case n > 0 || err != nil:
 				return n, err
 			}
 		}
@@ -161,6 +170,32 @@ func (c *conn) nextHead() (int, error) {
 			return 0, errOdd
 		}
 	}
+}
+
+var errHTTP2 = errors.New("HTTP/2")
+
+// hasPreface reports whether b begins as an HTTP/2 connection does, as far as it goes (RFC 9113, section 3.4).
+func hasPreface(b []byte) bool {
+	return string(b[:min(len(b), len(http2.ClientPreface))]) == http2.ClientPreface[:min(len(b), len(http2.ClientPreface))]
+}
+
+// fresh says that nothing has been sent on yet.
+func (c *conn) fresh() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return !c.begun && (c.active == nil || c.active.mode == http1)
+}
+
+// serveHTTP2 carries the connection from its preface on. A connection to the app that was opened meanwhile is not needed.
+func (c *conn) serveHTTP2() error {
+	c.mu.Lock()
+	c.begun = true
+	c.active = nil
+	for _, u := range c.ups {
+		_ = u.s.Close()
+	}
+	c.mu.Unlock()
+	return serveHTTP2(c.ctx, c.client, &c.in, c.cfg)
 }
 
 func (c *conn) activeMode() mode {

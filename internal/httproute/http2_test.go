@@ -1,0 +1,398 @@
+package httproute
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"net/http/httptrace"
+	"net/textproto"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/net/http2"
+)
+
+// h2Server answers HTTP/2 without TLS: with its name, the target, the number of bytes and their hash; as a stream that echoes; never; or with
+// so many bytes.
+func h2Server(t testing.TB, name string) (string, *http.Server) {
+	mux := http.NewServeMux()
+	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
+		h := sha256.New()
+		n, err := io.Copy(h, r.Body)
+		if err != nil {
+			return
+		}
+		w.Header().Set("Trailer", "X-Sum")
+		fmt.Fprintf(w, "%s %s %d", name, r.URL.RequestURI(), n)
+		w.Header().Set("X-Sum", fmt.Sprintf("%x %s", h.Sum(nil), r.Trailer.Get("X-T")))
+	})
+	mux.HandleFunc("/echo", func(w http.ResponseWriter, r *http.Request) {
+		w.WriteHeader(200)
+		w.(http.Flusher).Flush()
+		b := make([]byte, 1000)
+		for {
+			n, err := r.Body.Read(b)
+			w.Write(append([]byte(name+":"), b[:n]...))
+			w.(http.Flusher).Flush()
+			if err != nil {
+				return
+			}
+		}
+	})
+	mux.HandleFunc("/hang", func(w http.ResponseWriter, r *http.Request) {
+		w.WriteHeader(200)
+		w.(http.Flusher).Flush()
+		<-r.Context().Done()
+		w.Header().Set("X-Gone", "1")
+	})
+	mux.HandleFunc("/hints", func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Link", "</x>")
+		w.WriteHeader(http.StatusEarlyHints)
+		fmt.Fprint(w, name)
+	})
+	mux.HandleFunc("/big", func(w http.ResponseWriter, r *http.Request) {
+		b := make([]byte, 64<<10)
+		for range 128 {
+			if _, err := w.Write(b); err != nil {
+				return
+			}
+		}
+	})
+	mux.HandleFunc("/abort", func(w http.ResponseWriter, r *http.Request) {
+		w.WriteHeader(200)
+		w.(http.Flusher).Flush()
+		panic(http.ErrAbortHandler)
+	})
+	srv := &http.Server{Handler: mux, Protocols: new(http.Protocols)}
+	srv.Protocols.SetUnencryptedHTTP2(true)
+	l := listen(t)
+	go srv.Serve(l)
+	t.Cleanup(func() { srv.Close() })
+	return l.Addr().String(), srv
+}
+
+func (w *world) h2Client() *http.Client {
+	tr := &http.Transport{Protocols: new(http.Protocols)}
+	tr.Protocols.SetUnencryptedHTTP2(true)
+	w.t.Cleanup(tr.CloseIdleConnections)
+	return &http.Client{Transport: tr, Timeout: 30 * time.Second}
+}
+
+func (w *world) url(path string) string { return "http://" + w.front.Addr().String() + path }
+
+func (w *world) req(ctx context.Context, method, path, id string, body io.Reader) *http.Request {
+	r, err := http.NewRequestWithContext(ctx, method, w.url(path), body)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	if id != "" {
+		r.Header.Set("X-Id", id)
+	}
+	return r
+}
+
+// fetch returns the answer's body, or the error.
+func fetch(c *http.Client, r *http.Request) (string, *http.Response, error) {
+	resp, err := c.Do(r)
+	if err != nil {
+		return "", nil, err
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(resp.Body)
+	return string(b), resp, err
+}
+
+// TestHTTP2PerRequest sends streams for three places over one connection at once, with bodies larger than any window, and trailers.
+func TestHTTP2PerRequest(t *testing.T) {
+	w := newWorld(t)
+	app, _ := h2Server(t, "app")
+	lou, _ := h2Server(t, "lou")
+	may, _ := h2Server(t, "may")
+	w.at(App, app)
+	w.rule("lou", lou)
+	w.rule("may", may)
+	c := w.h2Client()
+	var wg sync.WaitGroup
+	for i := range 60 {
+		id := []string{"", "lou", "may", "nobody"}[i%4]
+		name := map[string]string{"": "app", "nobody": "app"}[id] + map[string]string{"lou": "lou", "may": "may"}[id]
+		size := []int{0, 1, 1000, 70000, 1 << 20}[i%5]
+		body := make([]byte, size)
+		r := rand.New(rand.NewPCG(uint64(i), 0))
+		for k := range body {
+			body[k] = byte(r.Int())
+		}
+		wg.Go(func() {
+			req := w.req(t.Context(), "POST", fmt.Sprintf("/%d?q", i), id, io.MultiReader(bytes.NewReader(body)))
+			req.Trailer = http.Header{"X-T": {"tr"}}
+			got, resp, err := fetch(c, req)
+			want := fmt.Sprintf("%s /%d?q %d", name, i, size)
+			if err != nil || got != want {
+				t.Errorf("%q %v, want %q", got, err, want)
+				return
+			}
+			if sum := resp.Trailer.Get("X-Sum"); sum != fmt.Sprintf("%x tr", sha256.Sum256(body)) {
+				t.Errorf("trailer %q", sum)
+			}
+		})
+	}
+	wg.Wait()
+	for _, to := range []string{App, "lou", "may"} {
+		if n := w.opened(to); n != 1 {
+			t.Errorf("%d connections to %q", n, to)
+		}
+	}
+}
+
+// TestHTTP2Streams talks both ways on streams to both places at once, and sees provisional answers.
+func TestHTTP2Streams(t *testing.T) {
+	w := newWorld(t)
+	app, _ := h2Server(t, "app")
+	lou, _ := h2Server(t, "lou")
+	w.at(App, app)
+	w.rule("lou", lou)
+	c := w.h2Client()
+	for _, id := range []string{"lou", ""} {
+		name := id
+		if id == "" {
+			name = "app"
+		}
+		pr, pw := io.Pipe()
+		resp, err := c.Do(w.req(t.Context(), "POST", "/echo", id, pr))
+		if err != nil {
+			t.Fatal(err)
+		}
+		br := bufio.NewReader(resp.Body)
+		for i := range 20 {
+			fmt.Fprintf(pw, "%d\n", i)
+			line, err := br.ReadString('\n')
+			if want := fmt.Sprintf("%s:%d\n", name, i); err != nil || line != want {
+				t.Fatalf("%q %v, want %q", line, err, want)
+			}
+		}
+		pw.Close()
+		if b, err := io.ReadAll(br); err != nil || string(b) != name+":" {
+			t.Fatalf("%q %v", b, err)
+		}
+		hints := 0
+		ctx := httptrace.WithClientTrace(t.Context(), &httptrace.ClientTrace{Got1xxResponse: func(int, textproto.MIMEHeader) error { hints++; return nil }})
+		if got, _, err := fetch(c, w.req(ctx, "GET", "/hints", id, nil)); err != nil || got != name || hints != 1 {
+			t.Fatalf("%q %v, %d hints", got, err, hints)
+		}
+	}
+}
+
+// TestHTTP2NotTaken gives the app what a laptop does not take: refused, or no HTTP/2 there.
+func TestHTTP2NotTaken(t *testing.T) {
+	w := newWorld(t)
+	app, _ := h2Server(t, "app")
+	w.at(App, app)
+	w.rule("lou", "")
+	w.rule("may", httpServer(t, "may"))
+	c := w.h2Client()
+	for _, id := range []string{"lou", "may", "lou"} {
+		if got, _, err := fetch(c, w.req(t.Context(), "POST", "/x", id, strings.NewReader("hello"))); err != nil || got != "app /x 5" {
+			t.Errorf("%s: %q %v", id, got, err)
+		}
+	}
+}
+
+// TestHTTP2AppIsHTTP1 gives the client what an app says that does not know HTTP/2.
+func TestHTTP2AppIsHTTP1(t *testing.T) {
+	w := newWorld(t)
+	w.at(App, rawServer(t, func(c *net.TCPConn, r *bufio.Reader) {
+		io.WriteString(c, "HTTP/1.1 505 No\r\nConnection: close\r\n\r\n")
+		io.Copy(io.Discard, r)
+	}))
+	c := w.dial()
+	c.send(http2.ClientPreface)
+	if s, _ := c.r.ReadString('\n'); s != "HTTP/1.1 505 No\r\n" {
+		t.Errorf("%q", s)
+	}
+}
+
+// TestHTTP2Cancel passes resets on, in both directions.
+func TestHTTP2Cancel(t *testing.T) {
+	w := newWorld(t)
+	app, _ := h2Server(t, "app")
+	lou, _ := h2Server(t, "lou")
+	w.at(App, app)
+	w.rule("lou", lou)
+	c := w.h2Client()
+	for _, id := range []string{"lou", ""} {
+		ctx, cancel := context.WithCancel(t.Context())
+		resp, err := c.Do(w.req(ctx, "GET", "/hang", id, nil))
+		if err != nil {
+			t.Fatal(err)
+		}
+		cancel()
+		if _, err := io.ReadAll(resp.Body); !errors.Is(err, context.Canceled) {
+			t.Error(err)
+		}
+		_, _, err = fetch(c, w.req(t.Context(), "GET", "/abort", id, nil))
+		if se := (http2.StreamError{}); err == nil || !strings.Contains(err.Error(), "INTERNAL_ERROR") {
+			t.Errorf("aborted by the server: %v %v", err, se)
+		}
+		if _, _, err := fetch(c, w.req(t.Context(), "GET", "/ok", id, nil)); err != nil {
+			t.Errorf("after that: %v", err)
+		}
+	}
+}
+
+// TestHTTP2Shutdown has the app go away in order while streams run.
+func TestHTTP2Shutdown(t *testing.T) {
+	w := newWorld(t)
+	app, srv := h2Server(t, "app")
+	w.at(App, app)
+	c := w.h2Client()
+	pr, pw := io.Pipe()
+	resp, err := c.Do(w.req(t.Context(), "POST", "/echo", "", pr))
+	if err != nil {
+		t.Fatal(err)
+	}
+	down := make(chan error, 1)
+	go func() { down <- srv.Shutdown(t.Context()) }()
+	next, _ := h2Server(t, "next")
+	w.at(App, next)
+	deadline := time.Now().Add(10 * time.Second)
+	for {
+		got, _, err := fetch(c, w.req(t.Context(), "GET", "/", "", nil))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got == "next / 0" {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("still %q", got)
+		}
+	}
+	fmt.Fprint(pw, "on")
+	pw.Close()
+	if b, err := io.ReadAll(resp.Body); err != nil || string(b) != "app:onapp:" {
+		t.Errorf("the stream that ran: %q %v", b, err)
+	}
+	if err := <-down; err != nil {
+		t.Error(err)
+	}
+}
+
+// TestHTTP2LaptopLost ends the streams that it had and gives the app the next ones.
+func TestHTTP2LaptopLost(t *testing.T) {
+	w := newWorld(t)
+	app, _ := h2Server(t, "app")
+	lou, srv := h2Server(t, "lou")
+	w.at(App, app)
+	w.rule("lou", lou)
+	c := w.h2Client()
+	other, err := c.Do(w.req(t.Context(), "GET", "/hang", "", nil))
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp, err := c.Do(w.req(t.Context(), "GET", "/hang", "lou", nil))
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.rule("lou", "")
+	srv.Close()
+	if _, err := io.ReadAll(resp.Body); err == nil {
+		t.Error("the laptop's stream ended in order")
+	}
+	if got, _, err := fetch(c, w.req(t.Context(), "GET", "/", "lou", nil)); err != nil || got != "app / 0" {
+		t.Errorf("%q %v", got, err)
+	}
+	if w.opened(App) != 1 {
+		t.Errorf("%d connections to the app", w.opened(App))
+	}
+	other.Body.Close()
+}
+
+// TestHTTP2StuckStream has a client that does not read one answer: the others go on.
+func TestHTTP2StuckStream(t *testing.T) {
+	w := newWorld(t)
+	app, _ := h2Server(t, "app")
+	lou, _ := h2Server(t, "lou")
+	w.at(App, app)
+	w.rule("lou", lou)
+	c := w.h2Client()
+	for range 3 {
+		resp, err := c.Do(w.req(t.Context(), "GET", "/big", "lou", nil))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer resp.Body.Close()
+	}
+	for range 20 {
+		for _, id := range []string{"", "lou"} {
+			if _, _, err := fetch(c, w.req(t.Context(), "POST", "/x", id, strings.NewReader("hello"))); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	got, _, err := fetch(c, w.req(t.Context(), "GET", "/big", "", nil))
+	if err != nil || len(got) != 8<<20 {
+		t.Errorf("%d bytes, %v", len(got), err)
+	}
+}
+
+// TestHTTP2Whole has an intercept of the whole port beside one with a match.
+func TestHTTP2Whole(t *testing.T) {
+	w := newWorld(t)
+	app, _ := h2Server(t, "app")
+	all, _ := h2Server(t, "all")
+	lou, _ := h2Server(t, "lou")
+	w.at(App, app)
+	w.at("all", all)
+	w.rest = "all"
+	w.rule("lou", lou)
+	c := w.h2Client()
+	for id, want := range map[string]string{"": "all / 0", "lou": "lou / 0"} {
+		if got, _, err := fetch(c, w.req(t.Context(), "GET", "/", id, nil)); err != nil || got != want {
+			t.Errorf("%q %v, want %q", got, err, want)
+		}
+	}
+	w.at("all", "") // its laptop is gone
+	c = w.h2Client()
+	if got, _, err := fetch(c, w.req(t.Context(), "GET", "/", "", nil)); err != nil || got != "app / 0" {
+		t.Errorf("%q %v", got, err)
+	}
+}
+
+// FuzzHTTP2Client sends what a hostile client may: the connection ends, and nothing hangs or panics.
+func FuzzHTTP2Client(f *testing.F) {
+	var b bytes.Buffer
+	fr := http2.NewFramer(&b, nil)
+	fr.WriteSettings()
+	fr.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: []byte{0x82, 0x84, 0x86, 0x41, 0x01, 'h'}, EndHeaders: true})
+	fr.WriteData(1, true, []byte("hello"))
+	fr.WriteRSTStream(1, http2.ErrCodeCancel)
+	fr.WriteWindowUpdate(0, 5)
+	f.Add(b.Bytes())
+	f.Add([]byte{0, 0, 0, 4, 0, 0, 0, 0, 0})
+	f.Fuzz(func(t *testing.T, b []byte) {
+		w := newWorld(t)
+		app, srv := h2Server(t, "app")
+		w.at(App, app)
+		c := w.dial()
+		io.WriteString(c.TCPConn, http2.ClientPreface)
+		c.TCPConn.Write(b)
+		c.CloseWrite()
+		io.Copy(io.Discard, c.r)
+		c.Close()
+		select {
+		case <-w.ends:
+		case <-time.After(10 * time.Second):
+			t.Fatal("the connection does not end")
+		}
+		srv.Close()
+	})
+}

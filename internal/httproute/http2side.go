@@ -1,0 +1,178 @@
+package httproute
+
+import (
+	"bytes"
+	"io"
+	"sync"
+
+	"golang.org/x/net/http2"
+	"golang.org/x/net/http2/hpack"
+
+	"github.com/doppel-dev/doppel/internal/flow"
+)
+
+const (
+	// defaultWindow is what each window is at first (RFC 9113, section 6.9.2).
+	defaultWindow = 65535
+	// streamWindow is what a peer may send on a stream ahead of its destination: enough for a laptop that is far away.
+	streamWindow = 256 << 10
+	// connWindow is the same for a connection, and bounds what is stored: 64 streams may be stuck before others are held up.
+	connWindow = 16 << 20
+	// maxWriteFrame is the longest frame that is written, whatever a peer would take.
+	maxWriteFrame = 64 << 10
+	// queueFull is the length of a queue at which no more content is put into it, and queueMax the one at which a peer that does not read is given up.
+	queueFull, queueMax = 128 << 10, 2 << 20
+)
+
+// side is one HTTP/2 connection as its peer's other end.
+type side struct {
+	s  flow.Stream
+	r  io.Reader
+	fr *http2.Framer // reads
+	on func()        // called after the queue was written
+
+	mu   sync.Mutex // of the queue, after splitter.mu
+	cond sync.Cond
+	// guarded by mu:
+	queue  bytes.Buffer
+	closed bool
+	reset  bool
+	dead   bool // cannot be written to
+
+	// guarded by splitter.mu:
+	w        *http2.Framer // writes into the queue
+	fields   bytes.Buffer
+	enc      *hpack.Encoder
+	window   int64 // of the connection: what the peer takes now
+	initial  int64 // of a new stream
+	maxFrame uint32
+	granted  int // of the connection, not yet told
+}
+
+func newSide(s flow.Stream, r io.Reader, drained func()) *side {
+	d := &side{s: s, r: r, fr: http2.NewFramer(io.Discard, r), on: drained, window: defaultWindow, initial: defaultWindow, maxFrame: 16 << 10}
+	d.cond.L = &d.mu
+	d.fr.ReadMetaHeaders = hpack.NewDecoder(4096, nil)
+	d.fr.MaxHeaderListSize = maxFields
+	d.fr.SetMaxReadFrameSize(16 << 10)
+	d.w = http2.NewFramer(queueWriter{d}, nil)
+	d.enc = hpack.NewEncoder(&d.fields)
+	return d
+}
+
+// queueWriter puts whole frames into the queue.
+type queueWriter struct{ d *side }
+
+// Write implements io.Writer.
+func (q queueWriter) Write(p []byte) (int, error) {
+	d := q.d
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if !d.dead && !d.closed {
+		d.queue.Write(p)
+	}
+	if d.queue.Len() > queueMax { // floods of small frames to a peer that does not read
+		d.dead = true
+		d.queue = bytes.Buffer{}
+		d.s.Reset()
+	}
+	return len(p), nil
+}
+
+func (d *side) full() bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.queue.Len() >= queueFull
+}
+
+// kick has the writer write what is queued.
+func (d *side) kick() { d.cond.Signal() }
+
+// closeLocked has the writer close the connection when all is written, or reset it now.
+func (d *side) closeLocked(reset bool) {
+	if d == nil {
+		return
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.closed = true
+	if reset && !d.reset {
+		d.reset = true
+		d.s.Reset()
+	}
+	d.cond.Signal()
+}
+
+// run is the writer. It ends when the connection is closed.
+func (d *side) run(failed func(error)) {
+	var out bytes.Buffer
+	for {
+		d.mu.Lock()
+		for d.queue.Len() == 0 && !d.closed && !d.dead {
+			d.cond.Wait()
+		}
+		if d.dead || d.queue.Len() == 0 {
+			end := !d.dead && !d.reset
+			d.mu.Unlock()
+			if end {
+				_ = d.s.CloseWrite()
+			}
+			return
+		}
+		out, d.queue = d.queue, out
+		d.mu.Unlock()
+		_, err := d.s.Write(out.Bytes())
+		out.Reset()
+		if out.Cap() > queueFull+maxWriteFrame {
+			out = bytes.Buffer{}
+		}
+		if err != nil {
+			d.mu.Lock()
+			d.dead = true
+			d.mu.Unlock()
+			failed(err)
+			return
+		}
+		d.on()
+	}
+}
+
+// grant gives the peer credit; that of the connection is told in larger pieces.
+func (d *side) grant(id uint32, n int) {
+	if id == 0 {
+		if d.granted += n; d.granted < connWindow/16 {
+			return
+		}
+		n, d.granted = d.granted, 0
+	}
+	if n > 0 {
+		_ = d.w.WriteWindowUpdate(id, uint32(n))
+		d.kick()
+	}
+}
+
+func (d *side) pong(f *http2.PingFrame) {
+	if !f.IsAck() {
+		_ = d.w.WritePing(true, f.Data)
+		d.kick()
+	}
+}
+
+// writeFields writes a header list, in several frames if it is long.
+func (d *side) writeFields(id uint32, list []hpack.HeaderField, end bool) {
+	d.fields.Reset()
+	for _, f := range list {
+		_ = d.enc.WriteField(f) // into memory
+	}
+	b := d.fields.Bytes()
+	for first := true; first || len(b) > 0; first = false {
+		n := min(len(b), int(d.maxFrame))
+		if first {
+			_ = d.w.WriteHeaders(http2.HeadersFrameParam{StreamID: id, BlockFragment: b[:n], EndStream: end, EndHeaders: n == len(b)})
+		} else {
+			_ = d.w.WriteContinuation(id, n == len(b), b[:n])
+		}
+		b = b[n:]
+	}
+	d.kick()
+}
