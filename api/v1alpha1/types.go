@@ -119,8 +119,38 @@ type InterceptSpec struct {
 	Service string `json:"service,omitempty"`
 	// Container narrows the port to one container.
 	Container string `json:"container,omitempty"`
+	// HTTP narrows the intercept to HTTP requests that match; without it all connections are taken.
+	HTTP *HTTPMatch `json:"http,omitempty"`
 	// Target is where on the laptop the traffic ends (host:port), for people to read.
 	Target string `json:"target,omitempty"`
+}
+
+// HTTPMatch is what an HTTP request must be like: all conditions hold.
+type HTTPMatch struct {
+	// Headers are conditions on header fields.
+	// +kubebuilder:validation:MaxItems=16
+	Headers []HeaderMatch `json:"headers,omitempty"`
+	// Path is a condition on the target's path as it was sent, without the query.
+	Path *TextMatch `json:"path,omitempty"`
+	// Methods are the methods taken; none means all.
+	// +kubebuilder:validation:MaxItems=16
+	Methods []string `json:"methods,omitempty"`
+}
+
+// HeaderMatch is a condition on a header field. It holds if one of the field's lines has such a value.
+type HeaderMatch struct {
+	// Name is compared without regard to case.
+	Name      string `json:"name"`
+	TextMatch `json:",inline"`
+}
+
+// TextMatch is a condition on one value.
+type TextMatch struct {
+	// Op is how the value is compared; a regular expression (RE2 syntax) has to match all of it.
+	// +kubebuilder:validation:Enum=equal;prefix;regexp
+	Op string `json:"op"`
+	// +kubebuilder:validation:MaxLength=1024
+	Value string `json:"value"`
 }
 
 // WorkloadRef names a workload in the same namespace.

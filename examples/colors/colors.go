@@ -105,7 +105,9 @@ func serve(ctx context.Context, ln net.Listener, h http.Handler, cfg Config) err
 		}
 		h.ServeHTTP(w, r)
 	})
-	srv := &http.Server{Handler: mux, ReadHeaderTimeout: 10 * time.Second}
+	srv := &http.Server{Handler: mux, ReadHeaderTimeout: 10 * time.Second, Protocols: new(http.Protocols)}
+	srv.Protocols.SetHTTP1(true)
+	srv.Protocols.SetUnencryptedHTTP2(true) // as gRPC does inside a cluster
 
 	failed := make(chan error, 1)
 	go func() { failed <- srv.Serve(ln) }()

@@ -252,17 +252,24 @@ func TestLeaveGrace(t *testing.T) {
 		entry := func(uid string, port uint16) control.TableEntry {
 			return control.TableEntry{Intercept: uid, Protocol: "TCP", ContainerPort: port}
 		}
-		tab.set(control.Table{Items: []control.TableEntry{entry("a", 1), entry("b", 2), entry("c", 3)}})
-		a, _ := tab.lookup("TCP", 1)
-		b, _ := tab.lookup("TCP", 2)
-		tab.set(control.Table{Items: []control.TableEntry{entry("a", 1), entry("c", 2)}}) // b ended, c moved to its port
-		if now, _ := tab.lookup("TCP", 1); now.ctx != a.ctx {
+		set := func(es ...control.TableEntry) { tab.set(control.Table{Items: es}, slog.New(slog.DiscardHandler)) }
+		lookup := func(protocol string, port uint16) engagement {
+			es := tab.lookup(protocol, port)
+			if len(es) == 0 {
+				return engagement{}
+			}
+			return es[0]
+		}
+		set(entry("a", 1), entry("b", 2), entry("c", 3))
+		a, b := lookup("TCP", 1), lookup("TCP", 2)
+		set(entry("a", 1), entry("c", 2)) // b ended, c moved to its port
+		if lookup("TCP", 1).ctx != a.ctx {
 			t.Error("an intercept that stays was begun anew")
 		}
-		if now, ok := tab.lookup("TCP", 2); !ok || now.intercept != "c" {
+		if now := lookup("TCP", 2); now.intercept != "c" {
 			t.Errorf("port 2 belongs to %+v", now)
 		}
-		if _, ok := tab.lookup("UDP", 1); ok {
+		if len(tab.lookup("UDP", 1)) > 0 {
 			t.Error("UDP is not TCP")
 		}
 		time.Sleep(leaveGrace - time.Millisecond)
@@ -400,7 +407,7 @@ func TestDrain(t *testing.T) {
 
 // A native sidecar stops listening only after the agent has ended: it must not be waited for.
 func TestDrainOfSidecar(t *testing.T) {
-	a := &Agent{ports: []*port{{cfg: agentcfg.Port{ContainerPort: newApp(t).port(), Sidecar: true}}}}
+	a := &Agent{ports: []*port{{cfg: agentcfg.Port{ContainerPort: newApp(t, sayApp).port(), Sidecar: true}}}}
 	if !a.appListens(0) {
 		t.Error("ended before clients know of the pod's end")
 	}
@@ -453,7 +460,7 @@ func TestUnknownRequestsOfTheManager(t *testing.T) {
 }
 
 func TestPortInUse(t *testing.T) {
-	a := newApp(t)
+	a := newApp(t, sayApp)
 	l, err := net.Listen("tcp", ":0")
 	if err != nil {
 		t.Fatal(err)

@@ -6,11 +6,14 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"syscall"
 	"time"
 
 	"github.com/doppel-dev/doppel/internal/agentcfg"
 	"github.com/doppel-dev/doppel/internal/flow"
+	"github.com/doppel-dev/doppel/internal/httproute"
+	"github.com/doppel-dev/doppel/internal/match"
 	"github.com/doppel-dev/doppel/internal/wire"
 )
 
@@ -42,24 +45,80 @@ func (p *port) serveProbes(ctx context.Context, a *Agent) error {
 }
 
 // handle gives one connection to the laptop or, if there is no intercept or the laptop does not take it in time, to the app.
-// Nothing is read from the client before one of the two has accepted, so nothing can be lost on the way.
+// Nothing is read from the client before one of the two has accepted, so nothing can be lost on the way. If intercepts want some of the
+// requests only, they are looked at one by one.
 func (p *port) handle(ctx context.Context, a *Agent, c *net.TCPConn) {
-	e, ok := a.table.lookup(p.cfg.Protocol, p.cfg.ContainerPort)
-	if !ok {
+	es := a.table.lookup(p.cfg.Protocol, p.cfg.ContainerPort)
+	switch {
+	case len(es) == 0:
 		p.toApp(ctx, a, c)
-		return
+	case !es[0].whole():
+		p.byRequest(ctx, a, c)
+	default:
+		st, err := p.offer(ctx, a, c, es[0])
+		if err != nil {
+			p.toApp(ctx, a, c)
+			return
+		}
+		defer context.AfterFunc(ctx, st.Reset)()
+		relay(es[0].ctx, flow.FromTCP(c), st)
 	}
+}
+
+// offer offers a flow to the laptop of an intercept.
+func (p *port) offer(ctx context.Context, a *Agent, c *net.TCPConn, e engagement) (flow.Stream, error) {
 	h := wire.InterceptHeader{Intercept: e.intercept, Proto: syscall.IPPROTO_TCP, Src: addrPort(c.RemoteAddr()), Dst: addrPort(c.LocalAddr()), Port: p.cfg.ContainerPort}
-	octx, cancel := context.WithTimeout(ctx, acceptTimeout)
-	st, err := a.up.open(octx, h)
-	cancel()
+	ctx, cancel := context.WithTimeout(ctx, acceptTimeout)
+	defer cancel()
+	st, err := a.up.open(ctx, h)
 	if err != nil {
 		a.cfg.Log.Debug("laptop did not take the connection, the app gets it", "intercept", e.intercept, "err", err)
-		p.toApp(ctx, a, c)
-		return
+		return nil, err
 	}
-	defer context.AfterFunc(ctx, st.Reset)()
-	relay(e.ctx, flow.FromTCP(c), st)
+	return st, nil
+}
+
+// byRequest splits a connection by its HTTP requests. Each is judged by the table of its own moment.
+func (p *port) byRequest(ctx context.Context, a *Agent, c *net.TCPConn) {
+	find := func(want func(engagement) bool) (engagement, bool) {
+		es := a.table.lookup(p.cfg.Protocol, p.cfg.ContainerPort)
+		if i := slices.IndexFunc(es, want); i >= 0 {
+			return es[i], true
+		}
+		return engagement{}, false
+	}
+	err := httproute.Serve(ctx, flow.FromTCP(c), httproute.Config{
+		Pick: func(h match.Head) string {
+			e, _ := find(func(e engagement) bool { return e.match.Match(h) })
+			return e.intercept
+		},
+		Rest: func() string {
+			e, _ := find(engagement.whole)
+			return e.intercept
+		},
+		Open: func(ctx context.Context, to string) (flow.Stream, error) {
+			if to == httproute.App {
+				app, err := p.dialApp(ctx)
+				if err != nil {
+					return nil, err
+				}
+				return flow.FromTCP(app), nil
+			}
+			e, ok := find(func(e engagement) bool { return e.intercept == to })
+			if !ok {
+				return nil, errors.New("the intercept has ended")
+			}
+			st, err := p.offer(ctx, a, c, e)
+			if err != nil {
+				return nil, err
+			}
+			context.AfterFunc(e.ctx, st.Reset)
+			return st, nil
+		},
+	})
+	if err != nil {
+		a.cfg.Log.Debug("connection cut", "port", p.cfg.ContainerPort, "err", err)
+	}
 }
 
 func (p *port) toApp(ctx context.Context, a *Agent, c *net.TCPConn) {

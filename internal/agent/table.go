@@ -2,10 +2,13 @@ package agent
 
 import (
 	"context"
+	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
 	"github.com/doppel-dev/doppel/internal/control"
+	"github.com/doppel-dev/doppel/internal/match"
 )
 
 // leaveGrace is how long connections that run may go on after their intercept has ended.
@@ -17,7 +20,7 @@ type table struct {
 	mu sync.RWMutex
 	// guarded by mu
 	got   bool
-	ports map[tableKey]engagement
+	ports map[tableKey][]engagement // never changed in place; the more specific matches come first, an intercept of all connections last
 }
 
 type tableKey struct {
@@ -28,38 +31,57 @@ type tableKey struct {
 // engagement is one intercept of a port; ctx ends some time after the intercept did.
 type engagement struct {
 	intercept string
+	match     *match.Matcher
 	ctx       context.Context
 	cancel    context.CancelFunc
 }
 
-func (t *table) init() { t.ports = map[tableKey]engagement{} }
+// whole says that the intercept takes all connections.
+func (e engagement) whole() bool { return e.match.Rule().IsZero() }
+
+func (t *table) init() { t.ports = map[tableKey][]engagement{} }
 
 // set replaces the table. Connections of intercepts that stay go on undisturbed.
-func (t *table) set(m control.Table) {
+func (t *table) set(m control.Table, log *slog.Logger) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	ports := make(map[tableKey]engagement, len(m.Items))
-	for _, e := range m.Items {
-		k := tableKey{e.Protocol, e.ContainerPort}
-		if old, ok := t.ports[k]; ok && old.intercept == e.Intercept {
-			ports[k] = old
-			delete(t.ports, k)
-			continue
+	ended := map[string]engagement{}
+	for _, es := range t.ports {
+		for _, e := range es {
+			ended[e.intercept] = e
 		}
-		ctx, cancel := context.WithCancel(context.Background())
-		ports[k] = engagement{intercept: e.Intercept, ctx: ctx, cancel: cancel}
 	}
-	for _, ended := range t.ports {
-		time.AfterFunc(leaveGrace, ended.cancel)
+	ports := make(map[tableKey][]engagement, len(m.Items))
+	for _, i := range m.Items {
+		e, ok := ended[i.Intercept]
+		if ok {
+			delete(ended, i.Intercept) // it stays
+		} else {
+			matcher, err := match.Compile(i.Match)
+			if err != nil { // of a newer manager: the app is the one to be asked
+				log.Warn("intercept not understood", "intercept", i.Intercept, "err", err)
+				continue
+			}
+			e = engagement{intercept: i.Intercept, match: matcher}
+			e.ctx, e.cancel = context.WithCancel(context.Background())
+		}
+		k := tableKey{i.Protocol, i.ContainerPort}
+		ports[k] = append(ports[k], e)
+	}
+	for _, es := range ports {
+		slices.SortStableFunc(es, func(a, b engagement) int { return match.Order(a.match, b.match) })
+	}
+	for _, e := range ended {
+		time.AfterFunc(leaveGrace, e.cancel)
 	}
 	t.ports, t.got = ports, true
 }
 
-func (t *table) lookup(protocol string, port uint16) (engagement, bool) {
+// lookup lists the intercepts of a port in the order in which they are asked.
+func (t *table) lookup(protocol string, port uint16) []engagement {
 	t.mu.RLock()
 	defer t.mu.RUnlock()
-	e, ok := t.ports[tableKey{protocol, port}]
-	return e, ok
+	return t.ports[tableKey{protocol, port}]
 }
 
 func (t *table) known() bool {

@@ -126,7 +126,7 @@ func (u *uplink) serve(ctx context.Context, s *mux.Session) error {
 			if err := json.Unmarshal(body, &t); err != nil {
 				return nil, err
 			}
-			u.table.set(t)
+			u.table.set(t, u.cfg.Log)
 			if u.cfg.Level != nil {
 				if err := u.cfg.Level.Change(t.LogLevel, 0); err != nil {
 					u.cfg.Log.Warn("log level not changed", "err", err)

@@ -37,8 +37,14 @@ type world struct {
 // start runs an agent in front of the app; redirect gives it a probe port as well.
 func start(t *testing.T, redirect bool) *world {
 	t.Helper()
+	return startBefore(t, newApp(t, sayApp), redirect)
+}
+
+// startBefore runs an agent in front of an app.
+func startBefore(t *testing.T, a *app, redirect bool) *world {
+	t.Helper()
 	t.Parallel()
-	w := &world{t: t, app: newApp(t), mgr: newManager(t), done: make(chan error, 1)}
+	w := &world{t: t, app: a, mgr: newManager(t), done: make(chan error, 1)}
 	p := agentcfg.Port{Protocol: "TCP", ContainerPort: w.app.port(), Container: "app", AgentPort: freePort(t), Way: agentcfg.ByName, Name: "http"}
 	if redirect {
 		p.Way, p.ProbePort = agentcfg.ByRedirect, freePort(t)
@@ -149,7 +155,7 @@ type app struct {
 	conns sync.WaitGroup
 }
 
-func newApp(t *testing.T) *app {
+func newApp(t *testing.T, serve func(*net.TCPConn)) *app {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -162,7 +168,7 @@ func newApp(t *testing.T) *app {
 			if err != nil {
 				return
 			}
-			a.conns.Go(func() { serve(c.(*net.TCPConn), "app") })
+			a.conns.Go(func() { serve(c.(*net.TCPConn)) })
 		}
 	}()
 	t.Cleanup(a.close)
@@ -171,6 +177,8 @@ func newApp(t *testing.T) *app {
 
 func (a *app) port() uint16 { return uint16(a.l.Addr().(*net.TCPAddr).Port) }
 func (a *app) close()       { _ = a.l.Close() }
+
+func sayApp(c *net.TCPConn) { serve(c, "app") }
 
 // serve says who it is, echoes until the client's FIN, and says "bye".
 func serve(c halfCloser, who string) {
@@ -292,9 +300,20 @@ func (m *manager) set(take func(*mux.Request, wire.InterceptHeader)) {
 // intercept tells the agent a table with an intercept of the port ("" for none) and returns when it has acknowledged.
 func (w *world) intercept(s *mux.Session, uid string) {
 	w.t.Helper()
+	if uid == "" {
+		w.table(s)
+		return
+	}
+	w.table(s, control.TableEntry{Intercept: uid})
+}
+
+// table tells the agent the intercepts of its port.
+func (w *world) table(s *mux.Session, entries ...control.TableEntry) {
+	w.t.Helper()
 	t := control.Table{Items: []control.TableEntry{}}
-	if uid != "" {
-		t.Items = append(t.Items, control.TableEntry{Intercept: uid, Protocol: "TCP", ContainerPort: w.cfg.Ports[0].ContainerPort})
+	for _, e := range entries {
+		e.Protocol, e.ContainerPort = "TCP", w.cfg.Ports[0].ContainerPort
+		t.Items = append(t.Items, e)
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), deadline)
 	defer cancel()

@@ -20,7 +20,7 @@ type layer struct {
 var layers = []layer{
 	{
 		name:     "leaves",
-		packages: []string{"internal/uerr", "internal/xlog", "internal/lifecycle", "internal/buildinfo"},
+		packages: []string{"internal/uerr", "internal/xlog", "internal/lifecycle", "internal/buildinfo", "internal/match"},
 		only:     []string{"golang.org/x/"},
 		never:    noKubernetes,
 	},
@@ -35,7 +35,7 @@ var layers = []layer{
 	{
 		name: "engines",
 		packages: []string{
-			"internal/flow", "internal/httproute", "internal/match", "internal/mount", "internal/netstack", "internal/netwatch", "internal/osdns", "internal/osroute",
+			"internal/flow", "internal/httproute", "internal/mount", "internal/netstack", "internal/netwatch", "internal/osdns", "internal/osroute",
 			"internal/redirect", "internal/resolver", "internal/sandbox", "internal/tundev", "internal/tunnel",
 		},
 		never: noKubernetes,
@@ -65,15 +65,16 @@ var noKubernetes = map[string]bool{
 
 // sideways are the allowed imports inside a layer.
 var sideways = map[string][]string{
-	"internal/config":   {"internal/localapi"},
-	"internal/mux":      {"internal/wire"},
-	"internal/netstack": {"internal/flow", "internal/tundev"},
-	"internal/osdns":    {"internal/netwatch"},
-	"internal/tunnel":   {"internal/flow"},
-	"internal/sandbox":  {"internal/flow", "internal/osroute", "internal/resolver", "internal/tundev"},
-	"internal/kube":     {"api/v1alpha1"},
-	"internal/chart":    {"charts/doppel"},
-	"internal/cli":      {"internal/spawn"},
+	"internal/config":    {"internal/localapi"},
+	"internal/mux":       {"internal/wire"},
+	"internal/httproute": {"internal/flow"},
+	"internal/netstack":  {"internal/flow", "internal/tundev"},
+	"internal/osdns":     {"internal/netwatch"},
+	"internal/tunnel":    {"internal/flow"},
+	"internal/sandbox":   {"internal/flow", "internal/osroute", "internal/resolver", "internal/tundev"},
+	"internal/kube":      {"api/v1alpha1"},
+	"internal/chart":     {"charts/doppel"},
+	"internal/cli":       {"internal/spawn"},
 }
 
 // outside are trees that belong to no layer and import nothing of ours but themselves.

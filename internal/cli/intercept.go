@@ -15,18 +15,28 @@ import (
 
 func (a *app) interceptCmd() *cobra.Command {
 	var req localapi.InterceptRequest
+	var m matchFlags
 	c := &cobra.Command{
 		Use:   "intercept NAME -p LOCAL[:REMOTE]",
 		Short: "Send a workload's traffic to a process on this machine",
 		Long: `Intercept sends the connections of one port of a workload to a local process. A traffic-agent is put into the workload's
 pods first (a rolling restart). When the local process or this machine does not answer, the app in the cluster does.
 
-REMOTE is a service port's or container port's name or number; without it the workload's only port is meant.`,
+REMOTE is a service port's or container port's name or number; without it the workload's only port is meant.
+
+With --http-… flags only the HTTP requests come that fulfil all of them (HTTP/1.1 and HTTP/2 without TLS, gRPC among them), each by
+itself, whatever connection it is on; all else goes to the app untouched. Several people can take different requests of one port. The more
+specific match wins; one that would leave it open who gets a request is refused with the name of the one who was first.`,
 		Example: `  doppel intercept web -p 8080           web's only port comes to 127.0.0.1:8080
-  doppel intercept web -p 8080:http -n shop`,
+  doppel intercept web -p 8080:http -n shop
+  doppel intercept web -p 8080 --http-match=x-user=louise --http-path-prefix=/api/`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
 			req.Name = args[0]
+			var err error
+			if req.Match, err = m.rule(); err != nil {
+				return err
+			}
 			return a.interceptRun(c.Context(), req)
 		},
 	}
@@ -37,6 +47,7 @@ REMOTE is a service port's or container port's name or number; without it the wo
 	f.StringVar(&req.Address, "address", cmp.Or(a.config.Intercept.Address, defaultAddress), "where the local process listens")
 	f.StringVar(&req.Service, "service", "", "the service, if several lead to the workload")
 	f.StringVar(&req.Container, "container", "", "the container, if several have such a port")
+	m.register(f)
 	f.DurationVar(&req.Timeout, "timeout", cmp.Or(time.Duration(a.config.Intercept.Timeout), defaultInterceptTimeout), "how long it may take to become active")
 	return c
 }
@@ -70,7 +81,14 @@ func writeIntercept(w io.Writer, in localapi.Intercept) {
 	if in.Port != 0 {
 		fmt.Fprintf(w, "   Container port : %d\n", in.Port)
 	}
-	fmt.Fprintf(w, "   Intercepting   : all TCP connections\n")
+	if in.Match.IsZero() {
+		fmt.Fprintf(w, "   Intercepting   : all TCP connections\n")
+	} else {
+		fmt.Fprintf(w, "   Intercepting   : HTTP requests that match all of:\n")
+		for _, l := range in.Match.Lines() {
+			fmt.Fprintf(w, "                    %s\n", l)
+		}
+	}
 	if in.Message != "" {
 		fmt.Fprintf(w, "   Message        : %s\n", in.Message)
 	}

@@ -1,7 +1,11 @@
 // Package control owns the control messages between laptop, manager and agent: method names and JSON bodies.
 package control
 
-import "net/netip"
+import (
+	"net/netip"
+
+	"github.com/doppel-dev/doppel/internal/match"
+)
 
 // Methods of control calls and watches; the sender's role is the first word.
 const (
@@ -21,11 +25,13 @@ type Table struct {
 	Items    []TableEntry `json:"items"`
 }
 
-// TableEntry sends one container port's connections to the laptop of one intercept.
+// TableEntry sends one container port's connections, or some of its requests, to the laptop of one intercept.
 type TableEntry struct {
 	Intercept     string `json:"intercept"` // UID
 	Protocol      string `json:"protocol"`
 	ContainerPort uint16 `json:"containerPort"`
+	// Match narrows it to HTTP requests; the zero value takes all connections that no other entry of the port takes.
+	Match match.Rule `json:"match,omitzero"`
 }
 
 // Cluster is what a laptop has to know of the cluster's network and names.

@@ -3,6 +3,8 @@ package localapi
 import (
 	"net/netip"
 	"time"
+
+	"github.com/doppel-dev/doppel/internal/match"
 )
 
 // Methods of the user daemon.
@@ -126,6 +128,7 @@ type InterceptRequest struct {
 	Address   string        `json:"address,omitempty"` // where LOCAL is, default 127.0.0.1
 	Service   string        `json:"service,omitempty"`
 	Container string        `json:"container,omitempty"`
+	Match     match.Rule    `json:"match,omitzero"` // which HTTP requests; zero: all connections
 	Timeout   time.Duration `json:"timeout,omitempty"`
 }
 
@@ -138,9 +141,11 @@ type Intercept struct {
 	State     string `json:"state"`
 	Message   string `json:"message,omitempty"`
 	Port      uint16 `json:"port"`
-	Target    string `json:"target,omitempty"`
-	User      string `json:"user,omitempty"`
-	Mine      bool   `json:"mine"`
+	// Match says which HTTP requests are taken; zero: all connections.
+	Match  match.Rule `json:"match,omitzero"`
+	Target string     `json:"target,omitempty"`
+	User   string     `json:"user,omitempty"`
+	Mine   bool       `json:"mine"`
 }
 
 // LeaveRequest ends an intercept.

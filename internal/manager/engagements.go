@@ -2,12 +2,14 @@ package manager
 
 import (
 	"cmp"
+	"reflect"
 	"slices"
 	"sync"
 
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/doppel-dev/doppel/internal/control"
+	"github.com/doppel-dev/doppel/internal/match"
 )
 
 // workloadKey names a workload in the cluster.
@@ -15,13 +17,14 @@ type workloadKey struct {
 	Namespace, Kind, Name string
 }
 
-// engagement is one intercept as the data path needs it: which port of which workload goes to which session.
+// engagement is one intercept as the data path needs it: which port of which workload, or which of its requests, goes to which session.
 type engagement struct {
 	UID      types.UID
 	Session  types.UID
 	Workload workloadKey
 	Protocol string
 	Port     uint16
+	Match    match.Rule // zero: all connections
 }
 
 // engagements is the set of intercepts in force; it is rebuilt from the Intercept objects after a restart.
@@ -42,11 +45,12 @@ func (e *engagements) set(g engagement) {
 	e.mu.Lock()
 	old, had := e.byUID[g.UID]
 	e.byUID[g.UID] = g
-	if !had || old != g {
+	changed := !had || !reflect.DeepEqual(old, g)
+	if changed {
 		e.changed++
 	}
 	e.mu.Unlock()
-	if !had || old != g {
+	if changed {
 		e.tell(g.Workload)
 	}
 }
@@ -110,7 +114,7 @@ func (e *engagements) table(w workloadKey) control.Table {
 	e.mu.Unlock()
 	t := control.Table{Generation: gen, Items: []control.TableEntry{}}
 	for _, g := range e.of(w) {
-		t.Items = append(t.Items, control.TableEntry{Intercept: string(g.UID), Protocol: g.Protocol, ContainerPort: g.Port})
+		t.Items = append(t.Items, control.TableEntry{Intercept: string(g.UID), Protocol: g.Protocol, ContainerPort: g.Port, Match: g.Match})
 	}
 	return t
 }

@@ -16,6 +16,7 @@ import (
 
 	"github.com/doppel-dev/doppel/api/v1alpha1"
 	"github.com/doppel-dev/doppel/internal/inject"
+	"github.com/doppel-dev/doppel/internal/match"
 )
 
 // pendingPoll is how often an intercept that waits for pods is looked at again; events of agents wake it earlier.
@@ -126,11 +127,15 @@ func (r *interceptReconciler) engage(ctx context.Context, in *v1alpha1.Intercept
 	st.Ports = []v1alpha1.InterceptedPort{{
 		Protocol: string(port.Protocol), ContainerPort: int32(port.ContainerPort), Service: port.Via().Service, ServicePort: port.Via().Port, Way: string(port.Way),
 	}}
-	if st.Message, err = r.conflict(ctx, in, port); err != nil || st.Message != "" {
+	m, err := match.Compile(in.Spec.HTTP.Rule())
+	if err != nil {
+		return st, fail("BadMatch", "the match cannot be used: %v", err)
+	}
+	if st.Message, err = r.conflict(ctx, in, port, m); err != nil || st.Message != "" {
 		return st, err
 	}
 	r.m.engaged.set(engagement{
-		UID: in.UID, Session: types.UID(in.Spec.Session), Workload: w.key, Protocol: string(port.Protocol), Port: port.ContainerPort,
+		UID: in.UID, Session: types.UID(in.Spec.Session), Workload: w.key, Protocol: string(port.Protocol), Port: port.ContainerPort, Match: m.Rule(),
 	})
 	return r.progress(ctx, in, w, port, st)
 }
@@ -174,9 +179,9 @@ func (r *interceptReconciler) progress(ctx context.Context, in *v1alpha1.Interce
 	return st, nil
 }
 
-// conflict refuses a port that an older intercept of the same workload holds; the answer names the holder.
+// conflict refuses a port that an older intercept of the same workload holds, or requests of it that both would take; the answer names the holder.
 // A laptop that is away blocks nobody: its own user takes the port over at once, others wait for the end of its session.
-func (r *interceptReconciler) conflict(ctx context.Context, in *v1alpha1.Intercept, port inject.Taken) (wait string, err error) {
+func (r *interceptReconciler) conflict(ctx context.Context, in *v1alpha1.Intercept, port inject.Taken, m *match.Matcher) (wait string, err error) {
 	var list v1alpha1.InterceptList
 	if err := r.m.ctrl.GetClient().List(ctx, &list, client.InNamespace(in.Namespace)); err != nil {
 		return "", err
@@ -186,7 +191,15 @@ func (r *interceptReconciler) conflict(ctx context.Context, in *v1alpha1.Interce
 		if o.UID == in.UID || o.Spec.Workload != in.Spec.Workload || o.Status.State == v1alpha1.InterceptFailed || !older(o, in) || !r.takes(o, port) {
 			continue
 		}
-		holder := fmt.Sprintf("port %d of %s is intercepted by %s (intercept %s since %s)", port.ContainerPort, in.Spec.Workload.Name, o.Spec.User, o.Spec.Name, o.CreationTimestamp.Format(time.TimeOnly))
+		om, err := match.Compile(o.Spec.HTTP.Rule())
+		if err != nil || !match.Compare(m, om).Conflict() {
+			continue
+		}
+		what := ""
+		if rule := o.Spec.HTTP.Rule(); !rule.IsZero() {
+			what = " for requests with " + rule.String() + ","
+		}
+		holder := fmt.Sprintf("port %d of %s is intercepted%s by %s (intercept %s since %s)", port.ContainerPort, in.Spec.Workload.Name, what, o.Spec.User, o.Spec.Name, o.CreationTimestamp.Format(time.TimeOnly))
 		switch {
 		case r.m.laptops.tunnel(types.UID(o.Spec.Session)) != nil:
 			return "", fail("PortHeld", "%s", holder)

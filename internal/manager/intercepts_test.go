@@ -353,6 +353,7 @@ func TestConflict(t *testing.T) {
 	for name, tt := range map[string]struct {
 		change func(*v1alpha1.Intercept) // of the older one, which is eve's
 		away   bool                      // eve's laptop
+		mine   *v1alpha1.HTTPMatch
 		state  v1alpha1.InterceptState
 		reason string
 		msg    string
@@ -367,6 +368,12 @@ func TestConflict(t *testing.T) {
 		"another namespace":    {change: func(in *v1alpha1.Intercept) { in.Namespace = "other" }, state: v1alpha1.InterceptActive},
 		"her laptop is away":   {away: true, state: v1alpha1.InterceptPending, msg: "waiting for the end of its session"},
 		"my other laptop away": {away: true, change: func(in *v1alpha1.Intercept) { in.Spec.User = "ada" }, state: v1alpha1.InterceptActive, evicts: true},
+		"other requests":       {change: func(in *v1alpha1.Intercept) { in.Spec.HTTP = byUser("eve") }, mine: byUser("ada"), state: v1alpha1.InterceptActive},
+		"all that is left":     {change: func(in *v1alpha1.Intercept) { in.Spec.HTTP = byUser("eve") }, state: v1alpha1.InterceptActive},
+		"some of hers":         {mine: byUser("ada"), state: v1alpha1.InterceptActive},
+		"the same requests":    {change: func(in *v1alpha1.Intercept) { in.Spec.HTTP = byUser("ada") }, mine: byUser("ada"), state: v1alpha1.InterceptFailed, reason: "PortHeld", msg: `is intercepted for requests with header("x-user") == "ada", by eve`},
+		"overlapping requests": {change: func(in *v1alpha1.Intercept) { in.Spec.HTTP = &v1alpha1.HTTPMatch{Methods: []string{"GET"}} }, mine: byUser("ada"), state: v1alpha1.InterceptFailed, reason: "PortHeld", msg: "method in (GET)"},
+		"no match":             {mine: &v1alpha1.HTTPMatch{Methods: []string{"G T"}}, state: v1alpha1.InterceptFailed, reason: "BadMatch", msg: "not a method"},
 		"my other laptop":      {change: func(in *v1alpha1.Intercept) { in.Spec.User = "ada" }, state: v1alpha1.InterceptFailed, reason: "PortHeld", msg: "by ada"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -377,7 +384,9 @@ func TestConflict(t *testing.T) {
 				tt.change(older)
 			}
 			st := older.Status
-			r := newReconciler(t, older, intercept("in-1", "ada", "mine"), session("hers", "eve", "k2"))
+			mine := intercept("in-1", "ada", "mine")
+			mine.Spec.HTTP = tt.mine
+			r := newReconciler(t, older, mine, session("hers", "eve", "k2"))
 			older.Status = st
 			r.must(r.kc.Status().Update(t.Context(), older))
 			if !tt.away {
@@ -392,6 +401,10 @@ func TestConflict(t *testing.T) {
 			}
 		})
 	}
+}
+
+func byUser(name string) *v1alpha1.HTTPMatch {
+	return &v1alpha1.HTTPMatch{Headers: []v1alpha1.HeaderMatch{{Name: "x-user", TextMatch: v1alpha1.TextMatch{Op: "equal", Value: name}}}}
 }
 
 // Two at once: the second is refused although the cache does not know yet what the first has.

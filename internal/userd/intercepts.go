@@ -19,6 +19,7 @@ import (
 	"github.com/doppel-dev/doppel/internal/control"
 	"github.com/doppel-dev/doppel/internal/flow"
 	"github.com/doppel-dev/doppel/internal/localapi"
+	"github.com/doppel-dev/doppel/internal/match"
 	"github.com/doppel-dev/doppel/internal/mux"
 	"github.com/doppel-dev/doppel/internal/uerr"
 	"github.com/doppel-dev/doppel/internal/wire"
@@ -100,11 +101,14 @@ func (x *intercepts) plan(req localapi.InterceptRequest) (v1alpha1.InterceptSpec
 	if err != nil {
 		return v1alpha1.InterceptSpec{}, netip.AddrPort{}, uerr.New(uerr.Usage, "for example: --address 127.0.0.1", "address %q is not an IP address", req.Address)
 	}
+	if _, err := match.Compile(req.Match); err != nil {
+		return v1alpha1.InterceptSpec{}, netip.AddrPort{}, uerr.Wrap(err, uerr.Usage, "for example: --http-match=x-user=louise", "the match cannot be used")
+	}
 	target := netip.AddrPortFrom(addr, uint16(n))
 	return v1alpha1.InterceptSpec{
 		User: x.s.user, Session: x.s.uid(), Name: req.Name,
 		Workload: v1alpha1.WorkloadRef{Kind: "Deployment", Name: cmp.Or(req.Workload, req.Name)},
-		Port:     remote, Service: req.Service, Container: req.Container, Target: target.String(),
+		Port:     remote, Service: req.Service, Container: req.Container, HTTP: v1alpha1.NewHTTPMatch(req.Match), Target: target.String(),
 	}, target, nil
 }
 
@@ -167,7 +171,7 @@ func kindOf(reason string) uerr.Kind {
 	switch reason {
 	case "NoWorkload", "NoPort", "NoSuchPort", "NoSuchService", "NoSuchContainer":
 		return uerr.NotFound
-	case "AmbiguousPort":
+	case "AmbiguousPort", "BadMatch":
 		return uerr.Usage
 	case "PortHeld":
 		return uerr.Conflict
@@ -184,7 +188,7 @@ func hintFor(in control.Intercept) string {
 	case "NoSuchPort", "AmbiguousPort":
 		return "name the port with -p LOCAL:REMOTE"
 	case "PortHeld":
-		return "talk to them, or wait until they leave; see: doppel list -n " + in.Namespace
+		return "take other requests (--http-match), talk to them, or wait until they leave; see: doppel list -n " + in.Namespace
 	case "NotInjected":
 		return "can the API server reach the traffic-manager's pod on port 10250? (firewalls of private clusters)"
 	case "AgentNotStarted":
@@ -365,7 +369,7 @@ func describe(o *v1alpha1.Intercept, session string) localapi.Intercept {
 	v := localapi.Intercept{
 		Name: o.Spec.Name, Namespace: o.Namespace, Kind: o.Spec.Workload.Kind, Workload: o.Spec.Workload.Name,
 		State: cmp.Or(strings.ToUpper(string(o.Status.State)), "PENDING"), Message: o.Status.Message,
-		Target: o.Spec.Target, User: o.Spec.User, Mine: o.Spec.Session == session,
+		Match: o.Spec.HTTP.Rule(), Target: o.Spec.Target, User: o.Spec.User, Mine: o.Spec.Session == session,
 	}
 	if len(o.Status.Ports) > 0 {
 		v.Port = uint16(o.Status.Ports[0].ContainerPort)

@@ -29,6 +29,7 @@ import (
 	"github.com/doppel-dev/doppel/internal/kube"
 	"github.com/doppel-dev/doppel/internal/lifecycle"
 	"github.com/doppel-dev/doppel/internal/localapi"
+	"github.com/doppel-dev/doppel/internal/match"
 	"github.com/doppel-dev/doppel/internal/mux"
 	"github.com/doppel-dev/doppel/internal/tunnel"
 	"github.com/doppel-dev/doppel/internal/uerr"
@@ -353,6 +354,8 @@ func TestInterceptUsage(t *testing.T) {
 		o := <-create(t.Context(), s, localapi.InterceptRequest{Name: "web", Port: tt.port, Address: tt.address})
 		wantError(t, o.err, uerr.Usage, tt.msg, "for example")
 	}
+	o := <-create(t.Context(), s, localapi.InterceptRequest{Name: "web", Port: "80", Match: match.Rule{Methods: []string{"G T"}}})
+	wantError(t, o.err, uerr.Usage, "the match cannot be used", "--http-match")
 	spec, target, err := s.intercepts.plan(localapi.InterceptRequest{Name: "a", Workload: "b", Port: "80:8080", Address: "::1"})
 	if err != nil || target.String() != "[::1]:80" || spec.Port != "8080" || spec.Workload.Name != "b" {
 		t.Errorf("%+v, %s, %v", spec, target, err)

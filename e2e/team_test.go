@@ -1,0 +1,68 @@
+package e2e
+
+import (
+	"strings"
+	"testing"
+)
+
+// TestTeam is two people who take different requests of one service, and a third caller who notices nothing.
+func TestTeam(t *testing.T) {
+	c := theCluster(t)
+	ns := c.namespace(t, "team")
+	c.sample(t, ns)
+	louise, mary := newLaptop(t, "louise"), newLaptop(t, "mary")
+	louise.run(t, "doppel", "connect", "-n", ns)
+	t.Cleanup(func() { louise.try(t, "doppel", "uninstall", "--everything") })
+	mary.run(t, "doppel", "connect", "-n", ns)
+	louise.colors(t, "blue", "127.0.0.1:3000")
+	mary.colors(t, "orange", "127.0.0.1:3000")
+	svc := "http://" + c.clusterIP(t, ns, "dataprocessingservice") + "/color"
+	// ask sends requests over one connection, each with the header of one person or none.
+	ask := func(how string, people ...string) string {
+		t.Helper()
+		args := []string{"node", "exec", "--", "curl"}
+		for i, p := range people {
+			if i > 0 {
+				args = append(args, "--next")
+			}
+			args = append(args, "-s", "-m", "5", how, "-H", "blog-demo-id: "+p, svc)
+		}
+		out, err := c.lab(args...)
+		if err != nil {
+			t.Fatalf("%v\n%s", err, out)
+		}
+		return strings.Join(strings.Fields(strings.ReplaceAll(out, `"`, " ")), " ")
+	}
+
+	out := louise.run(t, "doppel", "intercept", "dataprocessingservice", "-p", "3000", "--http-match=blog-demo-id=louise")
+	want(t, out, "State          : ACTIVE", "Intercepting   : HTTP requests that match all of:\n", `header("blog-demo-id") ~= regexp("louise")`)
+	mary.run(t, "doppel", "intercept", "dataprocessingservice", "-p", "3000", "--http-match=blog-demo-id=mary")
+	for _, how := range []string{"--http1.1", "--http2-prior-knowledge"} {
+		if got := ask(how, "louise", "nobody", "mary", "louise", "mary", "nobody"); got != "blue green orange blue orange green" {
+			t.Errorf("%s: %s", how, got)
+		}
+	}
+	want(t, mary.run(t, "doppel", "list"), `regexp("louise")`, `regexp("mary")`)
+
+	// The same requests, or some of both, are refused with the holder's name.
+	r := mary.try(t, "doppel", "intercept", "mine", "-w", "dataprocessingservice", "-p", "3001", "--http-header=blog-demo-id=louise")
+	want(t, r.stderr, "is intercepted for requests with", "by admin (intercept dataprocessingservice since")
+	r = mary.try(t, "doppel", "intercept", "mine", "-w", "dataprocessingservice", "-p", "3001", "--http-method=GET")
+	want(t, r.stderr, "is intercepted for requests with", "by admin")
+	// All that is left can still be taken: the more specific ones win.
+	mary.colors(t, "red", "127.0.0.1:3001")
+	mary.run(t, "doppel", "intercept", "rest", "-w", "dataprocessingservice", "-p", "3001")
+	if got := ask("--http1.1", "nobody", "louise", "mary"); got != "red blue orange" {
+		t.Errorf("with one intercept of all: %s", got)
+	}
+	mary.run(t, "doppel", "leave", "rest")
+
+	louise.run(t, "doppel", "leave", "dataprocessingservice")
+	if got := ask("--http1.1", "louise", "mary", "nobody"); got != "green orange green" {
+		t.Errorf("after one has left: %s", got)
+	}
+	mary.run(t, "doppel", "quit", "-s")
+	if got := ask("--http1.1", "louise", "mary", "nobody"); got != "green green green" {
+		t.Errorf("after both have left: %s", got)
+	}
+}
