@@ -24,7 +24,7 @@ func TestRunRefuses(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Setenv(agentcfg.EnvConfig, tt.config)
 			t.Setenv(agentcfg.EnvPodName, "")
-			if err := run(slog.New(slog.DiscardHandler), tt.args); err == nil || !strings.Contains(err.Error(), tt.want) {
+			if err := run(slog.New(slog.DiscardHandler), nil, tt.args); err == nil || !strings.Contains(err.Error(), tt.want) {
 				t.Errorf("got %v, want %q", err, tt.want)
 			}
 		})

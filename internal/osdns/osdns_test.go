@@ -96,7 +96,9 @@ func TestChoose(t *testing.T) {
 		{"stub, no server", Facts{Stub: true, Resolvers: resolvers("127.0.0.53")}, Want{Listen: l4}, NFTables, "systemd-resolved", "127.0.0.53>127.0.0.1:5300", "nss-resolve"},
 		{"one", Facts{Resolvers: resolvers("10.0.0.2")}, all, NFTables, "resolv.conf", "10.0.0.2>127.0.0.1:5300", ""},
 		{
-			"loopback and others", Facts{Resolvers: resolvers("127.0.0.1 10.0.0.2 fd00::53")}, all, NFTables, "",
+			"loopback and others",
+			Facts{Resolvers: resolvers("127.0.0.1 10.0.0.2 fd00::53")},
+			all, NFTables, "",
 			"127.0.0.1>127.0.0.1:5300 10.0.0.2>127.0.0.1:5300 fd00::53>[::1]:5300", "",
 		},
 		{"no listener for IPv6", Facts{Resolvers: resolvers("10.0.0.2 fd00::53")}, Want{Listen: l4}, NFTables, "", "10.0.0.2>127.0.0.1:5300", "fd00::53 are not captured"},
