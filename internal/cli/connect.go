@@ -45,7 +45,7 @@ func (k *kubeFlags) add(f *pflag.FlagSet, namespace bool) {
 // configured puts the user's configuration in the places of flags; those that are typed win, as they are read later.
 func (a *app) configured(k *kubeFlags) {
 	c := a.config.Connect
-	k.Kubeconfig, k.Context, k.Namespace = c.Kubeconfig, c.Context, c.Namespace
+	k.Kubeconfig, k.Context, k.Namespace, k.As, k.AsGroups = c.Kubeconfig, c.Context, c.Namespace, c.As, c.AsGroups
 	if c.ManagerNamespace != "" {
 		k.managerNS = c.ManagerNamespace
 	}

@@ -1,4 +1,4 @@
-// Package config owns the user's configuration file: its schema, where it lies, and reading and checking it. Flags win over it.
+// Package config owns the user's configuration file, over which flags win: its schema, where it lies, and reading and checking it.
 package config
 
 import (

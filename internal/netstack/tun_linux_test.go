@@ -647,14 +647,16 @@ func testPingUnreachable(t *testing.T, host string) {
 			return p, nil
 		},
 	} {
-		start(t, netstack.Config{DialTCP: netstacktest.DialTCP(to("")), DialEcho: func(context.Context, netip.Addr, netip.Addr) (flow.Packets, error) { return dial() }})
-		app := pingSocket(t, host)
-		if err := app.WritePacket(wire.AppendEchoMessage(nil, 1, []byte("x"))); err != nil {
-			t.Fatal(err)
-		}
-		if _, err := app.ReadPacket(make([]byte, 100)); !errors.Is(err, syscall.EHOSTUNREACH) {
-			t.Errorf("%s: got %v, want EHOSTUNREACH", name, err)
-		}
+		t.Run(name, func(t *testing.T) { // each with the device to itself
+			start(t, netstack.Config{DialTCP: netstacktest.DialTCP(to("")), DialEcho: func(context.Context, netip.Addr, netip.Addr) (flow.Packets, error) { return dial() }})
+			app := pingSocket(t, host)
+			if err := app.WritePacket(wire.AppendEchoMessage(nil, 1, []byte("x"))); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := app.ReadPacket(make([]byte, 100)); !errors.Is(err, syscall.EHOSTUNREACH) {
+				t.Errorf("got %v, want EHOSTUNREACH", err)
+			}
+		})
 	}
 }
 
@@ -664,21 +666,23 @@ func testPingUnanswered(t *testing.T, host string) {
 		"not served": nil,
 		"refused":    func(context.Context, netip.Addr, netip.Addr) (flow.Packets, error) { return nil, syscall.EACCES },
 	} {
-		s := start(t, netstack.Config{DialTCP: netstacktest.DialTCP(to("")), DialEcho: dial})
-		app := pingSocket(t, host)
-		if err := app.WritePacket(wire.AppendEchoMessage(nil, 1, []byte("x"))); err != nil {
-			t.Fatal(err)
-		}
-		answered := make(chan error, 1)
-		go func() { _, err := app.ReadPacket(make([]byte, 100)); answered <- err }()
-		select {
-		case err := <-answered:
-			t.Errorf("%s: an answer, or %v", name, err)
-		case <-time.After(300 * time.Millisecond):
-		}
-		if n := s.Stats().EchoReplies; n != 0 {
-			t.Errorf("%s: %d replies", name, n)
-		}
+		t.Run(name, func(t *testing.T) {
+			s := start(t, netstack.Config{DialTCP: netstacktest.DialTCP(to("")), DialEcho: dial})
+			app := pingSocket(t, host)
+			if err := app.WritePacket(wire.AppendEchoMessage(nil, 1, []byte("x"))); err != nil {
+				t.Fatal(err)
+			}
+			answered := make(chan error, 1)
+			go func() { _, err := app.ReadPacket(make([]byte, 100)); answered <- err }()
+			select {
+			case err := <-answered:
+				t.Errorf("an answer, or %v", err)
+			case <-time.After(300 * time.Millisecond):
+			}
+			if n := s.Stats().EchoReplies; n != 0 {
+				t.Errorf("%d replies", n)
+			}
+		})
 	}
 }
 
