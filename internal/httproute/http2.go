@@ -95,6 +95,7 @@ func serveHTTP2(ctx context.Context, client flow.Stream, in *reader, cfg Config)
 	defer cancel(nil)
 	h := &splitter{cfg: cfg, ctx: ctx, cancel: cancel, streams: map[uint32]*stream{}, ups: map[string]*origin{}}
 	h.client = newSide(client, bufio.NewReaderSize(&buffered{in: in, s: client}, readAhead), func() { h.drained(h.client) })
+	h.client.held = true
 	stop := context.AfterFunc(ctx, func() { h.client.s.Reset() })
 	defer stop()
 	h.mu.Lock()
@@ -501,9 +502,10 @@ func (h *splitter) greet(extra ...http2.Setting) {
 		default:
 		}
 	}
-	_ = h.client.w.WriteSettings(append(all, streams, list, http2.Setting{ID: http2.SettingInitialWindowSize, Val: streamWindow})...)
+	h.client.release(func() { // they come before any other frame (RFC 9113, section 3.4)
+		_ = h.client.w.WriteSettings(append(all, streams, list, http2.Setting{ID: http2.SettingInitialWindowSize, Val: streamWindow})...)
+	})
 	h.client.grant(0, connWindow-defaultWindow)
-	h.client.kick()
 }
 
 // fields is a header list as match.Head.

@@ -19,6 +19,8 @@ import (
 	"time"
 
 	"golang.org/x/net/http2"
+
+	"github.com/doppel-dev/doppel/internal/flow"
 )
 
 // h2Server answers HTTP/2 without TLS: with its name, the target, the number of bytes and their hash; as a stream that echoes; never; or with
@@ -219,6 +221,47 @@ func TestHTTP2AppIsHTTP1(t *testing.T) {
 		t.Errorf("%q", s)
 	}
 }
+
+// TestHTTP2Preface has our settings come before any other frame, whatever the client has sent by then.
+func TestHTTP2Preface(t *testing.T) {
+	w := newWorld(t)
+	app, _ := h2Server(t, "app")
+	sent := make(chan struct{})
+	w.at(App, rawServer(t, func(c *net.TCPConn, r *bufio.Reader) {
+		<-sent // the app is slow, the client is not
+		up, err := net.Dial("tcp", app)
+		if err != nil {
+			return
+		}
+		flow.Relay(flow.FromTCP(up.(*net.TCPConn)), &readAheadStream{r, flow.FromTCP(c)})
+	}))
+	c := w.dial()
+	c.send(http2.ClientPreface)
+	fr := http2.NewFramer(c.TCPConn, c.r)
+	fr.WriteSettings()
+	fr.WritePing(false, [8]byte{1})
+	fr.WriteSettings()
+	close(sent)
+	var types []http2.FrameType
+	for range 4 {
+		f, err := fr.ReadFrame()
+		if err != nil {
+			t.Fatal(err)
+		}
+		types = append(types, f.Header().Type)
+		if s, ok := f.(*http2.SettingsFrame); len(types) == 1 && (!ok || s.IsAck()) {
+			t.Errorf("the first frame is %v", f)
+		}
+	}
+}
+
+// readAheadStream is a stream whose beginning was read ahead.
+type readAheadStream struct {
+	r *bufio.Reader
+	flow.Stream
+}
+
+func (b *readAheadStream) Read(p []byte) (int, error) { return b.r.Read(p) }
 
 // TestHTTP2Cancel passes resets on, in both directions.
 func TestHTTP2Cancel(t *testing.T) {

@@ -35,6 +35,7 @@ type side struct {
 	cond sync.Cond
 	// guarded by mu:
 	queue  bytes.Buffer
+	held   bool // nothing is written yet
 	closed bool
 	reset  bool
 	dead   bool // cannot be written to
@@ -85,6 +86,20 @@ func (d *side) full() bool {
 	return d.queue.Len() >= queueFull
 }
 
+// release ends held: first is written, then what has been queued.
+func (d *side) release(first func()) {
+	d.mu.Lock()
+	queued := bytes.Clone(d.queue.Bytes())
+	d.queue.Reset()
+	d.mu.Unlock()
+	first()
+	d.mu.Lock()
+	d.queue.Write(queued)
+	d.held = false
+	d.mu.Unlock()
+	d.kick()
+}
+
 // kick has the writer write what is queued.
 func (d *side) kick() { d.cond.Signal() }
 
@@ -108,10 +123,10 @@ func (d *side) run(failed func(error)) {
 	var out bytes.Buffer
 	for {
 		d.mu.Lock()
-		for d.queue.Len() == 0 && !d.closed && !d.dead {
+		for (d.queue.Len() == 0 || d.held) && !d.closed && !d.dead {
 			d.cond.Wait()
 		}
-		if d.dead || d.queue.Len() == 0 {
+		if d.dead || d.held || d.queue.Len() == 0 {
 			end := !d.dead && !d.reset
 			d.mu.Unlock()
 			if end {
