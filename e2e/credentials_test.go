@@ -66,6 +66,7 @@ func TestCredentials(t *testing.T) {
 		t.Fatal(err)
 	}
 	token := c.userToken(t, ns)
+	c.bindAccount(t, ns, "ClusterRole", "doppel-reach", ns, "guest")
 	server := base.Clusters[base.Contexts[base.CurrentContext].Cluster]
 
 	// file writes a kubeconfig with one context.

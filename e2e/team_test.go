@@ -1,8 +1,13 @@
 package e2e
 
 import (
+	"fmt"
+	"io"
+	"net/http"
+	"os"
 	"strings"
 	"testing"
+	"time"
 )
 
 // TestTeam is two people who take different requests of one service, and a third caller who notices nothing.
@@ -17,27 +22,24 @@ func TestTeam(t *testing.T) {
 	louise.colors(t, "blue", "127.0.0.1:3000")
 	mary.colors(t, "orange", "127.0.0.1:3000")
 	svc := "http://" + c.clusterIP(t, ns, "dataprocessingservice") + "/color"
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
 	// ask sends requests over one connection, each with the header of one person or none.
 	ask := func(how string, people ...string) string {
 		t.Helper()
-		args := []string{"node", "exec", "--", "curl"}
-		for i, p := range people {
-			if i > 0 {
-				args = append(args, "--next")
-			}
-			args = append(args, "-s", "-m", "5", how, "-H", "blog-demo-id: "+p, svc)
-		}
-		out, err := c.lab(args...)
+		out, err := c.lab("node", "exec", "--", "env", envHelper+"=people", self, how+" "+svc+" "+strings.Join(people, " "))
 		if err != nil {
 			t.Fatalf("%v\n%s", err, out)
 		}
-		return strings.Join(strings.Fields(strings.ReplaceAll(out, `"`, " ")), " ")
+		return strings.TrimSpace(out)
 	}
 
 	out := louise.run(t, "doppel", "intercept", "dataprocessingservice", "-p", "3000", "--http-match=blog-demo-id=louise")
 	want(t, out, "State          : ACTIVE", "Intercepting   : HTTP requests that match all of:\n", `header("blog-demo-id") ~= regexp("louise")`)
 	mary.run(t, "doppel", "intercept", "dataprocessingservice", "-p", "3000", "--http-match=blog-demo-id=mary")
-	for _, how := range []string{"--http1.1", "--http2-prior-knowledge"} {
+	for _, how := range []string{"http1", "http2"} {
 		if got := ask(how, "louise", "nobody", "mary", "louise", "mary", "nobody"); got != "blue green orange blue orange green" {
 			t.Errorf("%s: %s", how, got)
 		}
@@ -52,17 +54,47 @@ func TestTeam(t *testing.T) {
 	// All that is left can still be taken: the more specific ones win.
 	mary.colors(t, "red", "127.0.0.1:3001")
 	mary.run(t, "doppel", "intercept", "rest", "-w", "dataprocessingservice", "-p", "3001")
-	if got := ask("--http1.1", "nobody", "louise", "mary"); got != "red blue orange" {
+	if got := ask("http1", "nobody", "louise", "mary"); got != "red blue orange" {
 		t.Errorf("with one intercept of all: %s", got)
 	}
 	mary.run(t, "doppel", "leave", "rest")
 
 	louise.run(t, "doppel", "leave", "dataprocessingservice")
-	if got := ask("--http1.1", "louise", "mary", "nobody"); got != "green orange green" {
+	if got := ask("http1", "louise", "mary", "nobody"); got != "green orange green" {
 		t.Errorf("after one has left: %s", got)
 	}
 	mary.run(t, "doppel", "quit", "-s")
-	if got := ask("--http1.1", "louise", "mary", "nobody"); got != "green green green" {
+	if got := ask("http1", "louise", "mary", "nobody"); got != "green green green" {
 		t.Errorf("after both have left: %s", got)
 	}
+}
+
+// peopleHelper asks a URL once for each person, over one connection: "http1|http2 URL PERSON...".
+func peopleHelper(arg string) int {
+	f := strings.Fields(arg)
+	tr := &http.Transport{MaxConnsPerHost: 1, Protocols: new(http.Protocols)}
+	tr.Protocols.SetHTTP1(f[0] == "http1")
+	tr.Protocols.SetUnencryptedHTTP2(f[0] == "http2")
+	client := &http.Client{Transport: tr, Timeout: 5 * time.Second}
+	for _, person := range f[2:] {
+		req, err := http.NewRequest(http.MethodGet, f[1], nil)
+		if err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return 2
+		}
+		req.Header.Set("Blog-Demo-Id", person)
+		resp, err := client.Do(req)
+		if err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return 1
+		}
+		b, err := io.ReadAll(resp.Body)
+		_ = resp.Body.Close()
+		if err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return 1
+		}
+		fmt.Print(strings.Trim(strings.TrimSpace(string(b)), `"`), " ")
+	}
+	return 0
 }

@@ -85,7 +85,7 @@ func checkEcho(addr string) error {
 
 func wantErrno(err error, want syscall.Errno) error {
 	if !errors.Is(err, want) {
-		return fmt.Errorf("got %v, want %v", err, want)
+		return fmt.Errorf("got %q, want %w", fmt.Sprint(err), want)
 	}
 	return nil
 }
@@ -131,7 +131,7 @@ func checkHalfCloseServer(addr string) error {
 	}
 	defer c.Close()
 	if _, err := c.Read(make([]byte, 1)); !errors.Is(err, io.EOF) {
-		return fmt.Errorf("got %v, want the server's end", err)
+		return fmt.Errorf("got %q, want the server's end", fmt.Sprint(err))
 	}
 	for range 3 {
 		if _, err := c.Write(make([]byte, 100_000)); err != nil {

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -141,12 +142,7 @@ func writeService(w io.Writer, st spawn.ServiceStatus) {
 	default:
 		say("Unit", st.Unit+", not started at boot")
 	}
-	switch {
-	case st.Running == "":
-		say("Daemon", "not running as a service")
-	default:
-		say("Daemon", st.Running)
-	}
+	say("Daemon", cmp.Or(st.Running, "not running as a service"))
 	switch {
 	case !st.Group:
 		say("Group", "there is no group doppel")

@@ -73,6 +73,7 @@ func BenchmarkPassThrough(b *testing.B) {
 						b.Fatal(err)
 					}
 					io.Copy(io.Discard, r.Body)
+					r.Body.Close()
 				}
 			})
 		}

@@ -129,6 +129,7 @@ func FuzzResponseHead(f *testing.F) {
 		if err != nil {
 			return
 		}
+		defer r.Body.Close()
 		if r.StatusCode != h.status {
 			t.Fatalf("status %d, net/http %d", h.status, r.StatusCode)
 		}

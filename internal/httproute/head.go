@@ -109,7 +109,9 @@ func (s *headScanner) scan(b []byte) (int, error) {
 		return 0, errOdd
 	}
 	if !s.first {
-		if rest := b[s.line:]; len(rest) > 0 && !(len(rest) == 1 && rest[0] == '\r' && s.line == 0) {
+		rest := b[s.line:]
+		emptyLine := s.line == 0 && string(rest) == "\r" // may become one
+		if len(rest) > 0 && !emptyLine {
 			return 0, plausible(rest, false)
 		}
 	}

@@ -201,7 +201,10 @@ func TestReachOf(t *testing.T) {
 		namespaces []string
 		all        bool
 	}{
-		{false, nil, true}, {true, nil, false}, {true, []string{"shop"}, false}, {true, []string{v1alpha1.ReachAll}, true},
+		{false, nil, true},
+		{true, nil, false},
+		{true, []string{"shop"}, false},
+		{true, []string{v1alpha1.ReachAll}, true},
 		{true, []string{"shop", v1alpha1.ReachAll}, false},
 	} {
 		w.cfg.CheckReach, s.Spec.Reach.Namespaces = tt.check, tt.namespaces

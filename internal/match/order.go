@@ -284,6 +284,7 @@ func exemplify(b *strings.Builder, re *syntax.Regexp, depth int) bool {
 		return true
 	case syntax.OpAlternate:
 		return exemplify(b, re.Sub[0], depth+1)
+	case syntax.OpNoMatch:
 	case syntax.OpConcat:
 		for _, s := range re.Sub {
 			if !exemplify(b, s, depth+1) {
@@ -292,7 +293,7 @@ func exemplify(b *strings.Builder, re *syntax.Regexp, depth int) bool {
 		}
 		return true
 	}
-	return false // OpNoMatch
+	return false
 }
 
 // literalPrefix is what every value that the expression takes begins with.
@@ -338,8 +339,9 @@ func flatten(re *syntax.Regexp) []*syntax.Regexp {
 		return flatten(re.Sub[0])
 	case syntax.OpEmptyMatch:
 		return nil
+	default:
+		return []*syntax.Regexp{re}
 	}
-	return []*syntax.Regexp{re}
 }
 
 func compareHeaders(a, b Header) int {

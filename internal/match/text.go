@@ -65,6 +65,7 @@ func (t Text) String() string {
 		return fmt.Sprintf("^= %q", t.Value)
 	case Regexp:
 		return fmt.Sprintf("~= regexp(%q)", t.Value)
+	case Equal:
 	}
 	return fmt.Sprintf("== %q", t.Value)
 }

@@ -16,13 +16,25 @@ func TestScript(t *testing.T) {
 		argv   string
 		script string
 	}{
-		{"darwin", Scoped{Domains: []string{"svc", "cluster.local"}, Server: netip.MustParseAddrPort("127.0.0.1:5300")}, "scutil",
-			"d.init\nd.add ServerAddresses * 127.0.0.1\nd.add ServerPort # 5300\nd.add SupplementalMatchDomains * cluster.local svc\nd.add SupplementalMatchDomainsNoSearch # 1\nset State:/Network/Service/doppel/DNS\nquit\n"},
+		{
+			"darwin",
+			Scoped{Domains: []string{"svc", "cluster.local"}, Server: netip.MustParseAddrPort("127.0.0.1:5300")},
+			"scutil",
+			"d.init\nd.add ServerAddresses * 127.0.0.1\nd.add ServerPort # 5300\nd.add SupplementalMatchDomains * cluster.local svc\nd.add SupplementalMatchDomainsNoSearch # 1\nset State:/Network/Service/doppel/DNS\nquit\n",
+		},
 		{"darwin", Scoped{}, "scutil", "remove State:/Network/Service/doppel/DNS\nquit\n"},
-		{"windows", Scoped{Domains: []string{"svc", "cluster.local"}, Server: server}, "powershell -NoProfile -NonInteractive -Command -",
-			"$ErrorActionPreference = 'Stop'\nGet-DnsClientNrptRule | Where-Object Comment -eq 'doppel' | Remove-DnsClientNrptRule -Force\nAdd-DnsClientNrptRule -Namespace '.cluster.local','.svc' -NameServers '127.0.0.1' -Comment 'doppel'\nClear-DnsClientCache\n"},
-		{"windows", Scoped{}, "powershell -NoProfile -NonInteractive -Command -",
-			"$ErrorActionPreference = 'Stop'\nGet-DnsClientNrptRule | Where-Object Comment -eq 'doppel' | Remove-DnsClientNrptRule -Force\nClear-DnsClientCache\n"},
+		{
+			"windows",
+			Scoped{Domains: []string{"svc", "cluster.local"}, Server: server},
+			"powershell -NoProfile -NonInteractive -Command -",
+			"$ErrorActionPreference = 'Stop'\nGet-DnsClientNrptRule | Where-Object Comment -eq 'doppel' | Remove-DnsClientNrptRule -Force\nAdd-DnsClientNrptRule -Namespace '.cluster.local','.svc' -NameServers '127.0.0.1' -Comment 'doppel'\nClear-DnsClientCache\n",
+		},
+		{
+			"windows",
+			Scoped{},
+			"powershell -NoProfile -NonInteractive -Command -",
+			"$ErrorActionPreference = 'Stop'\nGet-DnsClientNrptRule | Where-Object Comment -eq 'doppel' | Remove-DnsClientNrptRule -Force\nClear-DnsClientCache\n",
+		},
 	} {
 		argv, script, err := Script(tt.goos, tt.s)
 		if err != nil || strings.Join(argv, " ") != tt.argv || script != tt.script {
