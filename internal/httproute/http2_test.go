@@ -173,6 +173,7 @@ func TestHTTP2Streams(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		defer resp.Body.Close()
 		br := bufio.NewReader(resp.Body)
 		for i := range 20 {
 			fmt.Fprintf(pw, "%d\n", i)
@@ -277,6 +278,7 @@ func TestHTTP2Cancel(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		defer resp.Body.Close()
 		cancel()
 		if _, err := io.ReadAll(resp.Body); !errors.Is(err, context.Canceled) {
 			t.Error(err)
@@ -302,6 +304,7 @@ func TestHTTP2Shutdown(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	defer resp.Body.Close()
 	down := make(chan error, 1)
 	go func() { down <- srv.Shutdown(t.Context()) }()
 	next, _ := h2Server(t, "next")
