@@ -344,10 +344,12 @@ func TestHTTP2LaptopLost(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	defer other.Body.Close()
 	resp, err := c.Do(w.req(t.Context(), "GET", "/hang", "lou", nil))
 	if err != nil {
 		t.Fatal(err)
 	}
+	defer resp.Body.Close()
 	w.rule("lou", "")
 	srv.Close()
 	if _, err := io.ReadAll(resp.Body); err == nil {
@@ -359,7 +361,6 @@ func TestHTTP2LaptopLost(t *testing.T) {
 	if w.opened(App) != 1 {
 		t.Errorf("%d connections to the app", w.opened(App))
 	}
-	other.Body.Close()
 }
 
 // TestHTTP2StuckStream has a client that does not read one answer: the others go on.

@@ -156,6 +156,7 @@ func (c *client) answer(method string) (int, string) {
 	if err != nil {
 		c.t.Fatalf("answer: %v", err)
 	}
+	defer r.Body.Close()
 	b, err := io.ReadAll(r.Body)
 	if err != nil {
 		c.t.Fatalf("answer's body: %v", err)
