@@ -234,9 +234,19 @@ func (l *laptops) open(ctx context.Context, uid types.UID, h wire.InterceptHeade
 	suspect := l.suspects[t]
 	l.mu.Unlock()
 	if t == nil || suspect {
-		return nil, nil, &mux.RejectError{Code: wire.CodeGone, Msg: "the laptop is not connected"}
+		return nil, nil, errAway
 	}
-	st, reply, err := t.Open(ctx, wire.AppendIntercept(nil, h))
+	octx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	down := t.Down()
+	go func() { // a tunnel that is to be resumed would have the client wait for that
+		select {
+		case <-down:
+			cancel(errAway)
+		case <-octx.Done():
+		}
+	}()
+	st, reply, err := t.Open(octx, wire.AppendIntercept(nil, h))
 	if errors.Is(err, context.DeadlineExceeded) {
 		l.suspect(t)
 	}
@@ -247,6 +257,9 @@ func (l *laptops) open(ctx context.Context, uid types.UID, h wire.InterceptHeade
 	}
 	return st, reply, err
 }
+
+// errAway has the app answer at once.
+var errAway = &mux.RejectError{Code: wire.CodeGone, Msg: "the laptop is not connected"}
 
 // ended forgets an intercepted flow.
 func (l *laptops) ended(st *mux.Stream) {
