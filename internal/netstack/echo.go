@@ -212,12 +212,12 @@ func (f *echoFlow) WritePacket(p []byte) error {
 	if b == nil {
 		return errLongEcho
 	}
+	f.s.echoReplies.Add(1) // before anybody has it
 	if err := f.s.cfg.Device.WritePacket(tundev.Header{}, [][]byte{b}); err != nil {
+		f.s.echoReplies.Add(^uint64(0)) // minus one
 		f.s.link.writeFails.Add(1)
-		return nil // lost, as on a network
 	}
-	f.s.echoReplies.Add(1)
-	return nil
+	return nil // if lost, then as on a network
 }
 
 // Close implements flow.Packets.
