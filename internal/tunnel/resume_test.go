@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -39,16 +40,19 @@ func (k *keeper) find(id string) *mux.Session {
 // connect makes a connection to the server, which echoes streams.
 func (k *keeper) connect(ctx context.Context, old *mux.Session) (*mux.Session, *muxtest.Link, error) {
 	l := muxtest.NewLink(muxtest.Config{})
+	known := make(chan struct{}) // the server has the session where find looks for it
 	k.wg.Go(func() {
 		s, _, err := tunnel.Server(context.Background(), l.B, tunnel.ServerConfig{
 			Identity: k.id, Authorize: allow, Resume: grace, Find: k.find, Mux: mux.Config{KeepAlive: -1},
 		})
 		if err != nil || k.find(s.ID()) == s {
+			close(known)
 			return
 		}
 		k.mu.Lock()
 		k.kept[s.ID()] = s
 		k.mu.Unlock()
+		close(known)
 		_ = tunnel.Serve(context.Background(), s, tunnel.Handlers{TCP: func(r *mux.Request, _ wire.FlowHeader) {
 			if st, err := r.Accept(nil); err == nil {
 				_, _ = io.Copy(st, st)
@@ -59,6 +63,9 @@ func (k *keeper) connect(ctx context.Context, old *mux.Session) (*mux.Session, *
 	s, _, err := tunnel.Client(ctx, l.A, tunnel.ClientConfig{
 		Peer: k.id.Fingerprint(), Resume: old, Hello: wire.Hello{Role: wire.RoleLaptop}, Mux: mux.Config{KeepAlive: -1},
 	})
+	if err == nil {
+		<-known
+	}
 	return s, l, err
 }
 
@@ -104,12 +111,11 @@ func TestLinkResumes(t *testing.T) {
 		var mu sync.Mutex
 		var last *muxtest.Link
 		var refuse error
-		ups, downs, serves := 0, 0, 0
-		dials := 0
+		var ups, downs, serves, dials atomic.Int64
 		l := tunnel.NewLink(tunnel.LinkConfig{
 			Dial: func(ctx context.Context, old *mux.Session) (*mux.Session, wire.HelloReply, error) {
 				mu.Lock()
-				dials++
+				dials.Add(1)
 				err := refuse
 				mu.Unlock()
 				if err != nil {
@@ -121,10 +127,10 @@ func TestLinkResumes(t *testing.T) {
 				mu.Unlock()
 				return s, wire.HelloReply{}, err
 			},
-			OnUp:   func(*mux.Session, wire.HelloReply) { ups++ },
-			OnDown: func(error) { downs++ },
+			OnUp:   func(*mux.Session, wire.HelloReply) { ups.Add(1) },
+			OnDown: func(error) { downs.Add(1) },
 			Serve: func(ctx context.Context, s *mux.Session) error {
-				serves++
+				serves.Add(1)
 				return tunnel.Serve(ctx, s, tunnel.Handlers{})
 			},
 		})
@@ -169,14 +175,14 @@ func TestLinkResumes(t *testing.T) {
 			t.Errorf("took %s", took)
 		}
 		// Check finds a connection that is well, and leaves it.
-		before := dials
+		before := dials.Load()
 		l.Check()
 		time.Sleep(5 * time.Second)
-		if dials != before {
+		if dials.Load() != before {
 			t.Error("a connection that answers was replaced")
 		}
-		if serves != 1 || ups != 3 || downs != 2 {
-			t.Errorf("served %d times, %d ups, %d downs", serves, ups, downs)
+		if serves.Load() != 1 || ups.Load() != 3 || downs.Load() != 2 {
+			t.Errorf("served %d times, %d ups, %d downs", serves.Load(), ups.Load(), downs.Load())
 		}
 
 		// A server that knows nothing of the tunnel: its flows end, at once.
@@ -203,9 +209,10 @@ func TestLinkResumes(t *testing.T) {
 func TestCheckHurries(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		k := newKeeper(t)
-		hang := true
+		var hang atomic.Bool
+		hang.Store(true)
 		l := tunnel.NewLink(tunnel.LinkConfig{Dial: func(ctx context.Context, old *mux.Session) (*mux.Session, wire.HelloReply, error) {
-			if hang {
+			if hang.Load() {
 				<-ctx.Done()
 				return nil, wire.HelloReply{}, ctx.Err()
 			}
@@ -216,7 +223,7 @@ func TestCheckHurries(t *testing.T) {
 		done := make(chan error, 1)
 		go func() { done <- l.Run(ctx) }()
 		time.Sleep(time.Minute)
-		hang = false
+		hang.Store(false)
 		start := time.Now()
 		l.Check()
 		if _, err := l.Wait(ctx); err != nil {
