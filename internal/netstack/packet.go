@@ -96,7 +96,7 @@ func parseIPv4(p []byte) (ipInfo, bool) {
 	if hlen < header.IPv4MinimumSize || hlen > len(p) {
 		return in, false
 	}
-	if p[16] >= 224 || p[16] == 0 { // multicast, reserved, broadcast; "this" network
+	if p[16]&0xf0 == 0xe0 || p[16] == 255 || p[16] == 0 { // multicast, broadcast; "this" network. The rest of class E is virtual addresses
 		return in, false
 	}
 	in.next = p[9]

@@ -47,6 +47,8 @@ func TestClassify(t *testing.T) {
 		{"tcp", v4(6, unicast, make([]byte, 20)...), deliver},
 		{"udp", v4(17, unicast, make([]byte, 8)...), deliver},
 		{"multicast", v4(17, [4]byte{224, 0, 0, 251}), drop},
+		{"more multicast", v4(17, [4]byte{239, 1, 2, 3}), drop},
+		{"class E", v4(6, [4]byte{240, 0, 0, 1}), deliver},
 		{"broadcast", v4(17, [4]byte{255, 255, 255, 255}), drop},
 		{"echo", v4(1, unicast, 8, 0, 0, 0), echo},
 		{"echo reply", v4(1, unicast, 0, 0, 0, 0), drop},

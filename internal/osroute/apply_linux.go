@@ -17,6 +17,9 @@ import (
 // protocol marks our routes in the table ("ip route" shows proto 208), so that only they are ever removed.
 const protocol = 208
 
+// metric is that of our routes. Nearly all others are smaller: a VPN that comes up with a subnet of ours can set its route, and it wins.
+const metric = 9000
+
 // addrGenModeNone is IN6_ADDR_GEN_MODE_NONE of linux/if_link.h.
 const addrGenModeNone = 1
 
@@ -60,8 +63,19 @@ func (l Link) Remove() error {
 	return err
 }
 
-// Others lists the routes of the main table that are not l's, without default routes.
+// Others lists the routes of the main table that are not l's, without default routes: those that a route of ours could be equal to.
 func (l Link) Others() ([]Existing, error) {
+	return list(unix.RT_TABLE_MAIN, func(r Existing, index int) bool { return index == l.Index })
+}
+
+// Existings lists the routes that lead somewhere else than to the interface called own, in all tables, without default routes: what VPNs keep
+// in a table of their own counts as well.
+func Existings(own string) ([]Existing, error) {
+	return list(unix.RT_TABLE_UNSPEC, func(r Existing, _ int) bool { return r.Link == own })
+}
+
+// list lists the unicast routes of a table but for those that skip wants skipped.
+func list(table int, skip func(r Existing, index int) bool) ([]Existing, error) {
 	names := map[int]string{}
 	links, err := netlink.LinkList()
 	if err != nil {
@@ -72,16 +86,24 @@ func (l Link) Others() ([]Existing, error) {
 	}
 	var out []Existing
 	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
-		routes, err := netlink.RouteListFiltered(family, &netlink.Route{Table: unix.RT_TABLE_MAIN}, netlink.RT_FILTER_TABLE)
+		routes, err := netlink.RouteListFiltered(family, &netlink.Route{Table: table}, netlink.RT_FILTER_TABLE)
 		if err != nil {
 			return nil, fmt.Errorf("list routes: %w", err)
 		}
 		for _, r := range routes {
+			index := r.LinkIndex
+			if len(r.MultiPath) > 0 {
+				index = r.MultiPath[0].LinkIndex
+			}
 			p, ok := prefixOf(r.Dst)
-			if !ok || p.Bits() == 0 || r.LinkIndex == l.Index || r.LinkIndex == 0 || p.Addr().IsLinkLocalUnicast() || p.Addr().IsMulticast() || p.Addr().IsLoopback() {
+			if !ok || p.Bits() == 0 || index == 0 || r.Type != unix.RTN_UNICAST || r.Table == unix.RT_TABLE_LOCAL ||
+				p.Addr().IsLinkLocalUnicast() || p.Addr().IsMulticast() || p.Addr().IsLoopback() {
 				continue
 			}
-			out = append(out, Existing{Prefix: p, Link: names[r.LinkIndex]})
+			e := Existing{Prefix: p.Masked(), Link: names[index]}
+			if !skip(e, index) && !slices.Contains(out, e) {
+				out = append(out, e)
+			}
 		}
 	}
 	return out, nil
@@ -214,7 +236,7 @@ func (l Link) routes() ([]netip.Prefix, error) {
 }
 
 func (l Link) route(p netip.Prefix) *netlink.Route {
-	r := &netlink.Route{LinkIndex: l.Index, Dst: ipNet(p), Protocol: protocol, Table: unix.RT_TABLE_MAIN}
+	r := &netlink.Route{LinkIndex: l.Index, Dst: ipNet(p), Protocol: protocol, Table: unix.RT_TABLE_MAIN, Priority: metric}
 	if p.Addr().Is4() {
 		r.Scope = netlink.SCOPE_LINK
 	}

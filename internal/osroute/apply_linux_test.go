@@ -2,6 +2,7 @@ package osroute
 
 import (
 	"net/netip"
+	"slices"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -38,7 +39,7 @@ func TestApply(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if d := cmp.Diff(prefixes(routes), tidy(got), same); d != "" {
+		if d := cmp.Diff(prefixes(routes), Tidy(got), same); d != "" {
 			t.Errorf("routes: %s", d)
 		}
 		nl, err := netlink.LinkByIndex(l.Index)
@@ -54,7 +55,7 @@ func TestApply(t *testing.T) {
 			p, _ := prefixOf(a.IPNet)
 			have = append(have, p)
 		}
-		if d := cmp.Diff(prefixes(addrs), tidy(have), same); d != "" {
+		if d := cmp.Diff(prefixes(addrs), Tidy(have), same); d != "" {
 			t.Errorf("addresses: %s", d)
 		}
 		if nl.Attrs().MTU != mtu {
@@ -66,7 +67,7 @@ func TestApply(t *testing.T) {
 	check(9000, "10.77.0.2/32 fd77::1/128", "10.96.0.0/12 10.200.0.0/16 fd77::/64 fd78::/64")
 	check(9000, "", "")
 
-	// A subnet of another interface is neither taken nor removed.
+	// A subnet of another interface is neither taken nor removed, and another interface can get one that we have.
 	g, other, err := tundev.Open("doppel8", 1500, 0)
 	if err != nil {
 		t.Fatal(err)
@@ -76,21 +77,36 @@ func TestApply(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := ol.Apply(1500, prefixes("10.9.0.1/32"), prefixes("10.9.0.0/16")); err != nil {
+	if _, err := ol.Apply(1500, prefixes("10.8.0.1/32"), prefixes("10.8.0.0/16")); err != nil {
 		t.Fatal(err)
 	}
 	ex, err := l.Others()
 	if err != nil {
 		t.Fatal(err)
 	}
-	if d := cmp.Diff([]Existing{{netip.MustParsePrefix("10.9.0.0/16"), other}}, ex, same); d != "" {
+	if d := cmp.Diff([]Existing{{netip.MustParsePrefix("10.8.0.0/16"), other}}, ex, same); d != "" {
 		t.Error(d)
 	}
-	if w, err := l.Apply(1500, nil, prefixes("10.9.0.0/16")); err != nil || len(w) != 1 {
-		t.Errorf("%v, %v: want one warning", w, err)
+	if _, err := l.Apply(1500, nil, prefixes("10.9.0.0/16 10.10.0.0/16")); err != nil {
+		t.Error(err)
 	}
-	if rs, _ := ol.routes(); len(rs) != 1 {
-		t.Errorf("the other interface's route is gone: %v", rs)
+	theirs := func(p string) *netlink.Route {
+		return &netlink.Route{LinkIndex: ol.Index, Dst: ipNet(netip.MustParsePrefix(p)), Scope: netlink.SCOPE_LINK}
+	}
+	if err := netlink.RouteAdd(theirs("10.9.0.0/16")); err != nil {
+		t.Fatal(err)
+	}
+	if err := netlink.RouteAdd(theirs("10.10.0.0/16")); err != nil {
+		t.Fatalf("a VPN cannot have a subnet of ours: %v", err)
+	}
+	for _, to := range []string{"10.9.1.1", "10.10.1.1"} {
+		rs, err := netlink.RouteGet(netip.MustParseAddr(to).AsSlice())
+		if err != nil || len(rs) == 0 || rs[0].LinkIndex != ol.Index {
+			t.Errorf("%s does not go to the other interface: %v, %v", to, rs, err)
+		}
+	}
+	if all, err := Existings(l.Name); err != nil || !slices.Contains(all, Existing{netip.MustParsePrefix("10.10.0.0/16"), other}) {
+		t.Errorf("the other interface's routes: %v, %v", all, err)
 	}
 
 	if err := l.Remove(); err != nil {

@@ -60,12 +60,14 @@ func Check(p netip.Prefix) error {
 	return nil
 }
 
-// never are "this network", loopback, link-local and multicast (RFC 6890), and IPv4 class E with broadcast.
+// never are "this network", loopback, link-local, multicast (RFC 6890) and the block of the broadcast address. The rest of class E is what
+// some clusters give their pods, and what virtual addresses are taken from.
 var never = []netip.Prefix{
 	netip.MustParsePrefix("0.0.0.0/8"),
 	netip.MustParsePrefix("127.0.0.0/8"),
 	netip.MustParsePrefix("169.254.0.0/16"),
-	netip.MustParsePrefix("224.0.0.0/3"),
+	netip.MustParsePrefix("224.0.0.0/4"),
+	netip.MustParsePrefix("255.0.0.0/8"),
 	netip.MustParsePrefix("::/16"), // ::1, IPv4-mapped and -compatible
 	netip.MustParsePrefix("fe80::/10"),
 	netip.MustParsePrefix("ff00::/8"),
@@ -91,7 +93,7 @@ func Make(w Want, existing []Existing) (Plan, error) {
 	}
 	var plan Plan
 	for _, r := range w.Routes {
-		left := subtract([]netip.Prefix{r}, cut)
+		left := Subtract([]netip.Prefix{r}, cut)
 		if len(left) == 0 {
 			plan.warn("%v is not routed to the cluster: it is kept out (never-proxy, API server or resolver)", r)
 		}
@@ -100,7 +102,7 @@ func Make(w Want, existing []Existing) (Plan, error) {
 		}
 		plan.Routes = append(plan.Routes, left...)
 	}
-	plan.Routes = tidy(plan.Routes)
+	plan.Routes = Tidy(plan.Routes)
 	plan.avoid(existing)
 	return plan, nil
 }
@@ -130,8 +132,8 @@ func (p *Plan) avoid(existing []Existing) {
 	}
 }
 
-// subtract cuts each of cut out of the prefixes.
-func subtract(from, cut []netip.Prefix) []netip.Prefix {
+// Subtract cuts each of cut out of the prefixes.
+func Subtract(from, cut []netip.Prefix) []netip.Prefix {
 	for _, x := range cut {
 		var rest []netip.Prefix
 		for _, p := range from {
@@ -167,8 +169,8 @@ func sibling(p netip.Prefix) netip.Prefix {
 	return netip.PrefixFrom(a, p.Bits()).Masked()
 }
 
-// tidy sorts and drops duplicates.
-func tidy(ps []netip.Prefix) []netip.Prefix {
+// Tidy sorts in place and drops duplicates.
+func Tidy(ps []netip.Prefix) []netip.Prefix {
 	slices.SortFunc(ps, func(a, b netip.Prefix) int {
 		if c := a.Addr().Compare(b.Addr()); c != 0 {
 			return c

@@ -36,7 +36,7 @@ func TestCheck(t *testing.T) {
 		}
 	}
 	for _, s := range strings.Fields("0.0.0.0/0 ::/0 0.0.0.0/1 128.0.0.0/1 10.0.0.0/7 127.0.0.0/8 127.0.0.1/32 169.254.0.0/16 169.254.169.254/32 224.0.0.0/8 " +
-		"239.1.1.1/32 255.255.255.255/32 240.0.0.0/8 0.0.0.0/8 ::1/128 ::/16 ::ffff:10.0.0.0/104 fe80::/16 fe80::1/128 ff02::1/128 fc00::/7 2000::/3 10.0.0.1/8") {
+		"239.1.1.1/32 255.255.255.255/32 240.0.0.0/4 0.0.0.0/8 ::1/128 ::/16 ::ffff:10.0.0.0/104 fe80::/16 fe80::1/128 ff02::1/128 fc00::/7 2000::/3 10.0.0.1/8") {
 		if err := Check(netip.MustParsePrefix(s)); err == nil {
 			t.Errorf("%s: not refused", s)
 		}
@@ -135,7 +135,7 @@ func TestSubtractKeepsAllElse(t *testing.T) {
 	for range 500 {
 		r := random(24)
 		cut := []netip.Prefix{random(25), random(25), random(25)}
-		got := subtract([]netip.Prefix{r}, cut)
+		got := Subtract([]netip.Prefix{r}, cut)
 		for i := range 256 {
 			a := netip.AddrFrom4([4]byte{10, 0, 0, byte(i)})
 			want := r.Contains(a)
