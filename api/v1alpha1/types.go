@@ -113,6 +113,10 @@ type InterceptSpec struct {
 	Name string `json:"name"`
 	// Workload is what is intercepted.
 	Workload WorkloadRef `json:"workload"`
+	// Mode is what is wanted of the workload. Intercept, the default: a port's traffic. Egress: none of its traffic, but that its agents
+	// connect for the session, out of its pods.
+	// +kubebuilder:validation:Enum=Intercept;Egress
+	Mode InterceptMode `json:"mode,omitempty"`
 	// Port is the port wanted: a service port's or container port's name or number. Empty: the workload's only port.
 	Port string `json:"port,omitempty"`
 	// Service narrows the port to one service where several select the workload.
@@ -158,6 +162,15 @@ type WorkloadRef struct {
 	Kind string `json:"kind"`
 	Name string `json:"name"`
 }
+
+// InterceptMode is what is wanted of a workload.
+type InterceptMode string
+
+// The modes; empty means Intercept.
+const (
+	ModeIntercept InterceptMode = "Intercept"
+	ModeEgress    InterceptMode = "Egress"
+)
 
 // InterceptState says where an intercept stands.
 type InterceptState string

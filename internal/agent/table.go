@@ -19,8 +19,9 @@ const leaveGrace = 10 * time.Second
 type table struct {
 	mu sync.RWMutex
 	// guarded by mu
-	got   bool
-	ports map[tableKey][]engagement // never changed in place; the more specific matches come first, an intercept of all connections last
+	got    bool
+	ports  map[tableKey][]engagement // never changed in place; the more specific matches come first, an intercept of all connections last
+	egress []string                  // intercepts for whose laptops we connect
 }
 
 type tableKey struct {
@@ -74,7 +75,14 @@ func (t *table) set(m control.Table, log *slog.Logger) {
 	for _, e := range ended {
 		time.AfterFunc(leaveGrace, e.cancel)
 	}
-	t.ports, t.got = ports, true
+	t.ports, t.egress, t.got = ports, m.Egress, true
+}
+
+// connects says whether this agent connects for the laptop of an intercept.
+func (t *table) connects(intercept string) bool {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	return slices.Contains(t.egress, intercept)
 }
 
 // lookup lists the intercepts of a port in the order in which they are asked.

@@ -115,9 +115,10 @@ func dialAny(ctx context.Context, addrs []string) (net.Conn, error) {
 	return nil, errors.Join(errs...)
 }
 
-// serve answers the manager: the only thing it ever asks is to take a new table.
+// serve answers the manager, which asks to take a new table, and to connect for a laptop that the table says may ask so.
 func (u *uplink) serve(ctx context.Context, s *mux.Session) error {
 	return tunnel.Serve(ctx, s, tunnel.Handlers{
+		Intercept: u.connect,
 		Control: func(_ context.Context, method string, body []byte) (any, error) {
 			if method != control.ManagerIntercepts {
 				return nil, fmt.Errorf("unknown method %q", method)
@@ -136,4 +137,26 @@ func (u *uplink) serve(ctx context.Context, s *mux.Session) error {
 			return struct{}{}, nil
 		},
 	})
+}
+
+// egressTimeout bounds a connection out of the pod; the manager waits a little longer.
+const egressTimeout = 9 * time.Second
+
+// connect carries a laptop's flow out of the pod.
+func (u *uplink) connect(r *mux.Request, h wire.InterceptHeader) {
+	if !u.table.connects(h.Intercept) {
+		_ = r.Reject(wire.CodeNotFound, "no such intercept")
+		return
+	}
+	network := "tcp"
+	if h.Proto == wire.ProtoUDP {
+		network = "udp"
+	}
+	d := net.Dialer{Timeout: egressTimeout}
+	c, err := d.DialContext(r.Context(), network, h.Dst.String())
+	if err != nil {
+		_ = r.Reject(wire.CodeOf(err), err.Error())
+		return
+	}
+	_ = tunnel.ServeConn(r, c) // how a flow ended is between its two ends
 }

@@ -23,6 +23,8 @@ type Table struct {
 	// LogLevel is what the agent shall log: error, warn, info or debug; "" is what it was started with.
 	LogLevel string       `json:"logLevel,omitempty"`
 	Items    []TableEntry `json:"items"`
+	// Egress are the intercepts (UIDs) for whose laptops the agent connects.
+	Egress []string `json:"egress,omitempty"`
 }
 
 // TableEntry sends one container port's connections, or some of its requests, to the laptop of one intercept.
@@ -40,6 +42,11 @@ type Cluster struct {
 	ServiceCIDRs []netip.Prefix       `json:"serviceCIDRs"`
 	PodCIDRs     []netip.Prefix       `json:"podCIDRs"`
 	Services     map[string][]Service `json:"services"` // by namespace; a namespace without services has an empty list
+
+	// ManagerService and ManagerPod are where the manager answers /attach inside the cluster: a laptop that gets there without its tunnel is
+	// in the cluster's network already.
+	ManagerService netip.AddrPort `json:"managerService,omitzero"`
+	ManagerPod     netip.AddrPort `json:"managerPod,omitzero"`
 }
 
 // Service is a service's name and whether it is headless.

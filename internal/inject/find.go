@@ -7,6 +7,8 @@ import (
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
+
+	"github.com/doppel-dev/doppel/internal/agentcfg"
 )
 
 // Find picks the port a user named: a service port's or container port's name or number, narrowed by service and container.
@@ -37,6 +39,21 @@ func Find(ports []Taken, name, service, container string) (Taken, error) {
 		return Taken{}, &PortError{"AmbiguousPort", "several ports: " + describe(got)}
 	}
 	return Taken{}, &PortError{"AmbiguousPort", fmt.Sprintf("several ports that %q could mean: %s", name, describe(got))}
+}
+
+// Any picks a port to put an agent in front of where no port is meant: one that needs no privilege if there is one.
+func Any(ports []Taken) (Taken, error) {
+	tcp, err := narrow(ports, "", "")
+	if err != nil {
+		return Taken{}, err
+	}
+	if len(tcp) == 0 {
+		return Find(tcp, "", "", "")
+	}
+	if i := slices.IndexFunc(tcp, func(p Taken) bool { return p.Way == agentcfg.ByName }); i >= 0 {
+		return tcp[i], nil
+	}
+	return tcp[0], nil
 }
 
 // narrow keeps the TCP ports of a service and a container; "" is any.

@@ -361,3 +361,21 @@ func TestFind(t *testing.T) {
 		t.Error("Find changed its argument")
 	}
 }
+
+func TestAny(t *testing.T) {
+	redirect := Taken{ContainerPort: 80, Protocol: "TCP", Way: agentcfg.ByRedirect}
+	name := Taken{ContainerPort: 8080, Protocol: "TCP", Way: agentcfg.ByName}
+	udp := Taken{ContainerPort: 53, Protocol: "UDP", Way: agentcfg.ByName}
+	for _, tt := range []struct {
+		ports []Taken
+		want  uint16
+	}{{[]Taken{udp, redirect, name}, 8080}, {[]Taken{udp, redirect}, 80}} {
+		if got, err := Any(tt.ports); err != nil || got.ContainerPort != tt.want {
+			t.Errorf("%v: port %d, %v", tt.ports, got.ContainerPort, err)
+		}
+	}
+	var pe *PortError
+	if _, err := Any([]Taken{udp}); !errors.As(err, &pe) || pe.Reason != "NoPort" {
+		t.Errorf("no TCP port: %v", err)
+	}
+}

@@ -215,6 +215,9 @@ func (a *agents) sendTables(ctx context.Context, c *agentConn) {
 		for _, e := range t.Items {
 			acked[types.UID(e.Intercept)] = true
 		}
+		for _, uid := range t.Egress {
+			acked[types.UID(uid)] = true
+		}
 		c.mu.Lock()
 		c.acked = acked
 		c.mu.Unlock()
@@ -242,7 +245,7 @@ const forwardTimeout = 900 * time.Millisecond
 // An agent can only ever offer flows for intercepts of its own workload.
 func (a *agents) forward(c *agentConn, r *mux.Request, h wire.InterceptHeader) {
 	g, ok := a.m.engaged.get(types.UID(h.Intercept))
-	if !ok || g.Workload != c.workload {
+	if !ok || g.Egress || g.Workload != c.workload {
 		_ = r.Reject(wire.CodeNotFound, "no such intercept")
 		return
 	}

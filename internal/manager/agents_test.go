@@ -127,6 +127,14 @@ type agent struct {
 	// guarded by mu
 	tables []control.Table
 	refuse error
+	out    func(*mux.Request, wire.InterceptHeader) // connects for laptops
+}
+
+// connect has the agent connect for laptops by fn.
+func (a *agent) connect(fn func(*mux.Request, wire.InterceptHeader)) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.out = fn
 }
 
 func (w *world) agent(pod string) *agent {
@@ -140,7 +148,13 @@ func (w *world) agent(pod string) *agent {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		_ = tunnel.Serve(context.Background(), s, tunnel.Handlers{Control: func(_ context.Context, _ string, body []byte) (any, error) {
+		intercept := func(r *mux.Request, h wire.InterceptHeader) {
+			a.mu.Lock()
+			out := a.out
+			a.mu.Unlock()
+			out(r, h)
+		}
+		_ = tunnel.Serve(context.Background(), s, tunnel.Handlers{Intercept: intercept, Control: func(_ context.Context, _ string, body []byte) (any, error) {
 			a.mu.Lock()
 			defer a.mu.Unlock()
 			var t control.Table

@@ -15,6 +15,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
+	apimeta "k8s.io/apimachinery/pkg/api/meta"
 	toolscache "k8s.io/client-go/tools/cache"
 	"sigs.k8s.io/controller-runtime/pkg/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -30,32 +31,45 @@ type clusterInfo struct {
 	client client.Client
 	cache  cache.Cache
 	domain string
+	self   self
 	log    *slog.Logger
 
+	handler toolscache.ResourceEventHandler
 	changed chan struct{} // capacity 1: something changed
 
 	mu sync.Mutex
 	// guarded by mu
 	current control.Cluster
 	next    chan struct{} // closed when current is replaced
+
+	// of run's goroutine only
+	noServiceCIDRs bool // this cluster has no such API
+	watchesPods    bool
 }
 
-func newClusterInfo(c client.Client, ca cache.Cache, domain string, log *slog.Logger) *clusterInfo {
-	return &clusterInfo{client: c, cache: ca, domain: domain, log: log, changed: make(chan struct{}, 1), next: make(chan struct{})}
+// self is where this manager answers /attach inside the cluster.
+type self struct {
+	namespace string
+	pod       netip.AddrPort
+}
+
+func newClusterInfo(c client.Client, ca cache.Cache, domain string, s self, log *slog.Logger) *clusterInfo {
+	ci := &clusterInfo{client: c, cache: ca, domain: domain, self: s, log: log, changed: make(chan struct{}, 1), next: make(chan struct{})}
+	ci.handler = toolscache.ResourceEventHandlerFuncs{
+		AddFunc: func(any) { ci.kick() }, UpdateFunc: func(_, _ any) { ci.kick() }, DeleteFunc: func(any) { ci.kick() },
+	}
+	return ci
 }
 
 // run keeps the information current.
 func (c *clusterInfo) run(ctx context.Context) error {
-	handler := toolscache.ResourceEventHandlerFuncs{
-		AddFunc: func(any) { c.kick() }, UpdateFunc: func(_, _ any) { c.kick() }, DeleteFunc: func(any) { c.kick() },
-	}
 	for _, o := range []client.Object{&corev1.Service{}, &corev1.Namespace{}, &corev1.Node{}, &networkingv1.ServiceCIDR{}} {
 		inf, err := c.cache.GetInformer(ctx, o)
 		if err != nil {
 			c.log.Warn("not watched", "object", reflect.TypeOf(o).Elem().Name(), "err", err) // e.g. no ServiceCIDR API before 1.33
 			continue
 		}
-		if _, err := inf.AddEventHandler(handler); err != nil {
+		if _, err := inf.AddEventHandler(c.handler); err != nil {
 			return err
 		}
 	}
@@ -111,18 +125,18 @@ func (c *clusterInfo) read(ctx context.Context) (control.Cluster, error) {
 	if err := c.client.List(ctx, &svcs); err != nil {
 		return out, err
 	}
-	var apiServer netip.Addr
 	for i := range svcs.Items {
 		s := &svcs.Items[i]
 		out.Services[s.Namespace] = append(out.Services[s.Namespace], control.Service{Name: s.Name, Headless: s.Spec.ClusterIP == corev1.ClusterIPNone})
-		if s.Namespace == "default" && s.Name == "kubernetes" {
-			apiServer, _ = netip.ParseAddr(s.Spec.ClusterIP)
+		if s.Namespace == c.self.namespace && s.Name == objectName {
+			out.ManagerService = attachPort(s)
 		}
 	}
 	for _, list := range out.Services {
 		slices.SortFunc(list, func(a, b control.Service) int { return cmp.Compare(a.Name, b.Name) })
 	}
-	out.ServiceCIDRs = c.serviceCIDRs(ctx, apiServer)
+	out.ServiceCIDRs = c.serviceCIDRs(ctx, svcs.Items)
+	out.ManagerPod = c.self.pod
 	var nodes corev1.NodeList
 	if err := c.client.List(ctx, &nodes); err != nil {
 		return out, err
@@ -130,21 +144,95 @@ func (c *clusterInfo) read(ctx context.Context) (control.Cluster, error) {
 	for i := range nodes.Items {
 		out.PodCIDRs = appendPrefixes(out.PodCIDRs, nodes.Items[i].Spec.PodCIDRs...)
 	}
+	if len(out.PodCIDRs) == 0 {
+		var err error
+		if out.PodCIDRs, err = c.podCIDRs(ctx); err != nil {
+			return out, err
+		}
+	}
 	sortPrefixes(out.PodCIDRs)
 	return out, nil
 }
 
-// serviceCIDRs reads the ServiceCIDR API (KEP-1880, GA in 1.33); on older clusters the /16 around the API server's own service is assumed.
-func (c *clusterInfo) serviceCIDRs(ctx context.Context, apiServer netip.Addr) []netip.Prefix {
-	var list networkingv1.ServiceCIDRList
+// attachPort is where a service of the manager's leads to /attach.
+func attachPort(s *corev1.Service) netip.AddrPort {
+	a, err := netip.ParseAddr(s.Spec.ClusterIP)
+	for _, p := range s.Spec.Ports {
+		if err == nil && p.Name == "api" {
+			return netip.AddrPortFrom(a, uint16(p.Port))
+		}
+	}
+	return netip.AddrPort{}
+}
+
+// Subnets around addresses that are known without their subnet: what a node of most networks gets for its pods, and a part of any service
+// subnet that holds the services made one after another.
+const (
+	podBits4, podBits6         = 24, 64
+	serviceBits4, serviceBits6 = 16, 112
+)
+
+// podCIDRs covers the pods' addresses, for clusters whose nodes say nothing: networks with an address management of their own. Their pods
+// are cached as little more than addresses (prunePod).
+func (c *clusterInfo) podCIDRs(ctx context.Context) ([]netip.Prefix, error) {
+	if !c.watchesPods && c.cache != nil {
+		inf, err := c.cache.GetInformer(ctx, &corev1.Pod{})
+		if err != nil {
+			return nil, err
+		}
+		if _, err := inf.AddEventHandler(c.handler); err != nil {
+			return nil, err
+		}
+		c.watchesPods = true
+		c.log.Info("nodes have no pod subnets, watching pods")
+	}
+	var pods corev1.PodList
+	if err := c.client.List(ctx, &pods); err != nil {
+		return nil, err
+	}
 	var out []netip.Prefix
-	if err := c.client.List(ctx, &list); err == nil {
+	for i := range pods.Items {
+		if pods.Items[i].Spec.HostNetwork {
+			continue // the node's address
+		}
+		for _, ip := range pods.Items[i].Status.PodIPs {
+			out = appendAround(out, ip.IP, podBits4, podBits6)
+		}
+	}
+	return out, nil
+}
+
+// appendAround adds the subnet of so many bits around an address.
+func appendAround(to []netip.Prefix, ip string, bits4, bits6 int) []netip.Prefix {
+	a, err := netip.ParseAddr(ip)
+	if err != nil {
+		return to
+	}
+	bits := bits4
+	if a.Is6() {
+		bits = bits6
+	}
+	return appendPrefixes(to, netip.PrefixFrom(a, bits).String())
+}
+
+// serviceCIDRs reads the ServiceCIDR API (KEP-1880, GA in 1.33). On older clusters nothing says what the subnets are, so the services' own
+// addresses are covered.
+func (c *clusterInfo) serviceCIDRs(ctx context.Context, svcs []corev1.Service) []netip.Prefix {
+	var out []netip.Prefix
+	if !c.noServiceCIDRs {
+		var list networkingv1.ServiceCIDRList
+		err := c.client.List(ctx, &list)
+		c.noServiceCIDRs = apimeta.IsNoMatchError(err)
 		for i := range list.Items {
 			out = appendPrefixes(out, list.Items[i].Spec.CIDRs...)
 		}
 	}
-	if len(out) == 0 && apiServer.Is4() {
-		out = append(out, netip.PrefixFrom(apiServer, 16).Masked())
+	if len(out) == 0 {
+		for i := range svcs {
+			for _, ip := range append([]string{svcs[i].Spec.ClusterIP}, svcs[i].Spec.ClusterIPs...) { // "", "None": no addresses
+				out = appendAround(out, ip, serviceBits4, serviceBits6)
+			}
+		}
 	}
 	sortPrefixes(out)
 	return out

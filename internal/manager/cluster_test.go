@@ -3,16 +3,20 @@ package manager
 import (
 	"context"
 	"errors"
+	"fmt"
+	"maps"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
 	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
+	apimeta "k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/apimachinery/pkg/runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -48,11 +52,12 @@ func TestClusterRead(t *testing.T) {
 		"doppel": {{Name: "traffic-manager"}},
 	}
 	pods := prefixes("10.244.0.0/24", "10.244.1.0/24", "fd00:244:1::/64")
-	same := cmp.Options{cmp.Comparer(func(a, b netip.Prefix) bool { return a == b }), cmpopts.EquateEmpty()}
+	same := cmp.Options{cmp.Comparer(func(a, b netip.Prefix) bool { return a == b }), cmp.Comparer(func(a, b netip.AddrPort) bool { return a == b }), cmpopts.EquateEmpty()}
 
 	w := newWorld(t, append(base, cidrs, more)...)
 	got, err := w.cluster.read(t.Context())
-	want := control.Cluster{Domain: "cluster.test", ServiceCIDRs: prefixes("10.80.0.0/20", "10.96.0.0/16", "fd00:96::/108"), PodCIDRs: pods, Services: services}
+	self := netip.MustParseAddrPort("10.0.0.1:10250")
+	want := control.Cluster{Domain: "cluster.test", ManagerPod: self, ManagerService: netip.MustParseAddrPort("10.96.0.99:80"), ServiceCIDRs: prefixes("10.80.0.0/20", "10.96.0.0/16", "fd00:96::/108"), PodCIDRs: pods, Services: services}
 	if d := cmp.Diff(want, got, same); err != nil || d != "" {
 		t.Errorf("%v\n%s", err, d)
 	}
@@ -60,18 +65,38 @@ func TestClusterRead(t *testing.T) {
 		t.Error("a namespace without services is null")
 	}
 
-	// Before Kubernetes 1.33 there is no such API: the /16 around the API server's own service.
-	w = newWorld(t, base...)
+	// Before Kubernetes 1.33 there is no such API: what is around the services' own addresses. It is not asked for again and again.
+	asked := 0
+	w = newWorld(t, append(base, &corev1.Service{ObjectMeta: meta("shop", "v6"), Spec: corev1.ServiceSpec{ClusterIP: "10.43.9.9", ClusterIPs: []string{"10.43.9.9", "fd00:43::9"}}})...)
 	w.fail = func(_ string, o runtime.Object) error {
 		if _, ok := o.(*networkingv1.ServiceCIDRList); ok {
-			return errors.New("no kind")
+			asked++
+			return &apimeta.NoKindMatchError{}
 		}
 		return nil
 	}
 	got, err = w.cluster.read(t.Context())
-	want.ServiceCIDRs = prefixes("10.43.0.0/16")
+	want.ServiceCIDRs = prefixes("10.43.0.0/16", "10.96.0.0/16", "fd00:43::/112")
+	want.Services = maps.Clone(services)
+	want.Services["shop"] = append(slices.Clone(services["shop"][:2]), control.Service{Name: "v6"}, services["shop"][2])
 	if d := cmp.Diff(want, got, same); err != nil || d != "" {
 		t.Errorf("%v\n%s", err, d)
+	}
+	if _, err := w.cluster.read(t.Context()); err != nil || asked != 1 {
+		t.Errorf("asked %d times for what is not there, %v", asked, err)
+	}
+
+	// Nodes that say nothing of their pods: what is around the pods' own addresses.
+	pod := func(name string, hostNetwork bool, ips ...string) *corev1.Pod {
+		p := &corev1.Pod{ObjectMeta: meta("shop", name), Spec: corev1.PodSpec{HostNetwork: hostNetwork}}
+		for _, ip := range ips {
+			p.Status.PodIPs = append(p.Status.PodIPs, corev1.PodIP{IP: ip})
+		}
+		return p
+	}
+	w = newWorld(t, node("bare"), pod("a", false, "192.168.7.5", "fd00:7::5"), pod("b", false, "192.168.7.6"), pod("c", false, "192.168.9.1"), pod("host", true, "10.0.0.1"), pod("new", false))
+	if got, err = w.cluster.read(t.Context()); err != nil || fmt.Sprint(got.PodCIDRs) != "[192.168.7.0/24 192.168.9.0/24 fd00:7::/64]" {
+		t.Errorf("by pods: %v, %v", got.PodCIDRs, err)
 	}
 
 	for _, kind := range []any{&corev1.NamespaceList{}, &corev1.ServiceList{}, &corev1.NodeList{}} {

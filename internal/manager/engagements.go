@@ -25,6 +25,7 @@ type engagement struct {
 	Protocol string
 	Port     uint16
 	Match    match.Rule // zero: all connections
+	Egress   bool       // the port's traffic stays; the agents connect for the session
 }
 
 // engagements is the set of intercepts in force; it is rebuilt from the Intercept objects after a restart.
@@ -114,6 +115,10 @@ func (e *engagements) table(w workloadKey) control.Table {
 	e.mu.Unlock()
 	t := control.Table{Generation: gen, Items: []control.TableEntry{}}
 	for _, g := range e.of(w) {
+		if g.Egress {
+			t.Egress = append(t.Egress, string(g.UID))
+			continue
+		}
 		t.Items = append(t.Items, control.TableEntry{Intercept: string(g.UID), Protocol: g.Protocol, ContainerPort: g.Port, Match: g.Match})
 	}
 	return t

@@ -118,7 +118,13 @@ func (r *interceptReconciler) engage(ctx context.Context, in *v1alpha1.Intercept
 		return st, err
 	}
 	ports := inject.Ports(&w.template.Spec, w.template.Labels, facts)
-	port, err := inject.Find(ports, in.Spec.Port, in.Spec.Service, in.Spec.Container)
+	egress := in.Spec.Mode == v1alpha1.ModeEgress
+	var port inject.Taken
+	if egress {
+		port, err = inject.Any(ports)
+	} else {
+		port, err = inject.Find(ports, in.Spec.Port, in.Spec.Service, in.Spec.Container)
+	}
 	var pe *inject.PortError
 	if errors.As(err, &pe) {
 		return st, fail(pe.Reason, "%s %s has %s", in.Spec.Workload.Kind, in.Spec.Workload.Name, pe.Msg)
@@ -131,11 +137,13 @@ func (r *interceptReconciler) engage(ctx context.Context, in *v1alpha1.Intercept
 	if err != nil {
 		return st, fail("BadMatch", "the match cannot be used: %v", err)
 	}
-	if st.Message, err = r.conflict(ctx, in, port, m); err != nil || st.Message != "" {
-		return st, err
+	if !egress {
+		if st.Message, err = r.conflict(ctx, in, port, m); err != nil || st.Message != "" {
+			return st, err
+		}
 	}
 	r.m.engaged.set(engagement{
-		UID: in.UID, Session: types.UID(in.Spec.Session), Workload: w.key, Protocol: string(port.Protocol), Port: port.ContainerPort, Match: m.Rule(),
+		UID: in.UID, Session: types.UID(in.Spec.Session), Workload: w.key, Protocol: string(port.Protocol), Port: port.ContainerPort, Match: m.Rule(), Egress: egress,
 	})
 	return r.progress(ctx, in, w, port, st)
 }
@@ -188,7 +196,7 @@ func (r *interceptReconciler) conflict(ctx context.Context, in *v1alpha1.Interce
 	}
 	for i := range list.Items {
 		o := &list.Items[i]
-		if o.UID == in.UID || o.Spec.Workload != in.Spec.Workload || o.Status.State == v1alpha1.InterceptFailed || !older(o, in) || !r.takes(o, port) {
+		if o.UID == in.UID || o.Spec.Mode == v1alpha1.ModeEgress || o.Spec.Workload != in.Spec.Workload || o.Status.State == v1alpha1.InterceptFailed || !older(o, in) || !r.takes(o, port) {
 			continue
 		}
 		om, err := match.Compile(o.Spec.HTTP.Rule())

@@ -425,6 +425,13 @@ func (l *laptops) handlers(sess *v1alpha1.Session) tunnel.Handlers {
 		TCP: dial, UDP: dial,
 		Echo: func(r *mux.Request, h wire.FlowHeader) { l.serveEcho(r, h, to) },
 		DNS:  func(ctx context.Context, msg []byte) ([]byte, error) { return l.m.answer(ctx, to, msg) },
+
+		Intercept: func(r *mux.Request, h wire.InterceptHeader) {
+			// A pod's own loopback is the workload's, whatever else the session reaches.
+			if h.Dst.Addr().Unmap().IsLoopback() || l.admit(r, wire.FlowHeader{Src: h.Src, Dst: h.Dst}, to) {
+				l.m.agents.egress(sess.UID, r, h)
+			}
+		},
 		Watch: func(ctx context.Context, method string, _ []byte, send func(any) error) error {
 			switch method {
 			case control.LaptopCluster:

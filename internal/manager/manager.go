@@ -85,6 +85,19 @@ func (c *Config) complete() error {
 	return errors.Join(errs...)
 }
 
+// attachAddr is where this pod answers /attach, or zero.
+func (c *Config) attachAddr() netip.AddrPort {
+	_, port, err := net.SplitHostPort(c.APIAddr)
+	if err != nil {
+		return netip.AddrPort{}
+	}
+	a, err := netip.ParseAddrPort(net.JoinHostPort(c.PodIP, port))
+	if err != nil { // a manager that was not told its address
+		return netip.AddrPort{}
+	}
+	return a
+}
+
 // Manager is one replica of the traffic-manager.
 type Manager struct {
 	cfg     Config
@@ -158,7 +171,7 @@ func assemble(ctx context.Context, cfg Config, cm ctrl.Manager) (_ *Manager, err
 	m.agents = newAgents(m)
 	m.logging = &logging{client: cm.GetAPIReader(), namespace: cfg.Namespace, level: cfg.Level, log: cfg.Log, onChange: m.agents.pushAll}
 	m.laptops = newLaptops(m)
-	m.cluster = newClusterInfo(cm.GetClient(), cm.GetCache(), clusterDomain(cfg.ResolvConf), cfg.Log)
+	m.cluster = newClusterInfo(cm.GetClient(), cm.GetCache(), clusterDomain(cfg.ResolvConf), self{cfg.Namespace, cfg.attachAddr()}, cfg.Log)
 	if m.dns, err = newDNSForwarder(cfg.ResolvConf); err != nil {
 		return nil, err
 	}
@@ -185,7 +198,7 @@ func cacheOptions(namespace string) cache.Options {
 }
 
 // pruneNode, pruneService and prunePod keep what we read through the cache; a large cluster's objects are otherwise megabytes of
-// labels, containers and status. Pods are looked up by address only (see owners); whoever needs more of one asks the API server.
+// labels, containers and status. Whoever needs more of a pod than its addresses asks the API server.
 func pruneNode(o any) (any, error) {
 	if n, ok := o.(*corev1.Node); ok {
 		return &corev1.Node{

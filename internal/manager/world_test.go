@@ -90,7 +90,7 @@ func newWorld(t *testing.T, objs ...client.Object) *world {
 	w := &world{t: t, policyErr: refusedByPolicy(), reachErr: refusedByReach(), tokens: map[string]authenticationv1.TokenReviewStatus{}}
 	objs = append(objs,
 		&corev1.Secret{ObjectMeta: meta("doppel", objectName)}, &corev1.ConfigMap{ObjectMeta: meta("doppel", objectName)},
-		&corev1.Service{ObjectMeta: meta("doppel", objectName), Spec: corev1.ServiceSpec{ClusterIP: "10.96.0.99"}},
+		&corev1.Service{ObjectMeta: meta("doppel", objectName), Spec: corev1.ServiceSpec{ClusterIP: "10.96.0.99", Ports: []corev1.ServicePort{{Name: "api", Port: 80}}}},
 	)
 	b := fake.NewClientBuilder()
 	for _, k := range ipIndexes {
