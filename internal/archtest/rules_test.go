@@ -36,7 +36,7 @@ var layers = []layer{
 		name: "engines",
 		packages: []string{
 			"internal/flow", "internal/httproute", "internal/mount", "internal/netstack", "internal/netwatch", "internal/osdns", "internal/osroute",
-			"internal/redirect", "internal/resolver", "internal/sandbox", "internal/tundev", "internal/tunnel",
+			"internal/redirect", "internal/resolver", "internal/sandbox", "internal/subnets", "internal/tundev", "internal/tunnel",
 		},
 		never: noKubernetes,
 	},
@@ -70,6 +70,7 @@ var sideways = map[string][]string{
 	"internal/httproute": {"internal/flow"},
 	"internal/netstack":  {"internal/flow", "internal/tundev"},
 	"internal/osdns":     {"internal/netwatch"},
+	"internal/subnets":   {"internal/osroute"},
 	"internal/tunnel":    {"internal/flow"},
 	"internal/sandbox":   {"internal/flow", "internal/osroute", "internal/resolver", "internal/tundev"},
 	"internal/kube":      {"api/v1alpha1"},

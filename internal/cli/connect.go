@@ -124,6 +124,7 @@ func (d *dnsFlags) options() (localapi.DNSOptions, error) {
 func (a *app) connectCmd() *cobra.Command {
 	var k kubeFlags
 	var d dnsFlags
+	var n networkFlags
 	c := &cobra.Command{
 		Use:   "connect [flags] [-- COMMAND [ARG...]]",
 		Short: "Put this machine into the cluster's network",
@@ -138,17 +139,19 @@ With a command after --, connect runs it and ends with its exit code, and quits 
 			}
 			return nil
 		},
-		RunE: func(c *cobra.Command, args []string) error { return a.connectRun(c.Context(), &k, &d, args) },
+		RunE: func(c *cobra.Command, args []string) error { return a.connectRun(c.Context(), &k, &d, &n, args) },
 	}
 	k.add(c.Flags(), true)
 	d.add(c.Flags())
+	n.add(c.Flags())
 	a.configured(&k)
 	d.DNSOptions = a.config.Connect.DNS
+	n.configured(a.config.Connect.Network)
 	return c
 }
 
-func (a *app) connectRun(ctx context.Context, k *kubeFlags, d *dnsFlags, command []string) error {
-	out, err := a.connect(ctx, k, d)
+func (a *app) connectRun(ctx context.Context, k *kubeFlags, d *dnsFlags, n *networkFlags, command []string) error {
+	out, err := a.connect(ctx, k, d, n)
 	if err != nil {
 		return err
 	}
@@ -156,6 +159,11 @@ func (a *app) connectRun(ctx context.Context, k *kubeFlags, d *dnsFlags, command
 		fmt.Fprintf(w, "Connected to context %s, namespace %s (%s)\n", out.Session.Context, out.Session.Namespace, out.Session.Server)
 	}); err != nil {
 		return err
+	}
+	for _, s := range out.Session.Subnets {
+		if note := subnetNote(s); note != "" {
+			fmt.Fprintf(a.Err, "%s\n", note)
+		}
 	}
 	for _, p := range out.Session.Problems {
 		fmt.Fprintf(a.Err, "doppel: warning: %s\n", oneLine(p))
@@ -175,7 +183,7 @@ func (a *app) connectRun(ctx context.Context, k *kubeFlags, d *dnsFlags, command
 
 // connect starts what is missing, from the daemons to the traffic-manager, and connects.
 // A connect that fails stops the daemons again if it was what started them.
-func (a *app) connect(ctx context.Context, k *kubeFlags, d *dnsFlags) (out connectOutput, err error) {
+func (a *app) connect(ctx context.Context, k *kubeFlags, d *dnsFlags, n *networkFlags) (out connectOutput, err error) {
 	if a.configErr != nil {
 		return connectOutput{}, a.configErr
 	}
@@ -185,6 +193,9 @@ func (a *app) connect(ctx context.Context, k *kubeFlags, d *dnsFlags) (out conne
 		return connectOutput{}, err
 	}
 	if req.DNS, err = d.options(); err != nil {
+		return connectOutput{}, err
+	}
+	if req.Network, err = n.options(); err != nil {
 		return connectOutput{}, err
 	}
 	if _, err := kube.Load(k.Options); err != nil {

@@ -128,6 +128,11 @@ func writeStatus(w io.Writer, o statusOutput) {
 		}
 		fmt.Fprintf(w, "   Interface  : %s\n", r.Interface)
 		fmt.Fprintf(w, "   Routes     : %s\n", strings.Join(routes, ", "))
+		for _, sn := range s.Subnets {
+			if note := subnetNote(sn); note != "" {
+				fmt.Fprintf(w, "   Subnet     : %s\n", note)
+			}
+		}
 		fmt.Fprintf(w, "   DNS        : %s (%s), other names from %s\n", r.DNS, r.DNSReason, strings.Join(r.Resolvers, ", "))
 	}
 	if f := s.Flows; f != nil {

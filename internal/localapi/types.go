@@ -30,6 +30,23 @@ type ConnectRequest struct {
 	As               string     `json:"as,omitempty"`       // user to impersonate
 	AsGroups         []string   `json:"asGroups,omitempty"` // and groups
 	DNS              DNSOptions `json:"dns,omitzero"`
+
+	Network NetworkOptions `json:"network,omitzero"`
+}
+
+// NetworkOptions are what the user wants of the session's subnets beyond those of the cluster. Subnets have no host bits.
+type NetworkOptions struct {
+	// AlsoProxy are reached through the cluster as well; NeverProxy never are. Between the two the longer prefix decides.
+	AlsoProxy  []netip.Prefix `json:"alsoProxy,omitempty"`
+	NeverProxy []netip.Prefix `json:"neverProxy,omitempty"`
+	// AllowConflicting are subnets that the cluster may have although this machine has a route for them.
+	AllowConflicting []netip.Prefix `json:"allowConflictingSubnets,omitempty"`
+	// VNAT are subnets that get virtual addresses, conflict or not; "service", "pods", "also" and "all" stand for all of a kind.
+	VNAT []string `json:"vnat,omitempty"`
+	// ProxyVia are SUBNET=WORKLOAD: flows to the subnet (or service, pods, also, all) leave from the workload's pods.
+	ProxyVia []string `json:"proxyVia,omitempty"`
+	// VirtualSubnet is where virtual addresses are taken from first; default: class E.
+	VirtualSubnet netip.Prefix `json:"virtualSubnet,omitzero"`
 }
 
 // ConnectResult is the session that was found or made.
@@ -65,6 +82,7 @@ type Session struct {
 	Reach            Reach       `json:"reach"`
 	Flows            *Flows      `json:"flows,omitempty"`
 	Problems         []string    `json:"problems,omitempty"`
+	Subnets          []Subnet    `json:"subnets,omitempty"`
 	Intercepts       []Intercept `json:"intercepts"`
 }
 
@@ -86,6 +104,17 @@ type Flows struct {
 	DNSCluster uint64 `json:"dnsCluster"` // of these for the cluster's names
 	DNSCached  uint64 `json:"dnsCached"`  // answered from the cache
 	DNSFailed  uint64 `json:"dnsFailed"`
+}
+
+// Subnet is one subnet of a session with what became of it on this machine.
+type Subnet struct {
+	Kind    string       `json:"kind"`             // service, pod, also-proxy or proxy-via
+	Real    netip.Prefix `json:"real"`             // its addresses in the cluster
+	Virtual netip.Prefix `json:"virtual,omitzero"` // its addresses on this machine, if mapped
+	Way     string       `json:"way"`              // routed, mapped, direct (this machine reaches it without doppel) or kept out
+	Why     string       `json:"why,omitempty"`
+	// Workload is whose pods flows leave from, if not from the traffic-manager's.
+	Workload string `json:"workload,omitempty"`
 }
 
 // RootStatus is what the root daemon has set on this machine.

@@ -41,10 +41,10 @@ type dnsState struct {
 // startResolver starts the resolver with its listeners on loopback.
 func (n *network) startResolver(info control.Cluster) error {
 	var err error
-	if n.resolver, err = resolver.New(resolver.Config{Cluster: n.query, DialUpstream: n.dialUpstream, Log: n.s.log}); err != nil {
+	if n.resolver, err = resolver.New(resolver.Config{Cluster: n.addrs.mapped(n.query), DialUpstream: n.dialUpstream, Log: n.s.log}); err != nil {
 		return fmt.Errorf("DNS listener: %w", err)
 	}
-	n.resolver.SetNames(names(info, n.s.cluster.Namespace, n.s.cfg.dns))
+	n.resolver.SetNames(names(n.addrs.here(info), n.s.cluster.Namespace, n.s.cfg.dns))
 	n.group.Go("resolver", n.resolver.Run)
 	return n.listenDNS()
 }
@@ -78,7 +78,7 @@ func names(info control.Cluster, namespace string, o localapi.DNSOptions) resolv
 func (n *network) desiredDNSLocked() *rootapi.DNS {
 	return &rootapi.DNS{
 		Listen: n.resolver.Addr(), Listen6: n.dns.listen6, Scoped: n.dns.scoped, Server: vifDNS,
-		Domains:       resolver.RouteDomains(names(n.info, n.s.cluster.Namespace, n.s.cfg.dns)),
+		Domains:       resolver.RouteDomains(names(n.addrs.here(n.info), n.s.cluster.Namespace, n.s.cfg.dns)),
 		ResolvedFails: n.dns.resolvedFails,
 	}
 }

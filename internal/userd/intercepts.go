@@ -63,10 +63,16 @@ func (x *intercepts) create(ctx context.Context, req localapi.InterceptRequest, 
 	}
 	ns := cmp.Or(req.Namespace, x.s.cluster.Namespace)
 	in := &intercept{name: req.Name, target: target, object: &v1alpha1.Intercept{ObjectMeta: metav1.ObjectMeta{Namespace: ns}, Spec: spec}}
+	progress("Creating intercept %s in namespace %s", req.Name, ns)
+	return x.establish(ctx, in, cmp.Or(req.Timeout, defaultInterceptTimeout), progress)
+}
+
+// establish creates the object and waits until it is active.
+func (x *intercepts) establish(ctx context.Context, in *intercept, timeout time.Duration, progress localapi.Progress) (localapi.Intercept, error) {
 	if err := x.reserve(in); err != nil {
 		return localapi.Intercept{}, err
 	}
-	progress("Creating intercept %s in namespace %s", req.Name, ns)
+	ns, spec := in.object.Namespace, in.object.Spec
 	// An interrupt does not stop the request half-way: the object might be there and nobody know its name.
 	o, err := x.s.cluster.CreateIntercept(context.WithoutCancel(ctx), ns, spec)
 	x.mu.Lock()
@@ -77,7 +83,7 @@ func (x *intercepts) create(ctx context.Context, req localapi.InterceptRequest, 
 	}
 	in.object = o
 	x.mu.Unlock()
-	wctx, cancel := context.WithTimeout(ctx, cmp.Or(req.Timeout, defaultInterceptTimeout))
+	wctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	st, err := x.wait(wctx, in, progress)
 	if err != nil {
@@ -120,7 +126,7 @@ func (x *intercepts) reserve(in *intercept) error {
 		return uerr.New(uerr.Conflict, "end it first with: doppel leave "+in.name, "there is an intercept %s already", in.name)
 	}
 	for _, o := range x.byName {
-		if o.target == in.target {
+		if o.target == in.target && in.target.IsValid() {
 			return uerr.New(uerr.Conflict, "choose another local port with -p", "%s is taken by intercept %s already", in.target, o.name)
 		}
 	}
@@ -339,7 +345,7 @@ func (x *intercepts) target(uid string) (netip.AddrPort, bool) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	for _, in := range x.byName {
-		if uid != "" && string(in.object.UID) == uid {
+		if uid != "" && string(in.object.UID) == uid && in.target.IsValid() {
 			return in.target, true
 		}
 	}
@@ -352,6 +358,9 @@ func (x *intercepts) all() ([]localapi.Intercept, []string) {
 	defer x.mu.Unlock()
 	out := []localapi.Intercept{}
 	for _, in := range x.byName {
+		if in.object.Spec.Mode == v1alpha1.ModeEgress {
+			continue // it takes nothing from anybody; doppel routes tells of it
+		}
 		out = append(out, x.view(in, x.states[string(in.object.UID)]))
 	}
 	slices.SortFunc(out, func(a, b localapi.Intercept) int { return cmp.Compare(a.Name, b.Name) })

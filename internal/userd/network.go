@@ -9,6 +9,7 @@ import (
 	"reflect"
 	"slices"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/doppel-dev/doppel/internal/control"
@@ -21,6 +22,7 @@ import (
 	"github.com/doppel-dev/doppel/internal/tundev"
 	"github.com/doppel-dev/doppel/internal/tunnel"
 	"github.com/doppel-dev/doppel/internal/uerr"
+	"github.com/doppel-dev/doppel/internal/wire"
 )
 
 // vifName is the TUN device's name.
@@ -41,6 +43,7 @@ type network struct {
 	s        *session
 	stack    *netstack.Stack
 	resolver *resolver.Server
+	addrs    *addresses
 	exclude  []netip.Prefix
 	group    *lifecycle.Group
 	moved    chan struct{} // the state is another one, for followDNS
@@ -72,6 +75,13 @@ func openNetwork(ctx context.Context, s *session, info control.Cluster) (_ *netw
 	for _, a := range servers {
 		n.exclude = append(n.exclude, netip.PrefixFrom(a, a.BitLen()))
 	}
+	if n.addrs, err = newAddresses(s.cfg.network, servers, s.manager.Key, s.log); err != nil {
+		return nil, err
+	}
+	if s.cfg.outside != nil {
+		n.addrs.existing = noRoutes
+	}
+	n.addrs.learn(ctx, info)
 	if err := n.startResolver(info); err != nil {
 		return nil, err
 	}
@@ -88,6 +98,9 @@ func openNetwork(ctx context.Context, s *session, info control.Cluster) (_ *netw
 		return nil, err
 	}
 	n.group.Go("dns", n.followDNS)
+	if s.cfg.outside == nil {
+		n.group.Go("routes", func(ctx context.Context) error { return n.addrs.follow(ctx, n.renew) })
+	}
 	return n, nil
 }
 
@@ -114,8 +127,7 @@ func (n *network) rootOptions() rootapi.Options {
 
 // desiredLocked is the state asked of the root daemon for what the cluster says of itself.
 func (n *network) desiredLocked() rootapi.Network {
-	w := rootapi.Network{Name: vifName, Exclude: n.exclude, DNS: n.desiredDNSLocked()}
-	w.Routes = append(append(w.Routes, n.info.ServiceCIDRs...), n.info.PodCIDRs...)
+	w := rootapi.Network{Name: vifName, Exclude: n.exclude, DNS: n.desiredDNSLocked(), Routes: n.addrs.current().Routes()}
 	w.Addrs = vifAddrs(w.Routes)
 	return w
 }
@@ -132,8 +144,16 @@ func vifAddrs(routes []netip.Prefix) []netip.Prefix {
 
 // setCluster follows changes of the cluster's names and subnets.
 func (n *network) setCluster(info control.Cluster) {
-	n.resolver.SetNames(names(info, n.s.cluster.Namespace, n.s.cfg.dns))
-	n.change(func() { n.info = info })
+	n.addrs.learn(n.group.Context(), info)
+	n.renew()
+}
+
+// renew puts the names and the plan for the subnets in force.
+func (n *network) renew() {
+	n.change(func() {
+		n.info = n.addrs.known()
+		n.resolver.SetNames(names(n.addrs.here(n.info), n.s.cluster.Namespace, n.s.cfg.dns))
+	})
 }
 
 // change does fn under mu and asks the root daemon for what is desired then, if that is something else.
@@ -268,11 +288,11 @@ func (n *network) dialTCP(ctx context.Context, src, dst netip.AddrPort) (flow.St
 			return s, err
 		}
 	}
-	m, err := n.s.tunnel(ctx, flowPatience)
+	st, err := n.open(ctx, wire.ProtoTCP, src, dst)
 	if err != nil {
-		return nil, os.ErrDeadlineExceeded // the application's SYN is sent again; the tunnel may be back by then
+		return nil, err // not a nil stream in an interface
 	}
-	return tunnel.DialTCP(ctx, m, src, dst)
+	return st, nil
 }
 
 func (n *network) dialUDP(ctx context.Context, src, dst netip.AddrPort) (flow.Packets, error) {
@@ -287,11 +307,11 @@ func (n *network) dialUDP(ctx context.Context, src, dst netip.AddrPort) (flow.Pa
 			return p, err
 		}
 	}
-	m, err := n.s.tunnel(ctx, flowPatience)
+	st, err := n.open(ctx, wire.ProtoUDP, src, dst)
 	if err != nil {
-		return nil, os.ErrDeadlineExceeded
+		return nil, err
 	}
-	return tunnel.DialUDP(ctx, m, src, dst)
+	return st, nil
 }
 
 func (n *network) dialEcho(ctx context.Context, src, dst netip.Addr) (flow.Packets, error) {
@@ -299,7 +319,15 @@ func (n *network) dialEcho(ctx context.Context, src, dst netip.Addr) (flow.Packe
 	if m == nil {
 		return nil, os.ErrDeadlineExceeded
 	}
-	return tunnel.DialEcho(ctx, m, src, dst)
+	workload, real, ok := n.real(netip.AddrPortFrom(dst, 0))
+	if !ok || workload != "" { // agents send no pings
+		return nil, syscall.EHOSTUNREACH
+	}
+	st, err := tunnel.DialEcho(ctx, m, src, real.Addr())
+	if err != nil {
+		return nil, err
+	}
+	return st, nil
 }
 
 // flows counts what the laptop did so far.

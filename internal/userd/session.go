@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"reflect"
 	"slices"
 	"sync"
 	"time"
@@ -40,6 +41,7 @@ type sessionConfig struct {
 	cluster   *kube.Cluster
 	managerNS string
 	dns       localapi.DNSOptions
+	network   localapi.NetworkOptions
 	root      func(context.Context, rootapi.Options) (*rootapi.Client, error)
 	log       *slog.Logger
 	progress  localapi.Progress
@@ -168,6 +170,11 @@ func (s *session) join(ctx context.Context) error {
 	s.net = n
 	s.mu.Unlock()
 	s.group.Go("network", n.run)
+	for _, w := range n.addrs.workloads() {
+		if err := s.intercepts.egress(ctx, w, s.cfg.progress); err != nil {
+			return err
+		}
+	}
 	return nil
 }
 
@@ -382,6 +389,14 @@ func (s *session) same(c *kube.Cluster, managerNS string) bool {
 	return s.cluster.Context == c.Context && s.cluster.Namespace == c.Namespace && s.cluster.Server == c.Server && s.cluster.SameUser(c) && s.cfg.managerNS == managerNS
 }
 
+// sameNetwork refuses other options for the network than those that are in force; none is no wish.
+func (s *session) sameNetwork(o localapi.NetworkOptions) error {
+	if reflect.DeepEqual(o, localapi.NetworkOptions{}) || reflect.DeepEqual(o, s.cfg.network) {
+		return nil
+	}
+	return uerr.New(uerr.Conflict, "end it first with: doppel quit", "connected already with other subnets")
+}
+
 func (s *session) status() (*localapi.Session, *localapi.RootStatus) {
 	s.mu.Lock()
 	o, n, down, renewErr := s.object, s.net, s.down, s.renewErr
@@ -404,6 +419,7 @@ func (s *session) status() (*localapi.Session, *localapi.RootStatus) {
 	if n == nil {
 		return out, nil
 	}
+	out.Subnets = n.addrs.list()
 	out.Problems = append(out.Problems, n.problems()...)
 	out.Flows = n.flows()
 	return out, n.status()

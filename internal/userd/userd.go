@@ -125,6 +125,9 @@ func (d *Daemon) connect(ctx context.Context, req localapi.ConnectRequest, progr
 		return localapi.ConnectResult{}, err
 	}
 	if s, err := d.current(); err == nil {
+		if err := s.sameNetwork(req.Network); err != nil {
+			return localapi.ConnectResult{}, err
+		}
 		if !s.same(cluster, req.ManagerNamespace) {
 			return localapi.ConnectResult{}, uerr.New(uerr.Conflict, "end it first with: doppel quit", "connected already to context %s, namespace %s", s.cluster.Context, s.cluster.Namespace)
 		}
@@ -133,7 +136,9 @@ func (d *Daemon) connect(ctx context.Context, req localapi.ConnectRequest, progr
 		}
 		return localapi.ConnectResult{Status: d.snapshot(), Reused: true, Elapsed: time.Since(start)}, nil
 	}
-	s, err := openSession(ctx, sessionConfig{cluster: cluster, managerNS: req.ManagerNamespace, dns: req.DNS, root: d.cfg.Root, log: d.log, progress: progress, ended: d.forget})
+	s, err := openSession(ctx, sessionConfig{
+		cluster: cluster, managerNS: req.ManagerNamespace, dns: req.DNS, network: req.Network, root: d.cfg.Root, log: d.log, progress: progress, ended: d.forget,
+	})
 	if err != nil {
 		return localapi.ConnectResult{}, err
 	}

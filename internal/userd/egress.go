@@ -1,0 +1,78 @@
+package userd
+
+import (
+	"context"
+	"net/netip"
+	"os"
+	"syscall"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/doppel-dev/doppel/api/v1alpha1"
+	"github.com/doppel-dev/doppel/internal/localapi"
+	"github.com/doppel-dev/doppel/internal/mux"
+	"github.com/doppel-dev/doppel/internal/wire"
+)
+
+// egressName is the name of the intercept through which flows leave from a workload's pods. A user cannot give an intercept that name: it
+// is no name of a workload.
+func egressName(workload string) string { return "proxy-via:" + workload }
+
+// egress has the agents of a workload connect for this session, in the connected namespace.
+func (x *intercepts) egress(ctx context.Context, workload string, progress localapi.Progress) error {
+	ns := x.s.cluster.Namespace
+	progress("Preparing the pods of %s to connect for this machine", workload)
+	in := &intercept{name: egressName(workload), object: &v1alpha1.Intercept{
+		ObjectMeta: metav1.ObjectMeta{Namespace: ns},
+		Spec: v1alpha1.InterceptSpec{
+			User: x.s.user, Session: x.s.uid(), Name: egressName(workload), Mode: v1alpha1.ModeEgress,
+			Workload: v1alpha1.WorkloadRef{Kind: "Deployment", Name: workload},
+		},
+	}}
+	_, err := x.establish(ctx, in, defaultInterceptTimeout, progress)
+	return err
+}
+
+// egressUID is the object through which flows leave from a workload's pods, "" while there is none.
+func (x *intercepts) egressUID(workload string) string {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if in := x.byName[egressName(workload)]; in != nil {
+		return string(in.object.UID)
+	}
+	return ""
+}
+
+// real translates a flow's destination. Where all traffic comes to us, what is of no subnet has the cluster decide.
+func (n *network) real(dst netip.AddrPort) (workload string, real netip.AddrPort, ok bool) {
+	workload, real, ok = n.addrs.real(dst)
+	if !ok && n.s.cfg.outside != nil {
+		return "", dst, true
+	}
+	return workload, real, ok
+}
+
+// open opens the flow of an application: from the manager, or from a workload's pods where the destination's subnet says so.
+func (n *network) open(ctx context.Context, proto uint8, src, dst netip.AddrPort) (*mux.Stream, error) {
+	m, err := n.s.tunnel(ctx, flowPatience)
+	if err != nil {
+		return nil, os.ErrDeadlineExceeded // the application's SYN is sent again; the tunnel may be back by then
+	}
+	workload, real, ok := n.real(dst)
+	if !ok {
+		return nil, syscall.EHOSTUNREACH // a subnet that the cluster or the laptop has just taken away
+	}
+	hdr := wire.AppendTCP(nil, wire.FlowHeader{Src: src, Dst: real})
+	if proto == wire.ProtoUDP {
+		hdr = wire.AppendUDP(nil, wire.FlowHeader{Src: src, Dst: real})
+	}
+	if workload != "" {
+		uid := n.s.intercepts.egressUID(workload)
+		if uid == "" {
+			return nil, syscall.EHOSTUNREACH // somebody deleted it in the cluster
+		}
+		hdr = wire.AppendIntercept(nil, wire.InterceptHeader{Intercept: uid, Proto: proto, Src: src, Dst: real})
+	}
+	st, _, err := m.Open(ctx, hdr)
+	return st, err
+}
