@@ -116,7 +116,7 @@ func (a *app) routesRun(ctx context.Context) error {
 		for _, s := range out.Subnets {
 			fmt.Fprintf(t, "%v\t%s\t%s\t%s\t%s\t%s\n", s.Real, here(s), s.Kind, s.Way, cmp.Or(s.Workload, "-"), cmp.Or(s.Why, "-"))
 		}
-		t.Flush()
+		_ = t.Flush() // to the terminal, as every line that is printed
 	})
 }
 
