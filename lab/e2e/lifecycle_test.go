@@ -144,20 +144,25 @@ func testPods(t *testing.T, p program, pods []pod) {
 			t.Errorf("%s to %s by IPv6: %q %v", c.from.Spec.NodeName, c.to.Spec.NodeName, got, err)
 		}
 	}
+	// kube-proxy writes its rules at most once a second: a pod that is ready may be reached by a service a little later.
 	seen := map[string]bool{}
-	for range 30 {
+	eventually(t, "the service leads to both pods", func(context.Context) error {
 		got, err := p.fetch(a, "http://web.default.svc.cluster.local")
 		if err != nil {
-			t.Fatalf("service: %v", err)
+			return err
 		}
-		seen[got] = true
-	}
-	if len(seen) != 2 {
-		t.Errorf("30 requests to the service reached %v only", seen)
-	}
-	if got, err := p.fetch(a, "http://web6.default.svc.cluster.local"); err != nil || got != a.Metadata.Name && got != b.Metadata.Name {
-		t.Errorf("IPv6 service: %q %v", got, err)
-	}
+		if seen[got] = true; len(seen) < 2 {
+			return fmt.Errorf("only %v so far", seen)
+		}
+		return nil
+	})
+	eventually(t, "the IPv6 service leads to a pod", func(context.Context) error {
+		got, err := p.fetch(a, "http://web6.default.svc.cluster.local")
+		if err == nil && got != a.Metadata.Name && got != b.Metadata.Name {
+			t.Errorf("IPv6 service: %q", got)
+		}
+		return err
+	})
 	if got, err := p.fetch(b, "http://["+plan.Outside6.String()+"]/x"); err != nil || !strings.Contains(got, "/x") {
 		t.Errorf("outside by IPv6: %q %v", got, err)
 	}
