@@ -110,22 +110,22 @@ cross: ## the laptop's programs compile for the other systems
 	GOOS=windows $(GO) build -o /dev/null ./cmd/doppel-rootd
 	for s in darwin windows; do GOOS=$$s $(GO) vet ./internal/tundev ./internal/osroute ./internal/osdns || exit 1; done
 
-## The parts wait more than they compute: they run beside each other, each on a lab of its own.
+## The parts wait more than they compute: two run beside each other, each on a lab of its own.
 e2e: $(TESTSUM) build images dist-here ## end to end: the lab itself, the README's commands (and so the demo), doppel on a lab
-	+$(MAKE) --no-print-directory -j3 --output-sync=target e2e-net e2e-doppel e2e-lab e2e-chart
+	+$(MAKE) --no-print-directory -j2 --output-sync=target e2e-net e2e-doppel e2e-lab e2e-chart
 
 e2e-lab:
-	cd lab && DOPPEL_LAB_E2E=1 ../$(TESTSUM) --format testname -- -count=1 -timeout 15m ./e2e
-	DOPPEL_E2E=1 $(TESTSUM) --format testname -- -count=1 -timeout 15m -run TestShellBlocks ./internal/docstest
+	cd lab && DOPPEL_LAB_E2E=1 ../$(TESTSUM) --format testname -- -count=1 -timeout 25m ./e2e
+	DOPPEL_E2E=1 $(TESTSUM) --format testname -- -count=1 -timeout 25m -run TestShellBlocks ./internal/docstest
 
 e2e-doppel:
-	DOPPEL_E2E=1 $(TESTSUM) --format testname -- -count=1 -timeout 15m -skip '$(CHART_TESTS)|$(NET_TESTS)' ./e2e
+	DOPPEL_E2E=1 $(TESTSUM) --format testname -- -count=1 -timeout 25m -skip '$(CHART_TESTS)|$(NET_TESTS)' ./e2e
 
 e2e-net:
-	DOPPEL_E2E=1 DOPPEL_E2E_LAB=e2e-net $(TESTSUM) --format testname -- -count=1 -timeout 15m -run '$(NET_TESTS)' ./e2e
+	DOPPEL_E2E=1 DOPPEL_E2E_LAB=e2e-net $(TESTSUM) --format testname -- -count=1 -timeout 25m -run '$(NET_TESTS)' ./e2e
 
 e2e-chart:
-	DOPPEL_E2E=1 DOPPEL_E2E_LAB=e2e-chart $(TESTSUM) --format testname -- -count=1 -timeout 15m -run '$(CHART_TESTS)' ./e2e
+	DOPPEL_E2E=1 DOPPEL_E2E_LAB=e2e-chart $(TESTSUM) --format testname -- -count=1 -timeout 25m -run '$(CHART_TESTS)' ./e2e
 
 clean:
 	rm -rf bin dist

@@ -26,7 +26,7 @@ const (
 	managerNS = "doppel"
 )
 
-// labName is the lab that all tests of this process share; make e2e runs two halves of them beside each other.
+// labName is the lab that all tests of this process share; make e2e runs parts of them beside each other.
 var labName = cmp.Or(os.Getenv("DOPPEL_E2E_LAB"), "e2e")
 
 func TestMain(m *testing.M) {
