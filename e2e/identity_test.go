@@ -77,7 +77,7 @@ func TestIdentity(t *testing.T) {
 			}
 			return nil
 		})
-		eventually(t, 15*time.Second, func() error { // the laptop takes a no for an answer after 5 s
+		eventually(t, 10*time.Second, func() error { // the laptop takes a no for an answer after 5 s
 			r := dev.try(t, "doppel", "status")
 			if !strings.Contains(r.stdout, "Not connected") {
 				return fmt.Errorf("status does not say why: %v", r)

@@ -24,7 +24,7 @@ pods first (a rolling restart). When the local process or this machine does not 
 
 REMOTE is a service port's or container port's name or number; without it the workload's only port is meant.
 
-With --http-… flags only the HTTP requests come that fulfil all of them (HTTP/1.1 and HTTP/2 without TLS, gRPC among them), each by
+With --http-… flags only the HTTP requests come that fulfil all of them (HTTP/1.1 and HTTP/2 without TLS), each by
 itself, whatever connection it is on; all else goes to the app untouched. Several people can take different requests of one port. The more
 specific match wins; one that would leave it open who gets a request is refused with the name of the one who was first.`,
 		Example: `  doppel intercept web -p 8080           web's only port comes to 127.0.0.1:8080

@@ -30,7 +30,7 @@ func TestSlowReader(t *testing.T) {
 			}
 		}
 	})
-	waitFor(t, func() bool { return usedOf(p.b) >= 255<<10 }) // headers are not stored
+	waitFor(t, func() bool { return usedOf(p.b) >= 256<<10 })
 	serve(t, p.b, echo)
 	echoOnce(t, p.a, 20<<20, 1)
 	if _, err := p.a.Ping(context.Background()); err != nil {
