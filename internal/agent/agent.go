@@ -14,6 +14,7 @@ import (
 
 	"github.com/doppel-dev/doppel/internal/agentcfg"
 	"github.com/doppel-dev/doppel/internal/lifecycle"
+	"github.com/doppel-dev/doppel/internal/tunnel"
 	"github.com/doppel-dev/doppel/internal/xlog"
 )
 
@@ -152,6 +153,7 @@ func (a *Agent) serveHealth(ctx context.Context) error {
 		}
 		fmt.Fprintln(w, "ok")
 	})
+	mux.Handle("GET "+agentcfg.CallPath, tunnel.UpgradeHandler(a.up.answer))
 	for _, p := range a.ports { // TCP probes of redirected ports
 		mux.HandleFunc("GET "+agentcfg.AppPath(p.cfg.ContainerPort), func(w http.ResponseWriter, r *http.Request) {
 			c, err := p.dialApp(r.Context())

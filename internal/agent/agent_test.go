@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
@@ -158,6 +159,42 @@ func TestManagerGone(t *testing.T) {
 	w.intercept(s, "")
 	if got := w.ask(); got != "app" {
 		t.Errorf("%s answered after the intercept's end", got)
+	}
+}
+
+// A manager that the agent cannot reach calls it; whoever has another key is not answered, and keeps nobody from answering.
+func TestManagerCalls(t *testing.T) {
+	w := start(t, false)
+	w.mgr.set(laptop)
+	w.intercept(w.mgr.up(), "uid-1")
+	w.mgr.down()
+	w.until("the app answers", func() bool { return w.ask() == "app" })
+
+	call := func() net.Conn {
+		t.Helper()
+		c, err := tunnel.Upgrade(t.Context(), &http.Transport{DisableKeepAlives: true}, fmt.Sprintf("http://127.0.0.1:%d%s", w.cfg.HealthPort, agentcfg.CallPath))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return c
+	}
+	stranger := newManager(t)
+	stranger.serve(call())
+	if got := w.ask(); got != "app" {
+		t.Errorf("%s answered after a stranger's call", got)
+	}
+	select {
+	case <-stranger.sessions:
+		t.Error("a stranger was answered")
+	default:
+	}
+
+	go w.mgr.serve(call())
+	s := w.mgr.up()
+	w.until("the laptop answers", func() bool { return w.ask() == "laptop" })
+	w.mgr.serve(call()) // one too many: the tunnel that is up stays
+	if got := w.ask(); got != "laptop" || s.Err() != nil {
+		t.Errorf("%s answered after another call, the tunnel's error is %v", got, s.Err())
 	}
 }
 

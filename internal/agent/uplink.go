@@ -24,6 +24,15 @@ type uplink struct {
 	link     *tunnel.Link
 
 	suspect atomic.Pointer[mux.Session] // a flow timed out on it: no other is offered until a ping comes back
+
+	calls  chan answered // of the manager, for dial
+	inCall atomic.Bool   // one is being answered
+}
+
+// answered is a tunnel over a connection that the manager made.
+type answered struct {
+	s     *mux.Session
+	reply wire.HelloReply
 }
 
 func newUplink(cfg Config, t *table) (*uplink, error) {
@@ -31,7 +40,7 @@ func newUplink(cfg Config, t *table) (*uplink, error) {
 	if err != nil {
 		return nil, err
 	}
-	u := &uplink{cfg: cfg, identity: id, table: t}
+	u := &uplink{cfg: cfg, identity: id, table: t, calls: make(chan answered)}
 	u.link = tunnel.NewLink(tunnel.LinkConfig{
 		Dial:  u.dial,
 		Serve: u.serve,
@@ -79,17 +88,68 @@ func (u *uplink) probe(s *mux.Session) {
 // dialTimeout bounds one attempt to connect, with the handshake: a manager that hangs accepts connections too.
 const dialTimeout = 10 * time.Second
 
-// dial makes a new tunnel: the manager resumes none of an agent, whose way to it fails only together with one of the two pods.
+// dial makes a new tunnel, or takes one that the manager asked for meanwhile: the manager resumes none of an agent, whose way to it
+// fails only together with one of the two pods.
 func (u *uplink) dial(ctx context.Context, _ *mux.Session) (*mux.Session, wire.HelloReply, error) {
 	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
 	defer cancel()
+	type result struct {
+		answered
+		err error
+	}
+	dialled := make(chan result, 1)
+	go func() {
+		var r result
+		raw, err := dialAny(ctx, u.cfg.Agent.Managers)
+		if r.err = err; err == nil {
+			r.s, r.reply, r.err = u.tunnel(ctx, raw)
+		}
+		dialled <- r
+	}()
+	select {
+	case r := <-dialled:
+		return r.s, r.reply, r.err
+	case a := <-u.calls:
+		cancel()
+		if r := <-dialled; r.err == nil { // at the same moment
+			_ = r.s.Close()
+		}
+		return a.s, a.reply, nil
+	}
+}
+
+// callTimeout bounds the answer to a call of the manager, until dial takes it.
+const callTimeout = 2 * time.Second
+
+// answer makes a tunnel over a connection from whoever says to be the manager, and proves it there. It is the way for a manager that has just
+// started, which kube-proxy's rules do not know for a second, and for one that a NetworkPolicy keeps this pod from reaching.
+func (u *uplink) answer(raw net.Conn) {
+	if !u.inCall.CompareAndSwap(false, true) {
+		_ = raw.Close()
+		return
+	}
+	defer u.inCall.Store(false)
+	ctx, cancel := context.WithTimeout(context.Background(), callTimeout)
+	defer cancel()
+	s, reply, err := u.tunnel(ctx, raw)
+	if err != nil {
+		u.cfg.Log.Info("call not answered", "err", err)
+		return
+	}
+	u.link.Check() // a tunnel that is up may be dead, and a pause is over
+	select {
+	case u.calls <- answered{s, reply}:
+	case <-ctx.Done(): // the one that is up lives
+		_ = s.Close()
+	}
+}
+
+// tunnel makes a tunnel over a connection.
+func (u *uplink) tunnel(ctx context.Context, raw net.Conn) (*mux.Session, wire.HelloReply, error) {
 	token, err := u.cfg.Token()
 	if err != nil {
+		_ = raw.Close()
 		return nil, wire.HelloReply{}, fmt.Errorf("read the service account token: %w", err)
-	}
-	raw, err := dialAny(ctx, u.cfg.Agent.Managers)
-	if err != nil {
-		return nil, wire.HelloReply{}, err
 	}
 	return tunnel.Client(ctx, raw, tunnel.ClientConfig{
 		Identity: u.identity,

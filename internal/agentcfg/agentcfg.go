@@ -54,7 +54,7 @@ type Config struct {
 	ManagerKey string `json:"managerKey"`
 	// Ports are the ports the agent takes.
 	Ports []Port `json:"ports"`
-	// HealthPort serves /readyz.
+	// HealthPort serves /readyz, AppPath and CallPath.
 	HealthPort uint16 `json:"healthPort"`
 }
 
@@ -72,6 +72,9 @@ type Port struct {
 	// Sidecar: the container is a native sidecar, which the kubelet ends after the agent.
 	Sidecar bool `json:"sidecar,omitempty"`
 }
+
+// CallPath is where the agent's health port takes a connection for the tunnel from a manager that the agent has not found yet.
+const CallPath = "/tunnel"
 
 // AppPath is where the agent's health port answers whether the app accepts connections on a container port: 200 or 503.
 func AppPath(containerPort uint16) string { return fmt.Sprintf("/app/%d", containerPort) }

@@ -6,7 +6,9 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/http"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -32,7 +34,10 @@ type agents struct {
 
 	mu sync.Mutex
 	// guarded by mu
-	byPod map[types.UID]*agentConn
+	byPod   map[types.UID]*agentConn
+	calling map[types.UID]bool // pods that are being called
+
+	calls chan *corev1.Pod
 }
 
 // agentConn is one connected agent.
@@ -49,7 +54,7 @@ type agentConn struct {
 }
 
 func newAgents(m *Manager) *agents {
-	a := &agents{m: m, log: m.cfg.Log, byPod: map[types.UID]*agentConn{}}
+	a := &agents{m: m, log: m.cfg.Log, byPod: map[types.UID]*agentConn{}, calling: map[types.UID]bool{}, calls: make(chan *corev1.Pod, 64)}
 	m.engaged.onChange(a.push)
 	return a
 }
@@ -92,6 +97,75 @@ func (a *agents) handle(ctx context.Context, raw net.Conn) {
 		Intercept: func(r *mux.Request, h wire.InterceptHeader) { a.forward(conn, r, h) },
 	})
 	a.log.Debug("agent's tunnel ended", "pod", conn.podName, "err", err)
+}
+
+// An agent looks for the manager by itself, and for ownTime after its start nobody else needs to; a call may take callTimeout.
+const (
+	ownTime     = 2 * time.Second
+	callTimeout = 2 * time.Second
+)
+
+// wantCall has a pod called whose agent should be connected here and is not.
+func (a *agents) wantCall(pod *corev1.Pod) {
+	if agentOf(pod) == nil || pod.DeletionTimestamp != nil || pod.Status.PodIP == "" || time.Since(agentStarted(pod)) < ownTime || a.connected(pod.UID) {
+		return
+	}
+	select {
+	case a.calls <- pod:
+	default: // many are due; who wants this one asks again
+	}
+}
+
+// call offers agents a connection: they need not wait for kube-proxy to know a manager that has just started, or for an egress policy to let
+// them out. From then on everything is as if they had called.
+func (a *agents) call(ctx context.Context) error {
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case pod := <-a.calls:
+			if !a.beginCall(pod.UID) {
+				continue
+			}
+			wg.Go(func() {
+				c, err := callAgent(ctx, pod)
+				if err != nil {
+					a.log.Debug("agent not called", "pod", pod.Namespace+"/"+pod.Name, "err", err)
+				} else {
+					wg.Go(func() { a.handle(ctx, c) })
+				}
+				a.mu.Lock()
+				delete(a.calling, pod.UID)
+				a.mu.Unlock()
+			})
+		}
+	}
+}
+
+func (a *agents) connected(pod types.UID) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.byPod[pod] != nil
+}
+
+// beginCall says whether the pod's agent is neither connected nor being called.
+func (a *agents) beginCall(pod types.UID) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.byPod[pod] != nil || a.calling[pod] {
+		return false
+	}
+	a.calling[pod] = true
+	return true
+}
+
+func callAgent(ctx context.Context, pod *corev1.Pod) (net.Conn, error) {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	addr := net.JoinHostPort(pod.Status.PodIP, strconv.Itoa(int(agentOf(pod).HealthPort)))
+	return tunnel.Upgrade(ctx, &http.Transport{DisableKeepAlives: true}, "http://"+addr+agentcfg.CallPath)
 }
 
 // authorize trusts only what the token says: its service account, and the pod it is bound to (KEP-1205).

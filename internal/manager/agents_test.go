@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"net/http"
 	"slices"
 	"strings"
 	"sync"
@@ -15,6 +16,7 @@ import (
 	appsv1 "k8s.io/api/apps/v1"
 	authenticationv1 "k8s.io/api/authentication/v1"
 	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/doppel-dev/doppel/internal/agentcfg"
@@ -366,6 +368,71 @@ func TestForwardToHangingLaptop(t *testing.T) {
 		t.Errorf("five connections to a suspect waited %s", d)
 	}
 	_ = s.Close()
+}
+
+// An agent that runs and is not connected is called, once; one that has just started is left to itself.
+func TestCall(t *testing.T) {
+	w := newWorld(t, webPods()...)
+	w.tokens["t"] = token("shop", "web-1")
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	conns := make(chan net.Conn)
+	mux := http.NewServeMux()
+	mux.Handle(agentcfg.CallPath, tunnel.UpgradeHandler(func(c net.Conn) { conns <- c }))
+	srv := &http.Server{Handler: mux, ReadHeaderTimeout: deadline}
+	served := make(chan struct{})
+	go func() { defer close(served); _ = srv.Serve(l) }()
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- w.agents.call(ctx) }()
+	t.Cleanup(func() {
+		cancel()
+		_ = srv.Close()
+		<-served
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+
+	ac := agentcfg.Config{Managers: []string{"10.96.0.1:8082"}, ManagerKey: "sha256:key", HealthPort: uint16(l.Addr().(*net.TCPAddr).Port)}
+	pod := &corev1.Pod{ObjectMeta: owned(meta("shop", "web-1"), "ReplicaSet", "web-rs")}
+	pod.Annotations = map[string]string{agentcfg.Annotation: ac.String()}
+	pod.Spec.Containers = []corev1.Container{{Name: agentcfg.Container}}
+	pod.Status.PodIP = "127.0.0.1"
+	pod.Status.ContainerStatuses = []corev1.ContainerStatus{{Name: agentcfg.Container}}
+	running := func(since time.Duration) {
+		pod = pod.DeepCopy()
+		pod.Status.ContainerStatuses[0].State.Running = &corev1.ContainerStateRunning{StartedAt: metav1.NewTime(time.Now().Add(-since))}
+		w.agents.wantCall(pod)
+	}
+	w.agents.wantCall(pod)
+	running(0)
+	if n := len(w.agents.calls); n != 0 {
+		t.Fatalf("%d calls of an agent that has yet to start", n)
+	}
+	running(time.Minute)
+	running(time.Minute)
+	id, err := tunnel.NewIdentity("web-1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := <-conns
+	s, _, err := tunnel.Client(t.Context(), c, tunnel.ClientConfig{Identity: id, Peer: w.identity.Fingerprint(), Hello: wire.Hello{Version: wire.Version, Role: wire.RoleAgent, Token: "t"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = s.Close() })
+	w.until("the agent is connected", func() bool { return w.agents.connected("web-1") })
+	running(time.Minute)
+	w.until("the last call is dealt with", func() bool { return len(w.agents.calls) == 0 })
+	select {
+	case c := <-conns:
+		_ = c.Close()
+		t.Error("an agent that is connected was called")
+	case <-time.After(50 * time.Millisecond): // to see that nothing comes
+	}
 }
 
 // The agents' port ends with its context.

@@ -152,6 +152,9 @@ func (r *interceptReconciler) engage(ctx context.Context, in *v1alpha1.Intercept
 func (r *interceptReconciler) progress(ctx context.Context, in *v1alpha1.Intercept, w *workload, port inject.Taken, st v1alpha1.InterceptStatus) (v1alpha1.InterceptStatus, error) {
 	view := w.view(string(port.Protocol), port.ContainerPort, func(pod types.UID) bool { return r.m.agents.serves(pod, in.UID) })
 	st.Agents = int32(view.serving)
+	for i := range w.pods {
+		r.m.agents.wantCall(&w.pods[i])
+	}
 	re, restarted := r.restarted[in.UID]
 	restarted = restarted && !re.done
 	if view.trouble != "" {

@@ -255,6 +255,7 @@ func (m *Manager) Run(ctx context.Context) error {
 	err = errors.Join(
 		add("api port", func(ctx context.Context) error { return m.serveAPI(ctx, api) }),
 		add("agents port", func(ctx context.Context) error { return m.agents.serve(ctx, agentsL) }),
+		add("calls of agents", m.agents.call),
 		add("health", m.serveHealth),
 		add("policy probe", m.policy.run),
 		add("cluster info", m.cluster.run),

@@ -172,12 +172,30 @@ func (w *workload) broken() bool {
 }
 
 func covers(p *corev1.Pod, protocol string, port uint16) bool {
-	s := p.Annotations[agentcfg.Annotation]
-	if s == "" || !inject.Injected(p) {
-		return false
+	c := agentOf(p)
+	return c != nil && c.Covers(protocol, port)
+}
+
+// agentOf is the configuration of the pod's agent, or nil.
+func agentOf(p *corev1.Pod) *agentcfg.Config {
+	if !inject.Injected(p) {
+		return nil
 	}
-	c, err := agentcfg.Parse(s)
-	return err == nil && c.Covers(protocol, port)
+	c, err := agentcfg.Parse(p.Annotations[agentcfg.Annotation])
+	if err != nil {
+		return nil
+	}
+	return c
+}
+
+// agentStarted is when the pod's agent began to run; the far future if it does not.
+func agentStarted(p *corev1.Pod) time.Time {
+	for _, cs := range p.Status.ContainerStatuses {
+		if cs.Name == agentcfg.Container && cs.State.Running != nil {
+			return cs.State.Running.StartedAt.Time
+		}
+	}
+	return time.Now().Add(time.Hour)
 }
 
 func stillReached(p *corev1.Pod) bool {
