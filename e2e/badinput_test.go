@@ -72,6 +72,7 @@ X`, path, server))
 func TestBadInputWithoutManager(t *testing.T) {
 	c := theCluster(t)
 	l := newLaptop(t, "clumsy")
+	l.withoutManager(t)
 	dev := &laptop{c: c, name: l.name, as: []string{"--as", "developer"}}
 	refused := l.kubeconfigFor(t, "https://127.0.0.1:1")
 	l.start(t, "sh", "-c", "exec nc -lk 127.0.0.1 6444") // accepts and never answers
@@ -119,7 +120,6 @@ func TestBadInputWithManager(t *testing.T) {
 	other := newLaptop(t, "colleague")
 	svc := c.clusterIP(t, ns, "dataprocessingservice")
 	l.run(t, "doppel", "connect", "-n", ns)
-	t.Cleanup(func() { l.try(t, "doppel", "uninstall", "--everything") })
 	c.deployment(t, ns, "lonely", nil, nil)
 	c.deployment(t, ns, "recreate", []corev1.ContainerPort{{ContainerPort: 8080}}, func(d *appsv1.Deployment) {
 		d.Spec.Strategy = appsv1.DeploymentStrategy{Type: appsv1.RecreateDeploymentStrategyType}

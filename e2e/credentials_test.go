@@ -59,7 +59,6 @@ func TestCredentials(t *testing.T) {
 	c.sample(t, ns)
 	l := newLaptop(t, "guest")
 	l.run(t, "doppel", "connect", "-n", ns, "--", "true") // installs the manager
-	t.Cleanup(func() { l.try(t, "doppel", "uninstall", "--everything") })
 	dir := t.TempDir() // the laptop shares it
 	base, err := clientcmd.LoadFromFile(c.kubeconfig)
 	if err != nil {

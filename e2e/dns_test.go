@@ -28,7 +28,6 @@ func TestDNS(t *testing.T) {
 	c.dnsObjects(t, ns, other)
 	l := newLaptop(t, "resolver")
 	before := l.sh(t, "cat /etc/resolv.conf")
-	t.Cleanup(func() { l.try(t, "doppel", "uninstall", "--everything") })
 	direct := l.lookups(t, "outside.test", 2000) // as it is without doppel
 
 	l.run(t, "doppel", "connect", "-n", ns)
@@ -175,7 +174,6 @@ func TestDNSResolved(t *testing.T) {
 	eventually(t, 10*time.Second, func() error { return l.ok(t, resolvectl+" dns "+link+" "+server) })
 	l.sh(t, "ln -sf /run/systemd/resolve/stub-resolv.conf /etc/resolv.conf")
 
-	t.Cleanup(func() { l.try(t, "doppel", "uninstall", "--everything") })
 	outside, dev := l.dig(t, "outside.test A"), l.dig(t, "something.dev A")
 	l.run(t, "doppel", "connect", "-n", ns)
 	want(t, l.run(t, "doppel", "status"), "DNS        : systemd-resolved (programs here ask systemd-resolved), other names from "+server)

@@ -15,6 +15,8 @@ import (
 	"testing"
 	"time"
 
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/clientcmd"
 )
@@ -259,6 +261,33 @@ func eventually(t *testing.T, limit time.Duration, ok func() error) {
 		case <-time.After(50 * time.Millisecond):
 		}
 	}
+}
+
+// withManager makes sure that the manager is installed as the chart has it. It stays for the tests that follow: to install and to remove it
+// takes longer than most of them.
+func (l *laptop) withManager(t *testing.T) {
+	t.Helper()
+	if !l.c.hasManager(t) {
+		l.run(t, "doppel", "helm", "install")
+	}
+}
+
+// withoutManager makes sure that there is no manager, now and after the test.
+func (l *laptop) withoutManager(t *testing.T) {
+	t.Helper()
+	if l.c.hasManager(t) {
+		l.run(t, "doppel", "uninstall", "--everything")
+	}
+	t.Cleanup(func() { l.try(t, "doppel", "uninstall", "--everything") })
+}
+
+func (c *cluster) hasManager(t *testing.T) bool {
+	t.Helper()
+	_, err := c.core.AppsV1().Deployments(managerNS).Get(t.Context(), "traffic-manager", metav1.GetOptions{})
+	if err != nil && !apierrors.IsNotFound(err) {
+		t.Fatal(err)
+	}
+	return err == nil
 }
 
 func managerLog(c *cluster) string {

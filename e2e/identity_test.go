@@ -19,7 +19,7 @@ func TestIdentity(t *testing.T) {
 	dev := newLaptop(t, "dev")
 	dev.as = []string{"--as", "developer", "--user", "1000"} // neither root nor administrator: the root daemon comes through sudo
 	svc := c.clusterIP(t, ns, "dataprocessingservice")
-	t.Cleanup(func() { admin.try(t, "doppel", "uninstall", "--everything") })
+	admin.withoutManager(t)
 	admin.run(t, "doppel", "helm", "install", "--set", "session.renewInterval=2s",
 		"--set", "clientRbac.create=true,clientRbac.subjects[0].kind=User,clientRbac.subjects[0].name=developer")
 

@@ -27,8 +27,7 @@ func TestPrivilege(t *testing.T) {
 	ns := c.namespace(t, "priv")
 	c.sample(t, ns)
 	l := newLaptop(t, "owner")
-	l.run(t, "doppel", "helm", "install")
-	t.Cleanup(func() { l.try(t, "doppel", "uninstall", "--everything") })
+	l.withManager(t)
 	color := func(t *testing.T, l *laptop) {
 		t.Helper()
 		want(t, l.run(t, "curl", "-s", "-m", "5", "dataprocessingservice."+ns+":3000/color"), "green")
@@ -163,8 +162,7 @@ func TestRun(t *testing.T) {
 	ns := c.namespace(t, "run")
 	c.sample(t, ns)
 	l := newLaptop(t, "guest")
-	l.run(t, "doppel", "helm", "install")
-	t.Cleanup(func() { l.try(t, "doppel", "uninstall", "--everything") })
+	l.withManager(t)
 	l.sh(t, "rm /etc/sudoers.d/dev")
 	dev := l.user("1000")
 	in := func(args ...string) []string { return append([]string{"doppel", "run", "-n", ns, "--"}, args...) }

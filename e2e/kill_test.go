@@ -23,7 +23,6 @@ func TestKills(t *testing.T) {
 	l := newLaptop(t, "victim")
 	svc := c.clusterIP(t, ns, "dataprocessingservice")
 	l.run(t, "doppel", "connect", "-n", ns)
-	t.Cleanup(func() { l.try(t, "doppel", "uninstall", "--everything") })
 	l.colors(t, "blue", "127.0.0.1:3000")
 	l.run(t, "doppel", "intercept", "dataprocessingservice", "-p", "3000")
 

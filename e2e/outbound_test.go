@@ -92,7 +92,6 @@ func TestOutbound(t *testing.T) {
 	}
 	l := newLaptop(t, "outbound")
 	l.run(t, "doppel", "connect", "-n", ns)
-	t.Cleanup(func() { l.try(t, "doppel", "uninstall", "--everything") })
 
 	// The same checks against one pod by IPv4 and another by IPv6.
 	t.Run("protocols", func(t *testing.T) {

@@ -42,8 +42,7 @@ func TestPackage(t *testing.T) {
 
 	ns := c.namespace(t, "package")
 	c.sample(t, ns)
-	l.run(t, "doppel", "helm", "install")
-	t.Cleanup(func() { l.try(t, "doppel", "uninstall", "--everything") })
+	l.withManager(t)
 	home := strings.TrimSpace(l.user("1000").sh(t, "echo $HOME"))
 	dev := []string{
 		"chroot", "--userspec=1000:1000", root, "env", "PATH=/usr/sbin:/usr/bin:/sbin:/bin",

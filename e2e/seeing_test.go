@@ -17,7 +17,7 @@ func TestSeeing(t *testing.T) {
 	ns := c.namespace(t, "seeing")
 	c.sample(t, ns)
 	l := newLaptop(t, "seer")
-	t.Cleanup(func() { l.try(t, "doppel", "uninstall", "--everything") })
+	l.withoutManager(t)
 
 	t.Run("doctor before there is anything", func(t *testing.T) {
 		r := l.try(t, "doppel", "doctor", "-n", ns)

@@ -17,7 +17,6 @@ func TestTeam(t *testing.T) {
 	c.sample(t, ns)
 	louise, mary := newLaptop(t, "louise"), newLaptop(t, "mary")
 	louise.run(t, "doppel", "connect", "-n", ns)
-	t.Cleanup(func() { louise.try(t, "doppel", "uninstall", "--everything") })
 	mary.run(t, "doppel", "connect", "-n", ns)
 	louise.colors(t, "blue", "127.0.0.1:3000")
 	mary.colors(t, "orange", "127.0.0.1:3000")

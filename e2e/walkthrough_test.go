@@ -34,6 +34,7 @@ func TestWalkthrough(t *testing.T) {
 	ns := c.namespace(t, "walk")
 	c.sample(t, ns)
 	l := newLaptop(t, "walker")
+	l.withoutManager(t)
 	before := l.state(t)
 
 	// connect on an empty cluster installs the manager

@@ -23,6 +23,9 @@ func gateways(net plan.Laptop) []netip.Prefix {
 	return []netip.Prefix{netip.PrefixFrom(net.Gateway, net.Net.Bits()), netip.PrefixFrom(net.Gateway6, net.Net6.Bits())}
 }
 
+// noDAD is the sysctl that turns duplicate address detection (RFC 4862) off for links to come.
+const noDAD = "net/ipv6/conf/default/accept_dad"
+
 // JoinLaptop joins a laptop's namespaces to the router.
 func JoinLaptop(router, holder state.Process, net plan.Laptop) error {
 	h, err := handle(router)
@@ -30,6 +33,10 @@ func JoinLaptop(router, holder state.Process, net plan.Laptop) error {
 		return err
 	}
 	defer h.Close()
+	// The link's own addresses are usable at once too: two seconds of routes that change are nobody's subject.
+	if err := errors.Join(sysctl(router, noDAD, "0"), sysctl(holder, noDAD, "0")); err != nil {
+		return err
+	}
 	if err := pair(h, net.WanLink, net.InnerLink, netlink.NsPid(holder.PID), ""); err != nil {
 		return fmt.Errorf("join the laptop to the router: %w", err)
 	}

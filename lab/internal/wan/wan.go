@@ -124,7 +124,7 @@ func JoinNode(l plan.Lab, router, holder state.Process, node plan.Node) error {
 		sysctl(holder, "net/ipv4/ip_forward", "1"),
 		sysctl(holder, "net/ipv6/conf/all/forwarding", "1"),
 		// Of the links to pods, which are made later; see the pods' own in package node.
-		sysctl(holder, "net/ipv6/conf/default/accept_dad", "0"),
+		sysctl(holder, noDAD, "0"),
 		sysctl(holder, "net/ipv4/conf/all/send_redirects", "0"),
 		sysctl(holder, "net/ipv4/conf/default/send_redirects", "0"),
 		nft(holder, masquerade(l)),
