@@ -56,13 +56,14 @@ LINT      := bin/tools/golangci-lint-v2.15.0
 TESTSUM   := bin/tools/gotestsum-v1.13.0
 FUZZTIME  ?= 3s
 CHART_TESTS := ^Test(Chart|ChartChild|Policy)$$
-NET_TESTS   := ^Test(Credentials|DNS|DNSResolved|Outbound|Package|Privilege|Reach|Run|Seeing|SessionsLast|Subnets|Team)$$
+NET_TESTS   := ^Test(Credentials|DNS|DNSResolved|Outbound|Package|Privilege|Reach|Run|Seeing|SessionsLast|Subnets)$$
+TAKE_TESTS  := ^Test(Team|Workloads)$$
 # What the tests use beside Go; the lab installs its own packages.
 TEST_PKGS := curl dbus-daemon dnsutils iproute2 iputils-ping nftables procps sudo netcat-openbsd openssl
 
 RESOLVED  := bin/tools/resolved
 
-.PHONY: deps lint unit fuzz bench cross lab-test e2e e2e-lab e2e-doppel e2e-net e2e-chart
+.PHONY: deps lint unit fuzz bench cross lab-test e2e e2e-lab e2e-doppel e2e-net e2e-take e2e-chart
 
 test: deps build images lint unit lab-test fuzz bench cross e2e ## everything: lint, unit with the race detector, fuzz smoke, end to end on a real Kubernetes
 	@echo "make test: all green"
@@ -112,17 +113,20 @@ cross: ## the laptop's programs compile for the other systems
 
 ## The parts wait more than they compute: two run beside each other, each on a lab of its own.
 e2e: $(TESTSUM) build images dist-here ## end to end: the lab itself, the README's commands (and so the demo), doppel on a lab
-	+$(MAKE) --no-print-directory -j2 --output-sync=target e2e-net e2e-doppel e2e-lab e2e-chart
+	+$(MAKE) --no-print-directory -j2 --output-sync=target e2e-net e2e-doppel e2e-take e2e-lab e2e-chart
 
 e2e-lab:
 	cd lab && DOPPEL_LAB_E2E=1 ../$(TESTSUM) --format testname -- -count=1 -timeout 25m ./e2e
 	DOPPEL_E2E=1 $(TESTSUM) --format testname -- -count=1 -timeout 25m -run TestShellBlocks ./internal/docstest
 
 e2e-doppel:
-	DOPPEL_E2E=1 $(TESTSUM) --format testname -- -count=1 -timeout 25m -skip '$(CHART_TESTS)|$(NET_TESTS)' ./e2e
+	DOPPEL_E2E=1 $(TESTSUM) --format testname -- -count=1 -timeout 25m -skip '$(CHART_TESTS)|$(NET_TESTS)|$(TAKE_TESTS)' ./e2e
 
 e2e-net:
 	DOPPEL_E2E=1 DOPPEL_E2E_LAB=e2e-net $(TESTSUM) --format testname -- -count=1 -timeout 25m -run '$(NET_TESTS)' ./e2e
+
+e2e-take:
+	DOPPEL_E2E=1 DOPPEL_E2E_LAB=e2e-take $(TESTSUM) --format testname -- -count=1 -timeout 25m -parallel 6 -run '$(TAKE_TESTS)' ./e2e
 
 e2e-chart:
 	DOPPEL_E2E=1 DOPPEL_E2E_LAB=e2e-chart $(TESTSUM) --format testname -- -count=1 -timeout 25m -run '$(CHART_TESTS)' ./e2e

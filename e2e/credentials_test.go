@@ -59,7 +59,7 @@ func TestCredentials(t *testing.T) {
 	c.sample(t, ns)
 	l := newLaptop(t, "guest")
 	l.run(t, "doppel", "connect", "-n", ns, "--", "true") // installs the manager
-	dir := t.TempDir() // the laptop shares it
+	dir := t.TempDir()                                    // the laptop shares it
 	base, err := clientcmd.LoadFromFile(c.kubeconfig)
 	if err != nil {
 		t.Fatal(err)

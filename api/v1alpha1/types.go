@@ -123,6 +123,8 @@ type InterceptSpec struct {
 	Service string `json:"service,omitempty"`
 	// Container narrows the port to one container.
 	Container string `json:"container,omitempty"`
+	// Recreate accepts that the workload is interrupted while its pods are replaced, where that cannot be done otherwise.
+	Recreate bool `json:"recreate,omitempty"`
 	// HTTP narrows the intercept to HTTP requests that match; without it all connections are taken.
 	HTTP *HTTPMatch `json:"http,omitempty"`
 	// Target is where on the laptop the traffic ends (host:port), for people to read.
@@ -193,6 +195,15 @@ type InterceptStatus struct {
 	Container string `json:"container,omitempty"`
 	// Agents counts the pods whose agent serves the intercept.
 	Agents int32 `json:"agents,omitempty"`
+	// Replace is the pod that has to be deleted (a pod without a controller: and made again) before the intercept can go on. The laptop does
+	// that with its user's rights.
+	Replace *PodRef `json:"replace,omitempty"`
+}
+
+// PodRef names one pod.
+type PodRef struct {
+	Name string `json:"name"`
+	UID  string `json:"uid"`
 }
 
 // InterceptedPort is one container port with how traffic reaches the agent.

@@ -21,8 +21,15 @@ func main() {
 		if n, err = strconv.Atoi(args[2]); err == nil {
 			err = hold(args[1], n)
 		}
+	case len(args) >= 3 && args[0] == "name": // NAME ADDRESS...: a server that says its name
+		err = serveName(args[1], args[2:])
+	case len(args) == 3 && args[0] == "who": // NETWORK HOST:PORT: asks one
+		var name string
+		if name, err = who(args[1], args[2]); err == nil {
+			fmt.Println(name)
+		}
 	default:
-		err = fmt.Errorf("usage: probe serve | check ADDRESS | dial HOST:PORT | hold HOST:PORT COUNT")
+		err = fmt.Errorf("usage: probe serve | check ADDRESS | dial HOST:PORT | hold HOST:PORT COUNT | name NAME ADDRESS... | who NETWORK HOST:PORT")
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "probe:", err)

@@ -38,6 +38,7 @@ type Agent struct {
 	table table
 	up    *uplink
 	ports []*port
+	udp   []*udpPort
 
 	active atomic.Int64 // connections being served
 }
@@ -69,6 +70,9 @@ func (a *Agent) Run(ctx context.Context) error {
 		if p.probes != nil {
 			g.Go("probes "+strconv.Itoa(int(p.cfg.ContainerPort)), func(ctx context.Context) error { return p.serveProbes(ctx, a) })
 		}
+	}
+	for _, p := range a.udp {
+		g.Go("udp port "+strconv.Itoa(int(p.cfg.ContainerPort)), func(ctx context.Context) error { return p.serve(ctx, a) })
 	}
 	g.Go("uplink", a.up.run)
 	g.Go("health", a.serveHealth)
@@ -104,11 +108,11 @@ func (a *Agent) drain(ctx context.Context) {
 
 // appListens says whether some app has yet to stop listening. A native sidecar does so only after the agent has ended (KEP-753).
 func (a *Agent) appListens(draining time.Duration) bool {
-	for _, p := range a.ports {
-		if p.cfg.Sidecar && draining > sidecarDrain {
+	for _, p := range a.cfg.Agent.Ports {
+		if p.Sidecar && draining > sidecarDrain {
 			continue
 		}
-		if listening(p.cfg.ContainerPort) {
+		if listening(p.Protocol, p.ContainerPort) {
 			return true
 		}
 	}
@@ -118,8 +122,13 @@ func (a *Agent) appListens(draining time.Duration) bool {
 // listen opens every listener before anything is served, so that a port that cannot be had fails the start.
 func (a *Agent) listen() error {
 	for _, pc := range a.cfg.Agent.Ports {
-		if pc.Protocol != "TCP" {
-			continue // UDP intercepts come with their own issue; the injector does not ask for them yet
+		if pc.Protocol == "UDP" {
+			p, err := listenUDP(pc, a.cfg.PodIP)
+			if err != nil {
+				return fmt.Errorf("UDP port %d: %w", pc.ContainerPort, err)
+			}
+			a.udp = append(a.udp, p)
+			continue
 		}
 		l, err := net.Listen("tcp", fmt.Sprintf(":%d", pc.AgentPort))
 		if err != nil {

@@ -444,14 +444,14 @@ func TestDrain(t *testing.T) {
 
 // A native sidecar stops listening only after the agent has ended: it must not be waited for.
 func TestDrainOfSidecar(t *testing.T) {
-	a := &Agent{ports: []*port{{cfg: agentcfg.Port{ContainerPort: newApp(t, sayApp).port(), Sidecar: true}}}}
+	a := &Agent{cfg: Config{Agent: &agentcfg.Config{Ports: []agentcfg.Port{{Protocol: "TCP", ContainerPort: newApp(t, sayApp).port(), Sidecar: true}}}}}
 	if !a.appListens(0) {
 		t.Error("ended before clients know of the pod's end")
 	}
 	if a.appListens(sidecarDrain + time.Second) {
 		t.Error("waits for a sidecar that waits for the agent")
 	}
-	a.ports[0].cfg.Sidecar = false
+	a.cfg.Agent.Ports[0].Sidecar = false
 	if !a.appListens(time.Hour) {
 		t.Error("an ordinary app is not waited for")
 	}

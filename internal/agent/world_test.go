@@ -3,6 +3,7 @@ package agent
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -26,12 +27,13 @@ const deadline = 20 * time.Second
 
 // world is a pod in one process: an app, the agent in front of it, and a manager. Its parts end with the test.
 type world struct {
-	t    *testing.T
-	app  *app
-	mgr  *manager
-	cfg  *agentcfg.Config
-	stop context.CancelFunc // SIGTERM
-	done chan error         // Run's result
+	t     *testing.T
+	app   *app
+	mgr   *manager
+	cfg   *agentcfg.Config
+	podIP string             // 127.0.0.1
+	stop  context.CancelFunc // SIGTERM
+	done  chan error         // Run's result
 }
 
 // start runs an agent in front of the app; redirect gives it a probe port as well.
@@ -61,7 +63,7 @@ func (w *world) run() {
 		w.t.Fatal(err)
 	}
 	a, err := New(Config{
-		Agent: w.cfg, Pod: "web-1", Namespace: "shop", PodIP: "127.0.0.1",
+		Agent: w.cfg, Pod: "web-1", Namespace: "shop", PodIP: cmp.Or(w.podIP, "127.0.0.1"),
 		Token: func() (string, error) { return "token", nil }, Log: slog.New(slog.NewTextHandler(w.t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug})),
 	})
 	if err != nil {
@@ -310,11 +312,16 @@ func (w *world) intercept(s *mux.Session, uid string) {
 // table tells the agent the intercepts of its port.
 func (w *world) table(s *mux.Session, entries ...control.TableEntry) {
 	w.t.Helper()
-	t := control.Table{Items: []control.TableEntry{}}
-	for _, e := range entries {
-		e.Protocol, e.ContainerPort = "TCP", w.cfg.Ports[0].ContainerPort
-		t.Items = append(t.Items, e)
+	for i := range entries {
+		entries[i].Protocol, entries[i].ContainerPort = "TCP", w.cfg.Ports[0].ContainerPort
 	}
+	w.tableOf(s, entries...)
+}
+
+// tableOf tells the agent intercepts of any port, and returns when it has acknowledged.
+func (w *world) tableOf(s *mux.Session, entries ...control.TableEntry) {
+	w.t.Helper()
+	t := control.Table{Items: append([]control.TableEntry{}, entries...)}
 	ctx, cancel := context.WithTimeout(context.Background(), deadline)
 	defer cancel()
 	if err := tunnel.Control(ctx, s, control.ManagerIntercepts, t, nil); err != nil {

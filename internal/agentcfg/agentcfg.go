@@ -20,6 +20,10 @@ const (
 	Annotation = "doppel.dev/agent"
 	// AnnotationInject on a pod template set to "false" forbids injection.
 	AnnotationInject = "doppel.dev/inject"
+	// InjectEnabled as its value lets a pod without a controller be injected.
+	InjectEnabled = "enabled"
+	// AnnotationOriginal is on a pod without owner that was made again for an agent: the pod as it was, as JSON.
+	AnnotationOriginal = "doppel.dev/original"
 	// AnnotationProbe on a pod that is created as a dry run asks the webhook whether it is there: ProbeAsked becomes ProbeAnswered.
 	AnnotationProbe = "doppel.dev/probe"
 	ProbeAsked      = "asked"

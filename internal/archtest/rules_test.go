@@ -42,7 +42,7 @@ var layers = []layer{
 	},
 	{
 		name:     "Kubernetes",
-		packages: []string{"api/v1alpha1", "charts/doppel", "internal/chart", "internal/inject", "internal/kube"},
+		packages: []string{"api/v1alpha1", "charts/doppel", "internal/chart", "internal/inject", "internal/kinds", "internal/kube"},
 	},
 	{
 		name:     "programs",
@@ -73,7 +73,7 @@ var sideways = map[string][]string{
 	"internal/subnets":   {"internal/osroute"},
 	"internal/tunnel":    {"internal/flow"},
 	"internal/sandbox":   {"internal/flow", "internal/osroute", "internal/resolver", "internal/tundev"},
-	"internal/kube":      {"api/v1alpha1"},
+	"internal/kube":      {"api/v1alpha1", "internal/kinds"},
 	"internal/chart":     {"charts/doppel"},
 	"internal/cli":       {"internal/spawn"},
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -125,7 +126,7 @@ func (a *app) uninstallRun(ctx context.Context, k *kubeFlags, agent string, ever
 	} else {
 		ns, only := "", func(kube.Workload) bool { return true }
 		if agent != "" {
-			ns, only = cluster.Namespace, func(w kube.Workload) bool { return w.Name == agent }
+			ns, only = cluster.Namespace, func(w kube.Workload) bool { return w.Name == agent || strings.EqualFold(w.Kind+"/"+w.Name, agent) }
 		}
 		if err := refuseUnknown(ctx, cluster, agent); err != nil {
 			return err

@@ -20,15 +20,19 @@ func (a *app) interceptCmd() *cobra.Command {
 		Use:   "intercept NAME -p LOCAL[:REMOTE]",
 		Short: "Send a workload's traffic to a process on this machine",
 		Long: `Intercept sends the connections of one port of a workload to a local process. A traffic-agent is put into the workload's
-pods first (a rolling restart). When the local process or this machine does not answer, the app in the cluster does.
+pods first (a rolling restart; with --recreate also where that interrupts the workload). When the local process or this machine does not
+answer, the app in the cluster does. A workload is a Deployment, StatefulSet, DaemonSet, a ReplicaSet or a pod without owner.
 
-REMOTE is a service port's or container port's name or number; without it the workload's only port is meant.
+REMOTE is a service port's or container port's name or number, with /udp or /tcp behind it where that matters; without it the workload's
+only port is meant.
 
 With --http-… flags only the HTTP requests come that fulfil all of them (HTTP/1.1 and HTTP/2 without TLS), each by
 itself, whatever connection it is on; all else goes to the app untouched. Several people can take different requests of one port. The more
 specific match wins; one that would leave it open who gets a request is refused with the name of the one who was first.`,
 		Example: `  doppel intercept web -p 8080           web's only port comes to 127.0.0.1:8080
   doppel intercept web -p 8080:http -n shop
+  doppel intercept db -w statefulset/db -p 5432 --recreate
+  doppel intercept dns -p 5353:53/udp
   doppel intercept web -p 8080 --http-match=x-user=louise --http-path-prefix=/api/`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
@@ -41,13 +45,14 @@ specific match wins; one that would leave it open who gets a request is refused 
 		},
 	}
 	f := c.Flags()
-	f.StringVarP(&req.Workload, "workload", "w", "", "the workload (default: NAME)")
+	f.StringVarP(&req.Workload, "workload", "w", "", "the workload, as NAME or KIND/NAME (default: NAME)")
 	f.StringVarP(&req.Namespace, "namespace", "n", "", "namespace of the workload (default: the connected one)")
 	f.StringVarP(&req.Port, "port", "p", "", "local port, and the port to take if the workload has several: LOCAL[:REMOTE]")
 	f.StringVar(&req.Address, "address", cmp.Or(a.config.Intercept.Address, defaultAddress), "where the local process listens")
 	f.StringVar(&req.Service, "service", "", "the service, if several lead to the workload")
 	f.StringVar(&req.Container, "container", "", "the container, if several have such a port")
 	m.register(f)
+	f.BoolVar(&req.Recreate, "recreate", false, "replace the workload's pods even if that interrupts it for a moment")
 	f.DurationVar(&req.Timeout, "timeout", cmp.Or(time.Duration(a.config.Intercept.Timeout), defaultInterceptTimeout), "how long it may take to become active")
 	return c
 }
@@ -82,7 +87,7 @@ func writeIntercept(w io.Writer, in localapi.Intercept) {
 		fmt.Fprintf(w, "   Container port : %d\n", in.Port)
 	}
 	if in.Match.IsZero() {
-		fmt.Fprintf(w, "   Intercepting   : all TCP connections\n")
+		fmt.Fprintf(w, "   Intercepting   : all %s\n", map[bool]string{false: "TCP connections", true: "UDP datagrams"}[in.Protocol == "UDP"])
 	} else {
 		fmt.Fprintf(w, "   Intercepting   : HTTP requests that match all of:\n")
 		for _, l := range in.Match.Lines() {

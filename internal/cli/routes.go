@@ -26,7 +26,7 @@ func (n *networkFlags) add(f *pflag.FlagSet) {
 	f.StringSliceVar(&n.never, "never-proxy", nil, "subnets that are never reached through the cluster; the longer prefix decides against --also-proxy")
 	f.StringSliceVar(&n.allow, "allow-conflicting-subnets", nil, "subnets that the cluster may have although this machine has routes there")
 	f.StringSliceVar(&n.vnat, "vnat", nil, "subnets (or service, pods, also, all) that get virtual addresses here, conflict or not")
-	f.StringSliceVar(&n.via, "proxy-via", nil, "SUBNET=WORKLOAD: connections to the subnet (or service, pods, also, all) leave from that Deployment's pods")
+	f.StringSliceVar(&n.via, "proxy-via", nil, "SUBNET=WORKLOAD: connections to the subnet (or service, pods, also, all) leave from that workload's pods")
 }
 
 // configured puts the user's configuration in the places of flags.

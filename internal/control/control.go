@@ -74,4 +74,8 @@ type Intercept struct {
 	Kind      string `json:"kind"`
 	Workload  string `json:"workload"`
 	Port      uint16 `json:"port"`
+	Protocol  string `json:"protocol,omitempty"` // of Port
+	// Replace is the pod (name and UID) that the laptop is to replace: see InterceptStatus.
+	Replace    string `json:"replace,omitempty"`
+	ReplaceUID string `json:"replaceUID,omitempty"`
 }

@@ -12,27 +12,32 @@ import (
 )
 
 // Find picks the port a user named: a service port's or container port's name or number, narrowed by service and container.
-// Where both fit, the service's port is meant. An empty name means the only port there is, or the only one that a service leads to.
+// Where both fit, the service's port is meant. An empty name means the only port there is, or the only one that a service leads to. A suffix
+// /tcp or /udp narrows it to a protocol; without one a TCP port is meant before a UDP port.
 // The port's Services are narrowed to those that were meant. The error lists what could have been meant.
 func Find(ports []Taken, name, service, container string) (Taken, error) {
-	all, err := narrow(ports, service, container)
+	name, protocol, _ := strings.Cut(name, "/")
+	all, err := narrow(ports, protocol, service, container)
 	if err != nil {
 		return Taken{}, err
 	}
 	got := all
-	if name == "" && len(all) > 1 {
-		if s := slices.DeleteFunc(slices.Clone(all), func(p Taken) bool { return len(p.Services) == 0 }); len(s) == 1 {
-			got = s
-		}
-	}
 	if name != "" {
 		got = named(all, name)
+	}
+	if t := tcp(got); len(t) > 0 && protocol == "" {
+		got = t
+	}
+	if name == "" && len(got) > 1 {
+		if s := slices.DeleteFunc(slices.Clone(got), func(p Taken) bool { return len(p.Services) == 0 }); len(s) == 1 {
+			got = s
+		}
 	}
 	switch {
 	case len(got) == 1:
 		return got[0], nil
 	case len(all) == 0:
-		return Taken{}, &PortError{"NoPort", "no TCP port: no service leads to its pods and no container declares one"}
+		return Taken{}, &PortError{"NoPort", "no port: no service leads to its pods and no container declares one"}
 	case len(got) == 0:
 		return Taken{}, &PortError{"NoSuchPort", fmt.Sprintf("no port %q; there is %s", name, describe(all))}
 	case name == "":
@@ -41,14 +46,15 @@ func Find(ports []Taken, name, service, container string) (Taken, error) {
 	return Taken{}, &PortError{"AmbiguousPort", fmt.Sprintf("several ports that %q could mean: %s", name, describe(got))}
 }
 
+func tcp(ports []Taken) []Taken {
+	return slices.DeleteFunc(slices.Clone(ports), func(p Taken) bool { return p.Protocol != corev1.ProtocolTCP })
+}
+
 // Any picks a port to put an agent in front of where no port is meant: one that needs no privilege if there is one.
 func Any(ports []Taken) (Taken, error) {
-	tcp, err := narrow(ports, "", "")
-	if err != nil {
-		return Taken{}, err
-	}
+	tcp := tcp(ports)
 	if len(tcp) == 0 {
-		return Find(tcp, "", "", "")
+		return Taken{}, &PortError{"NoPort", "no TCP port: no service leads to its pods and no container declares one"}
 	}
 	if i := slices.IndexFunc(tcp, func(p Taken) bool { return p.Way == agentcfg.ByName }); i >= 0 {
 		return tcp[i], nil
@@ -56,29 +62,31 @@ func Any(ports []Taken) (Taken, error) {
 	return tcp[0], nil
 }
 
-// narrow keeps the TCP ports of a service and a container; "" is any.
-func narrow(ports []Taken, service, container string) ([]Taken, error) {
-	tcp := slices.DeleteFunc(slices.Clone(ports), func(p Taken) bool { return p.Protocol != corev1.ProtocolTCP })
+// narrow keeps the TCP and UDP ports, those of a protocol, of a service and of a container; "" is any.
+func narrow(ports []Taken, protocol, service, container string) ([]Taken, error) {
+	kept := slices.DeleteFunc(slices.Clone(ports), func(p Taken) bool {
+		return p.Protocol != corev1.ProtocolTCP && p.Protocol != corev1.ProtocolUDP || protocol != "" && !strings.EqualFold(protocol, string(p.Protocol))
+	})
 	if service != "" {
-		all := tcp
-		tcp = nil
+		all := kept
+		kept = nil
 		for _, p := range all {
 			if p.Services = only(p.Services, func(s ServicePort) bool { return s.Service == service }); len(p.Services) > 0 {
-				tcp = append(tcp, p)
+				kept = append(kept, p)
 			}
 		}
-		if len(tcp) == 0 {
+		if len(kept) == 0 {
 			return nil, &PortError{"NoSuchService", fmt.Sprintf("no service %q that leads to its pods; there is %s", service, describe(all))}
 		}
 	}
 	if container != "" {
-		all := tcp
-		tcp = slices.DeleteFunc(slices.Clone(all), func(p Taken) bool { return p.Container != container })
-		if len(tcp) == 0 {
+		all := kept
+		kept = slices.DeleteFunc(slices.Clone(all), func(p Taken) bool { return p.Container != container })
+		if len(kept) == 0 {
 			return nil, &PortError{"NoSuchContainer", fmt.Sprintf("no container %q with such a port; there is %s", container, describe(all))}
 		}
 	}
-	return tcp, nil
+	return kept, nil
 }
 
 // named keeps the ports that services know under the name or number or, if there are none, that containers do.
@@ -116,6 +124,9 @@ func describe(ports []Taken) string {
 	var out []string
 	for _, p := range ports {
 		s := strconv.Itoa(int(p.ContainerPort))
+		if p.Protocol != corev1.ProtocolTCP {
+			s += "/" + strings.ToLower(string(p.Protocol))
+		}
 		if p.Name != "" {
 			s += " (" + p.Name + ")"
 		}

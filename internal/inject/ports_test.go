@@ -304,6 +304,9 @@ func TestFind(t *testing.T) {
 		{Container: "a", ContainerPort: 8080, Protocol: "TCP", Name: "x", Services: []ServicePort{sp("web", 80, "y")}},
 		{Container: "b", ContainerPort: 9090, Protocol: "TCP", Name: "y", Services: []ServicePort{sp("web", 8080, "x")}},
 	}
+	both := []Taken{
+		{ContainerPort: 53, Protocol: "TCP", Services: []ServicePort{sp("tcp", 53, "")}}, {ContainerPort: 53, Protocol: "UDP", Services: []ServicePort{sp("udp", 53, "")}},
+	}
 	tests := []struct {
 		name                     string
 		ports                    []Taken
@@ -325,11 +328,16 @@ func TestFind(t *testing.T) {
 		{"crossed names", crossed, "y", "", "", 8080, "web:80", "", ""},
 		{"the container decides", twins, "http", "", "b", 2, ":0", "", ""},
 
-		{"no ports", nil, "", "", "", 0, "", "NoPort", "no TCP port: no service leads to its pods and no container declares one"},
-		{"only UDP", many[3:], "53", "", "", 0, "", "NoPort", "no TCP port: no service leads to its pods and no container declares one"},
-		{"no such name", many, "grpc", "", "", 0, "", "NoSuchPort", `no port "grpc"; there is 8080 (http) [service web:80] [service pods:8080], 9090 (metrics), 80 (admin)`},
+		{"a UDP port", many, "dns", "", "", 53, "web:53", "", ""},
+		{"the only port is a UDP port", many[3:], "", "", "", 53, "web:53", "", ""},
+		{"a number of both protocols is TCP's", both, "53", "", "", 53, "tcp:53", "", ""},
+		{"a number of both protocols, UDP wanted", both, "53/udp", "", "", 53, "udp:53", "", ""},
+		{"the only one of a protocol", both, "/UDP", "", "", 53, "udp:53", "", ""},
+
+		{"no ports", nil, "", "", "", 0, "", "NoPort", "no port: no service leads to its pods and no container declares one"},
+		{"no such protocol", one, "80/sctp", "", "", 0, "", "NoPort", "no port: no service leads to its pods and no container declares one"},
+		{"no such name", many, "grpc", "", "", 0, "", "NoSuchPort", `no port "grpc"; there is 8080 (http) [service web:80] [service pods:8080], 9090 (metrics), 80 (admin), 53/udp (dns) [service web:53]`},
 		{"no such number", one, "443", "", "", 0, "", "NoSuchPort", `no port "443"; there is 8080 (http) [service web:80] [service web2:8000]`},
-		{"a UDP port", many, "dns", "", "", 0, "", "NoSuchPort", `no port "dns"; there is 8080 (http) [service web:80] [service pods:8080], 9090 (metrics), 80 (admin)`},
 		{"several", twins, "", "", "", 0, "", "AmbiguousPort", "several ports: 1 (http), 2 (http)"},
 		{"several behind services", crossed, "", "", "", 0, "", "AmbiguousPort", "several ports: 8080 (x) [service web:80], 9090 (y) [service web:8080]"},
 		{"several of the name", twins, "http", "", "", 0, "", "AmbiguousPort", `several ports that "http" could mean: 1 (http), 2 (http)`},

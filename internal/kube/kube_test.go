@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"log"
+	"maps"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -19,12 +20,15 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"go.uber.org/goleak"
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/kubernetes/scheme"
 	"k8s.io/client-go/rest"
 
 	"github.com/doppel-dev/doppel/api/v1alpha1"
@@ -423,58 +427,163 @@ func TestIntercepts(t *testing.T) {
 }
 
 func deployment(name string) appsv1.Deployment {
-	d := appsv1.Deployment{ObjectMeta: metav1.ObjectMeta{Name: name, Namespace: "shop"}}
+	d := appsv1.Deployment{ObjectMeta: metav1.ObjectMeta{Name: name, Namespace: "shop", UID: types.UID(name)}}
 	d.Spec.Selector = &metav1.LabelSelector{MatchLabels: map[string]string{"app": name}}
 	return d
 }
 
+// replicaSet is the one of a Deployment.
+func replicaSet(app string) appsv1.ReplicaSet {
+	return *controlled(&appsv1.ReplicaSet{ObjectMeta: metav1.ObjectMeta{Name: app + "-rs", Namespace: "shop", UID: types.UID(app + "-rs")}}, "Deployment", app, types.UID(app))
+}
+
 func agentPod(app string) corev1.Pod {
-	return corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: app + "-1", Namespace: "shop", Labels: map[string]string{"app": app}, Annotations: map[string]string{agentcfg.Annotation: "{}"}}}
+	return *controlled(&corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: app + "-1", Namespace: "shop", Annotations: map[string]string{agentcfg.Annotation: "{}"}}}, "ReplicaSet", app+"-rs", types.UID(app+"-rs"))
 }
 
 const (
-	deployments = "/apis/apps/v1/namespaces/shop/deployments"
-	pods        = "/api/v1/namespaces/shop/pods"
+	deployments  = "/apis/apps/v1/namespaces/shop/deployments"
+	statefulSets = "/apis/apps/v1/namespaces/shop/statefulsets"
+	daemonSets   = "/apis/apps/v1/namespaces/shop/daemonsets"
+	replicaSets  = "/apis/apps/v1/namespaces/shop/replicasets"
+	pods         = "/api/v1/namespaces/shop/pods"
 )
+
+// appsLists answer the lists of a namespace's controllers; those not given are empty.
+func appsLists(given map[string]any) map[string]any {
+	answers := map[string]any{
+		"GET " + deployments: &appsv1.DeploymentList{}, "GET " + statefulSets: &appsv1.StatefulSetList{}, "GET " + daemonSets: &appsv1.DaemonSetList{},
+		"GET " + replicaSets: &appsv1.ReplicaSetList{}, "GET " + pods: &corev1.PodList{},
+	}
+	maps.Copy(answers, given)
+	return answers
+}
+
+// controlled gives an object a controller.
+func controlled[T metav1.Object](o T, kind, name string, uid types.UID) T {
+	yes := true
+	o.SetOwnerReferences([]metav1.OwnerReference{{Kind: kind, Name: name, UID: uid, Controller: &yes}})
+	return o
+}
 
 func TestWorkloads(t *testing.T) {
 	forbids, host := deployment("forbids"), deployment("host")
 	forbids.Spec.Template.Annotations = map[string]string{agentcfg.AnnotationInject: "false"}
 	host.Spec.Template.Spec.HostNetwork = true
 	now := metav1.Now()
-	ending, elsewhere := agentPod("plain"), agentPod("plain")
+	ending := agentPod("plain")
 	ending.DeletionTimestamp = &now
-	elsewhere.Namespace = "other"
-	s := newAPIServer(t, map[string]any{
-		"GET " + deployments: &appsv1.DeploymentList{Items: []appsv1.Deployment{deployment("web"), deployment("plain"), forbids, host}},
-		"GET " + pods:        &corev1.PodList{Items: []corev1.Pod{agentPod("web"), ending, elsewhere}},
-	})
+	done := corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: "done"}, Status: corev1.PodStatus{Phase: corev1.PodSucceeded}}
+	alone := corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: "alone", Namespace: "shop", UID: "alone"}}
+	ofDB, three := *controlled(ptr(agentPod("db")), "StatefulSet", "db", "db"), int32(3)
+	db := appsv1.StatefulSet{ObjectMeta: metav1.ObjectMeta{Name: "db", Namespace: "shop", UID: "db"}, Spec: appsv1.StatefulSetSpec{Replicas: &three}}
+	logs := appsv1.DaemonSet{ObjectMeta: metav1.ObjectMeta{Name: "logs", Namespace: "shop", UID: "logs"}, Status: appsv1.DaemonSetStatus{DesiredNumberScheduled: 1}}
+	bare := appsv1.ReplicaSet{ObjectMeta: metav1.ObjectMeta{Name: "bare", Namespace: "shop", UID: "bare"}}
+	s := newAPIServer(t, appsLists(map[string]any{
+		"GET " + deployments:  &appsv1.DeploymentList{Items: []appsv1.Deployment{deployment("web"), deployment("plain"), forbids, host}},
+		"GET " + statefulSets: &appsv1.StatefulSetList{Items: []appsv1.StatefulSet{db}},
+		"GET " + daemonSets:   &appsv1.DaemonSetList{Items: []appsv1.DaemonSet{logs}},
+		"GET " + replicaSets:  &appsv1.ReplicaSetList{Items: []appsv1.ReplicaSet{replicaSet("web"), replicaSet("plain"), bare}},
+		"GET " + pods:         &corev1.PodList{Items: []corev1.Pod{agentPod("web"), ending, ofDB, done, alone}},
+	}))
 	got, err := s.c.Workloads(t.Context(), "shop")
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := []Workload{
-		{"Deployment", "web", "shop", true, ""},
-		{"Deployment", "plain", "shop", false, ""},
-		{"Deployment", "forbids", "shop", false, "its annotation doppel.dev/inject=false forbids it"},
-		{"Deployment", "host", "shop", false, "it uses the node's network"},
+	want := []string{
+		"Deployment web agent:true ", "Deployment plain agent:false ",
+		"Deployment forbids agent:false its annotation doppel.dev/inject=false forbids it",
+		"Deployment host agent:false it uses the node's network",
+		"StatefulSet db agent:true ",
+		"DaemonSet logs agent:false not without --recreate: it runs on one node, where its pod ends before the next one starts",
+		"ReplicaSet bare agent:false not without --recreate: it has no Deployment",
+		"Pod alone agent:false not without --recreate: it has no controller that would replace it",
 	}
-	if fmt.Sprint(got) != fmt.Sprint(want) {
-		t.Errorf("got %+v", got)
+	var lines []string
+	for _, w := range got {
+		lines = append(lines, fmt.Sprintf("%s %s agent:%v %s", w.Kind, w.Name, w.Agent, w.NotReady))
 	}
-	_, err = newAPIServer(t, map[string]any{"GET " + deployments: forbidden()}).c.Workloads(t.Context(), "shop")
+	if d := cmp.Diff(want, lines); d != "" {
+		t.Errorf("-want +got:\n%s", d)
+	}
+	_, err = newAPIServer(t, appsLists(map[string]any{"GET " + deployments: forbidden()})).c.Workloads(t.Context(), "shop")
 	wantError(t, err, uerr.Denied, "list the workloads of namespace shop", "administrator")
-	_, err = newAPIServer(t, map[string]any{"GET " + deployments: &appsv1.DeploymentList{}, "GET " + pods: forbidden()}).c.Workloads(t.Context(), "shop")
+	_, err = newAPIServer(t, appsLists(map[string]any{"GET " + pods: forbidden()})).c.Workloads(t.Context(), "shop")
 	wantError(t, err, uerr.Denied, "list the pods of namespace shop", "administrator")
+}
+
+func TestKindOf(t *testing.T) {
+	db := &appsv1.StatefulSet{}
+	s := newAPIServer(t, map[string]any{
+		"GET " + deployments + "/web": ptr(deployment("web")), "GET " + statefulSets + "/db": db, "GET " + statefulSets + "/web": db,
+		"GET " + daemonSets + "/db": forbidden(), // one who may not see a kind has none of it
+	})
+	if kind, err := s.c.KindOf(t.Context(), "shop", "db"); err != nil || kind != "StatefulSet" {
+		t.Errorf("%s, %v", kind, err)
+	}
+	_, err := s.c.KindOf(t.Context(), "shop", "web")
+	wantError(t, err, uerr.Usage, "web in namespace shop is a Deployment and a StatefulSet", "-w deployment/web")
+	denied := newAPIServer(t, map[string]any{"GET " + deployments + "/web": forbidden()})
+	_, err = denied.c.KindOf(t.Context(), "shop", "web")
+	wantError(t, err, uerr.Denied, "look for web", "administrator")
+	_, err = s.c.KindOf(t.Context(), "shop", "nope")
+	wantError(t, err, uerr.NotFound, `no workload "nope" in namespace shop`, "doppel list -n shop")
+}
+
+// A pod without a controller is made again with the mark that lets an agent in, and later as it was.
+func TestReplacePod(t *testing.T) {
+	p := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: "alone", Namespace: "shop", UID: "u1", Labels: map[string]string{"app": "alone"}}, Spec: corev1.PodSpec{NodeName: "node-1", Containers: []corev1.Container{{Name: "app"}}}}
+	tries := 0
+	answers := map[string]any{
+		"GET " + pods + "/alone": p, "DELETE " + pods + "/alone": p,
+		"POST " + pods: func() any {
+			if tries++; tries == 1 { // the old one is still ending
+				return apierrors.NewAlreadyExists(schema.GroupResource{Resource: "pods"}, "alone")
+			}
+			return p
+		},
+	}
+	s := newAPIServer(t, answers)
+	if err := s.c.ReplacePod(t.Context(), "shop", "alone", "another"); err != nil || len(s.saw("DELETE "+pods+"/alone")) != 0 {
+		t.Errorf("a pod that is another by now: %v", err)
+	}
+	if err := s.c.ReplacePod(t.Context(), "shop", "alone", "u1"); err != nil {
+		t.Fatal(err)
+	}
+	if sent := s.saw("DELETE " + pods + "/alone"); len(sent) != 1 || !strings.Contains(sent[0], "u1") {
+		t.Errorf("deleted with %q", sent)
+	}
+	last := func() *corev1.Pod {
+		t.Helper()
+		sent := s.saw("POST " + pods)
+		o, _, err := scheme.Codecs.UniversalDeserializer().Decode([]byte(sent[len(sent)-1]), nil, nil) // protobuf
+		if err != nil {
+			t.Fatal(err)
+		}
+		return o.(*corev1.Pod)
+	}
+	made := last()
+	if made.Annotations[agentcfg.AnnotationInject] != "enabled" || made.Spec.NodeName != "" || made.UID != "" || made.Labels["app"] != "alone" {
+		t.Errorf("made %+v", made)
+	}
+	*p = *made
+	p.UID, p.Spec.Containers = "u2", append(p.Spec.Containers, corev1.Container{Name: agentcfg.Container})
+	if err := s.c.ReplacePod(t.Context(), "shop", "alone", "u2"); err != nil {
+		t.Fatal(err)
+	}
+	if back := last(); tries != 3 || len(back.Annotations) != 0 || len(back.Spec.Containers) != 1 || back.Labels["app"] != "alone" {
+		t.Errorf("made again %+v", back)
+	}
 }
 
 // Agents leave by a rolling restart, which is waited for.
 func TestRemoveAgents(t *testing.T) {
 	looks := 0
-	answers := map[string]any{
+	answers := appsLists(map[string]any{
 		"GET " + deployments:            &appsv1.DeploymentList{Items: []appsv1.Deployment{deployment("web"), deployment("db")}},
+		"GET " + replicaSets:            &appsv1.ReplicaSetList{Items: []appsv1.ReplicaSet{replicaSet("web")}},
 		"PATCH " + deployments + "/web": ptr(deployment("web")),
-	}
+	})
 	answers["GET "+pods] = func() any { // gone at the third look
 		if looks++; looks > 2 {
 			return &corev1.PodList{}

@@ -1,19 +1,27 @@
 package kube
 
 import (
+	"cmp"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
 	"time"
+
+	"golang.org/x/sync/errgroup"
 
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/doppel-dev/doppel/internal/agentcfg"
+	"github.com/doppel-dev/doppel/internal/kinds"
 	"github.com/doppel-dev/doppel/internal/uerr"
 )
 
@@ -24,13 +32,18 @@ type Workload struct {
 	Namespace string
 	Agent     bool   // some pod has a traffic-agent
 	NotReady  string // why it cannot be intercepted; empty if it can
+
+	how    kinds.How
+	busy   bool         // a pod of it ends, or is not ready
+	agents []corev1.Pod // pods with an agent
 }
 
-// Workloads lists the Deployments of a namespace.
+// Workloads lists what can be intercepted in a namespace, or in all for "": what controls pods and is controlled by nothing else, and pods
+// alone.
 func (c *Cluster) Workloads(ctx context.Context, ns string) ([]Workload, error) {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
-	ds, err := c.core.AppsV1().Deployments(ns).List(ctx, metav1.ListOptions{})
+	owners, err := c.controllers(ctx, ns)
 	if err != nil {
 		return nil, c.explain(err, "list the workloads of namespace "+ns)
 	}
@@ -38,24 +51,77 @@ func (c *Cluster) Workloads(ctx context.Context, ns string) ([]Workload, error) 
 	if err != nil {
 		return nil, c.explain(err, "list the pods of namespace "+ns)
 	}
-	out := make([]Workload, 0, len(ds.Items))
-	for i := range ds.Items {
-		d := &ds.Items[i]
-		w := Workload{Kind: "Deployment", Name: d.Name, Namespace: d.Namespace, NotReady: notReady(d)}
-		for j := range pods.Items {
-			w.Agent = w.Agent || hasAgent(&pods.Items[j]) && owns(d, &pods.Items[j])
+	above := map[types.UID]types.UID{} // what controls a controller
+	for _, o := range owners {
+		if c := metav1.GetControllerOf(o); c != nil {
+			above[o.GetUID()] = c.UID
 		}
-		out = append(out, w)
+	}
+	with, busy := map[types.UID][]corev1.Pod{}, map[types.UID]bool{}
+	for i := range pods.Items {
+		p := &pods.Items[i]
+		by := metav1.GetControllerOf(p)
+		if by == nil && p.DeletionTimestamp == nil && p.Status.Phase != corev1.PodSucceeded && p.Status.Phase != corev1.PodFailed {
+			owners = append(owners, p)
+		}
+		uid := p.UID
+		if by != nil {
+			uid = cmp.Or(above[by.UID], by.UID)
+		}
+		busy[uid] = busy[uid] || p.DeletionTimestamp != nil || !isReady(p)
+		if hasAgent(p) {
+			with[uid] = append(with[uid], *p)
+		}
+	}
+	out := []Workload{}
+	for _, o := range owners {
+		if i, ok := kinds.Of(o); ok && i.Owner == "" {
+			agents := with[o.GetUID()]
+			out = append(out, Workload{Kind: i.Kind, Name: o.GetName(), Namespace: o.GetNamespace(), NotReady: notReady(&i), Agent: len(agents) > 0, how: i.How, busy: busy[o.GetUID()], agents: agents})
+		}
 	}
 	return out, nil
 }
 
-func notReady(d *appsv1.Deployment) string {
-	switch {
-	case d.Spec.Template.Annotations[agentcfg.AnnotationInject] == "false":
+// controllers lists what controls pods.
+func (c *Cluster) controllers(ctx context.Context, ns string) ([]metav1.Object, error) {
+	var ds *appsv1.DeploymentList
+	var ss *appsv1.StatefulSetList
+	var es *appsv1.DaemonSetList
+	var rs *appsv1.ReplicaSetList
+	g, ctx := errgroup.WithContext(ctx)
+	apps := c.core.AppsV1()
+	g.Go(func() (err error) { ds, err = apps.Deployments(ns).List(ctx, metav1.ListOptions{}); return err })
+	g.Go(func() (err error) { ss, err = apps.StatefulSets(ns).List(ctx, metav1.ListOptions{}); return err })
+	g.Go(func() (err error) { es, err = apps.DaemonSets(ns).List(ctx, metav1.ListOptions{}); return err })
+	g.Go(func() (err error) { rs, err = apps.ReplicaSets(ns).List(ctx, metav1.ListOptions{}); return err })
+	if err := g.Wait(); err != nil {
+		return nil, err
+	}
+	var out []metav1.Object
+	for i := range ds.Items {
+		out = append(out, &ds.Items[i])
+	}
+	for i := range ss.Items {
+		out = append(out, &ss.Items[i])
+	}
+	for i := range es.Items {
+		out = append(out, &es.Items[i])
+	}
+	for i := range rs.Items {
+		out = append(out, &rs.Items[i])
+	}
+	return out, nil
+}
+
+func notReady(i *kinds.Info) string {
+	switch t := i.Template; {
+	case t.Annotations[agentcfg.AnnotationInject] == "false":
 		return "its annotation " + agentcfg.AnnotationInject + "=false forbids it"
-	case d.Spec.Template.Spec.HostNetwork:
+	case t.Spec.HostNetwork:
 		return "it uses the node's network"
+	case i.Why != "":
+		return "not without --recreate: it " + i.Why
 	}
 	return ""
 }
@@ -64,33 +130,133 @@ func hasAgent(p *corev1.Pod) bool {
 	return p.Annotations[agentcfg.Annotation] != "" && p.DeletionTimestamp == nil
 }
 
-func owns(d *appsv1.Deployment, p *corev1.Pod) bool {
-	sel, err := metav1.LabelSelectorAsSelector(d.Spec.Selector)
-	return err == nil && p.Namespace == d.Namespace && sel.Matches(labels.Set(p.Labels))
+func isReady(p *corev1.Pod) bool {
+	return slices.ContainsFunc(p.Status.Conditions, func(c corev1.PodCondition) bool {
+		return c.Type == corev1.PodReady && c.Status == corev1.ConditionTrue
+	})
 }
 
-// RemoveAgents restarts the Deployments of a namespace ("" for all) whose pods have an agent, and waits until no such pod is left.
-// It does not look at intercepts: whoever calls it has ended them.
-func (c *Cluster) RemoveAgents(ctx context.Context, ns string, only func(Workload) bool, progress func(string)) error {
-	list, err := c.Workloads(ctx, ns)
-	if err != nil {
+// KindOf finds out what kind of workload is called name.
+func (c *Cluster) KindOf(ctx context.Context, ns, name string) (kind string, err error) {
+	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
+	defer cancel()
+	apps, batch := c.core.AppsV1(), c.core.BatchV1()
+	gets := []struct {
+		kind string
+		get  func(context.Context, string, metav1.GetOptions) error
+	}{
+		{kinds.Deployment, get(apps.Deployments(ns).Get)},
+		{kinds.StatefulSet, get(apps.StatefulSets(ns).Get)},
+		{kinds.DaemonSet, get(apps.DaemonSets(ns).Get)},
+		{kinds.ReplicaSet, get(apps.ReplicaSets(ns).Get)},
+		{kinds.Pod, get(c.core.CoreV1().Pods(ns).Get)},
+		{kinds.Job, get(batch.Jobs(ns).Get)},
+		{kinds.CronJob, get(batch.CronJobs(ns).Get)},
+	}
+	errs := make([]error, len(gets))
+	var wg sync.WaitGroup
+	for i, g := range gets {
+		wg.Go(func() { errs[i] = g.get(ctx, name, metav1.GetOptions{}) })
+	}
+	wg.Wait()
+	var found []string
+	var denied error
+	for i, g := range gets {
+		switch {
+		case errs[i] == nil:
+			found = append(found, g.kind)
+		case apierrors.IsForbidden(errs[i]): // what one may not see is not there, unless that is everything
+			denied = cmp.Or(denied, errs[i])
+		case !apierrors.IsNotFound(errs[i]):
+			return "", c.explain(errs[i], "look for "+name)
+		}
+	}
+	switch {
+	case len(found) == 0 && denied != nil:
+		return "", c.explain(denied, "look for "+name)
+	case len(found) == 0:
+		return "", uerr.New(uerr.NotFound, "see what there is with: doppel list -n "+ns, "no workload %q in namespace %s", name, ns)
+	case len(found) == 1:
+		return found[0], nil
+	}
+	return "", uerr.New(uerr.Usage, fmt.Sprintf("say which with -w %s/%s", strings.ToLower(found[0]), name), "%s in namespace %s is a %s", name, ns, strings.Join(found, " and a "))
+}
+
+func get[T any](fn func(context.Context, string, metav1.GetOptions) (T, error)) func(context.Context, string, metav1.GetOptions) error {
+	return func(ctx context.Context, name string, o metav1.GetOptions) error {
+		_, err := fn(ctx, name, o)
 		return err
 	}
-	for _, w := range list {
-		if !w.Agent || only != nil && !only(w) {
-			continue
-		}
-		progress(fmt.Sprintf("Removing the traffic-agent of Deployment %s in namespace %s", w.Name, w.Namespace))
-		patch := fmt.Sprintf(`{"spec":{"template":{"metadata":{"annotations":{"kubectl.kubernetes.io/restartedAt":%q}}}}}`, time.Now().Format(time.RFC3339Nano))
-		_, err := c.core.AppsV1().Deployments(w.Namespace).Patch(ctx, w.Name, types.StrategicMergePatchType, []byte(patch), metav1.PatchOptions{})
-		if err != nil {
-			return c.explain(err, "restart Deployment "+w.Name)
-		}
-	}
-	return c.waitNoAgents(ctx, ns, only)
 }
 
-func (c *Cluster) waitNoAgents(ctx context.Context, ns string, only func(Workload) bool) error {
+// replaceTimeout is how long a pod may take to end after its grace period, and another to be made in its place.
+const replaceTimeout = time.Minute
+
+// ReplacePod deletes a pod. One without a controller is made again, for a traffic-agent to be put into it.
+func (c *Cluster) ReplacePod(ctx context.Context, ns, name string, uid types.UID) error {
+	p, err := c.core.CoreV1().Pods(ns).Get(ctx, name, metav1.GetOptions{})
+	if apierrors.IsNotFound(err) || err == nil && p.UID != uid {
+		return nil // somebody else did it
+	}
+	if err != nil {
+		return c.explain(err, "look at pod "+name)
+	}
+	if metav1.GetControllerOf(p) != nil {
+		return c.deletePod(ctx, p)
+	}
+	again := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: p.Name, Namespace: p.Namespace, Labels: p.Labels, Annotations: maps.Clone(p.Annotations), OwnerReferences: p.OwnerReferences}, Spec: p.Spec}
+	again.Spec.NodeName, again.Spec.EphemeralContainers = "", nil
+	if again.Annotations == nil {
+		again.Annotations = map[string]string{}
+	}
+	if original, ok := p.Annotations[agentcfg.AnnotationOriginal]; ok { // the one with the agent, which is to go
+		again = &corev1.Pod{}
+		if err := json.Unmarshal([]byte(original), again); err != nil {
+			return fmt.Errorf("annotation %s of pod %s: %w", agentcfg.AnnotationOriginal, name, err)
+		}
+	} else {
+		original, err := json.Marshal(again)
+		if err != nil {
+			return err
+		}
+		again.Annotations[agentcfg.AnnotationOriginal] = string(original)
+		again.Annotations[agentcfg.AnnotationInject] = agentcfg.InjectEnabled
+	}
+	// From here on nobody's interrupt may leave the cluster without the pod.
+	grace := int64(corev1.DefaultTerminationGracePeriodSeconds)
+	if p.Spec.TerminationGracePeriodSeconds != nil {
+		grace = *p.Spec.TerminationGracePeriodSeconds
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Duration(grace)*time.Second+replaceTimeout)
+	defer cancel()
+	if err := c.deletePod(ctx, p); err != nil {
+		return err
+	}
+	for { // the name is free when the old pod has ended
+		_, err := c.core.CoreV1().Pods(ns).Create(ctx, again, metav1.CreateOptions{})
+		if !apierrors.IsAlreadyExists(err) {
+			return c.explain(err, "make pod "+name+" again")
+		}
+		select {
+		case <-ctx.Done():
+			return c.explain(context.Cause(ctx), "make pod "+name+" again")
+		case <-time.After(200 * time.Millisecond):
+		}
+	}
+}
+
+func (c *Cluster) deletePod(ctx context.Context, p *corev1.Pod) error {
+	err := c.core.CoreV1().Pods(p.Namespace).Delete(ctx, p.Name, metav1.DeleteOptions{Preconditions: &metav1.Preconditions{UID: &p.UID}})
+	if apierrors.IsNotFound(err) || apierrors.IsConflict(err) {
+		return nil
+	}
+	return c.explain(err, "delete pod "+p.Name)
+}
+
+// RemoveAgents has the pods of the workloads of a namespace ("" for all) that have an agent replaced by pods without, and waits until no such
+// pod is left. It does not look at intercepts: whoever calls it has ended them.
+func (c *Cluster) RemoveAgents(ctx context.Context, ns string, only func(Workload) bool, progress func(string)) error {
+	begun := map[string]bool{}
 	for {
 		list, err := c.Workloads(ctx, ns)
 		if err != nil {
@@ -98,8 +264,20 @@ func (c *Cluster) waitNoAgents(ctx context.Context, ns string, only func(Workloa
 		}
 		left := ""
 		for _, w := range list {
-			if w.Agent && (only == nil || only(w)) {
-				left = w.Name
+			if !w.Agent || only != nil && !only(w) {
+				continue
+			}
+			left = w.Kind + " " + w.Name
+			key := w.Namespace + "/" + left
+			if begun[key] && (w.how == kinds.ByController || w.busy) {
+				continue
+			}
+			if !begun[key] {
+				progress(fmt.Sprintf("Removing the traffic-agent of %s in namespace %s", left, w.Namespace))
+			}
+			begun[key] = true
+			if err := c.removeAgent(ctx, w); err != nil {
+				return err
 			}
 		}
 		if left == "" {
@@ -107,10 +285,22 @@ func (c *Cluster) waitNoAgents(ctx context.Context, ns string, only func(Workloa
 		}
 		select {
 		case <-ctx.Done():
-			return uerr.New(uerr.Cluster, "look at it with: kubectl get pods", "Deployment %s still has pods with a traffic-agent", left)
+			return uerr.New(uerr.Cluster, "look at it with: kubectl get pods", "%s still has pods with a traffic-agent", left)
 		case <-time.After(300 * time.Millisecond):
 		}
 	}
+}
+
+// removeAgent begins to replace a workload's pods, or goes on with the next one of them.
+func (c *Cluster) removeAgent(ctx context.Context, w Workload) error {
+	if w.how != kinds.ByController {
+		p := &w.agents[0]
+		return c.ReplacePod(ctx, p.Namespace, p.Name, p.UID)
+	}
+	patch := fmt.Appendf(nil, `{"spec":{"template":{"metadata":{"annotations":{"kubectl.kubernetes.io/restartedAt":%q}}}}}`, time.Now().Format(time.RFC3339Nano))
+	resource := strings.ToLower(w.Kind) + "s"
+	err := c.core.AppsV1().RESTClient().Patch(types.StrategicMergePatchType).Namespace(w.Namespace).Resource(resource).Name(w.Name).Body(patch).Do(ctx).Error()
+	return c.explain(err, "restart "+w.Kind+" "+w.Name)
 }
 
 // RefuseIntercepted is an error if the workload (all of them for "") is intercepted: its agent is in use.

@@ -151,13 +151,14 @@ type Workload struct {
 // InterceptRequest asks for an intercept.
 type InterceptRequest struct {
 	Name      string        `json:"name"`
-	Workload  string        `json:"workload,omitempty"` // default: Name
+	Workload  string        `json:"workload,omitempty"` // [KIND/]NAME, default: Name
 	Namespace string        `json:"namespace,omitempty"`
 	Port      string        `json:"port"`              // LOCAL[:REMOTE]
 	Address   string        `json:"address,omitempty"` // where LOCAL is, default 127.0.0.1
 	Service   string        `json:"service,omitempty"`
 	Container string        `json:"container,omitempty"`
-	Match     match.Rule    `json:"match,omitzero"` // which HTTP requests; zero: all connections
+	Match     match.Rule    `json:"match,omitzero"`     // which HTTP requests; zero: all connections
+	Recreate  bool          `json:"recreate,omitempty"` // replace pods although that interrupts the workload
 	Timeout   time.Duration `json:"timeout,omitempty"`
 }
 
@@ -170,6 +171,7 @@ type Intercept struct {
 	State     string `json:"state"`
 	Message   string `json:"message,omitempty"`
 	Port      uint16 `json:"port"`
+	Protocol  string `json:"protocol,omitempty"` // TCP or UDP
 	// Match says which HTTP requests are taken; zero: all connections.
 	Match  match.Rule `json:"match,omitzero"`
 	Target string     `json:"target,omitempty"`

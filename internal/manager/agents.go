@@ -21,7 +21,6 @@ import (
 	"github.com/doppel-dev/doppel/internal/agentcfg"
 	"github.com/doppel-dev/doppel/internal/buildinfo"
 	"github.com/doppel-dev/doppel/internal/control"
-	"github.com/doppel-dev/doppel/internal/flow"
 	"github.com/doppel-dev/doppel/internal/mux"
 	"github.com/doppel-dev/doppel/internal/tunnel"
 	"github.com/doppel-dev/doppel/internal/wire"
@@ -341,5 +340,5 @@ func (a *agents) forward(c *agentConn, r *mux.Request, h wire.InterceptHeader) {
 		down.Reset()
 		return
 	}
-	_, _, _ = flow.Relay(up, down) // how a flow ended is between its two ends
+	_ = tunnel.Join(h.Proto, up, down) // how a flow ended is between its two ends
 }

@@ -156,7 +156,10 @@ func (m *Manager) interceptsFor(ctx context.Context, session types.UID) ([]contr
 			Message: in.Status.Message, Agents: in.Status.Agents, Kind: in.Spec.Workload.Kind, Workload: in.Spec.Workload.Name,
 		}
 		if len(in.Status.Ports) > 0 {
-			c.Port = uint16(in.Status.Ports[0].ContainerPort)
+			c.Port, c.Protocol = uint16(in.Status.Ports[0].ContainerPort), in.Status.Ports[0].Protocol
+		}
+		if r := in.Status.Replace; r != nil {
+			c.Replace, c.ReplaceUID = r.Name, r.UID
 		}
 		out = append(out, c)
 	}

@@ -7,7 +7,6 @@ import (
 
 	"k8s.io/apimachinery/pkg/types"
 
-	"github.com/doppel-dev/doppel/internal/flow"
 	"github.com/doppel-dev/doppel/internal/mux"
 	"github.com/doppel-dev/doppel/internal/tunnel"
 	"github.com/doppel-dev/doppel/internal/wire"
@@ -47,11 +46,7 @@ func (a *agents) egress(session types.UID, r *mux.Request, h wire.InterceptHeade
 		out.Reset()
 		return
 	}
-	if h.Proto == wire.ProtoUDP {
-		_ = flow.RelayPackets(in, out, tunnel.UDPIdle)
-		return
-	}
-	_, _, _ = flow.Relay(in, out) // how a flow ended is between its two ends
+	_ = tunnel.Join(h.Proto, in, out) // how a flow ended is between its two ends
 }
 
 // serving returns an agent that has acknowledged an engagement, or nil.

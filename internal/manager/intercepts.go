@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"reflect"
 	"slices"
 	"time"
 
@@ -16,6 +17,7 @@ import (
 
 	"github.com/doppel-dev/doppel/api/v1alpha1"
 	"github.com/doppel-dev/doppel/internal/inject"
+	"github.com/doppel-dev/doppel/internal/kinds"
 	"github.com/doppel-dev/doppel/internal/match"
 )
 
@@ -40,13 +42,19 @@ type interceptReconciler struct {
 // restart is a restart of a workload that an intercept asked for.
 type restart struct {
 	workload workloadKey
-	done     bool // the intercept has been active since: pods that come up without an agent later are worth another
+	old      map[types.UID]bool // the pods that it is to replace
+	done     bool               // the intercept has been active since: pods that come up without an agent later are worth another
 }
 
 // problem is a reason for which an intercept can never become active.
 type problem struct{ reason, msg string }
 
 func (p *problem) Error() string { return p.msg }
+
+func isNoWorkload(err error) bool {
+	var p *problem
+	return errors.As(err, &p) && p.reason == "NoWorkload"
+}
 
 func fail(reason, format string, args ...any) error {
 	return &problem{reason, fmt.Sprintf(format, args...)}
@@ -82,7 +90,7 @@ func (r *interceptReconciler) Reconcile(ctx context.Context, req reconcile.Reque
 	st, err := r.engage(ctx, &in, sess)
 	var p *problem
 	if errors.As(err, &p) {
-		st = v1alpha1.InterceptStatus{State: v1alpha1.InterceptFailed, Reason: p.reason, Message: p.msg, Ports: st.Ports, Container: st.Container}
+		st = v1alpha1.InterceptStatus{State: v1alpha1.InterceptFailed, Reason: p.reason, Message: p.msg, Ports: st.Ports, Container: st.Container, Replace: st.Replace}
 		r.m.engaged.remove(in.UID)
 	} else if err != nil {
 		return reconcile.Result{}, err
@@ -110,6 +118,10 @@ func (r *interceptReconciler) engage(ctx context.Context, in *v1alpha1.Intercept
 		return st, fail("NamespaceNotAllowed", "the administrator does not allow intercepts in namespace %s", in.Namespace)
 	}
 	w, err := r.m.loadWorkload(ctx, in.Namespace, in.Spec.Workload)
+	if _, replaced := r.restarted[in.UID]; replaced && in.Spec.Workload.Kind == kinds.Pod && isNoWorkload(err) {
+		st.Message = "waiting until pod " + in.Spec.Workload.Name + " is made again"
+		return st, nil
+	}
 	if err != nil {
 		return st, err
 	}
@@ -117,7 +129,7 @@ func (r *interceptReconciler) engage(ctx context.Context, in *v1alpha1.Intercept
 	if err != nil {
 		return st, err
 	}
-	ports := inject.Ports(&w.template.Spec, w.template.Labels, facts)
+	ports := inject.Ports(&w.Template.Spec, w.Template.Labels, facts)
 	egress := in.Spec.Mode == v1alpha1.ModeEgress
 	var port inject.Taken
 	if egress {
@@ -137,6 +149,9 @@ func (r *interceptReconciler) engage(ctx context.Context, in *v1alpha1.Intercept
 	if err != nil {
 		return st, fail("BadMatch", "the match cannot be used: %v", err)
 	}
+	if port.Protocol != corev1.ProtocolTCP && !m.Rule().IsZero() {
+		return st, fail("BadMatch", "port %d of %s is a %s port: HTTP requests come over TCP", port.ContainerPort, in.Spec.Workload.Name, port.Protocol)
+	}
 	if !egress {
 		if st.Message, err = r.conflict(ctx, in, port, m); err != nil || st.Message != "" {
 			return st, err
@@ -148,43 +163,55 @@ func (r *interceptReconciler) engage(ctx context.Context, in *v1alpha1.Intercept
 	return r.progress(ctx, in, w, port, st)
 }
 
-// progress restarts the workload if its pods lack the agent, and otherwise counts the agents that know the intercept.
+// progress has the workload's pods replaced if they lack the agent, and otherwise counts the agents that know the intercept.
 func (r *interceptReconciler) progress(ctx context.Context, in *v1alpha1.Intercept, w *workload, port inject.Taken, st v1alpha1.InterceptStatus) (v1alpha1.InterceptStatus, error) {
-	view := w.view(string(port.Protocol), port.ContainerPort, func(pod types.UID) bool { return r.m.agents.serves(pod, in.UID) })
+	re, restarted := r.restarted[in.UID]
+	restarted = restarted && !re.done
+	view := w.view(string(port.Protocol), port.ContainerPort, re.old, func(pod types.UID) bool { return r.m.agents.serves(pod, in.UID) })
 	st.Agents = int32(view.serving)
 	for i := range w.pods {
 		r.m.agents.wantCall(&w.pods[i])
 	}
-	re, restarted := r.restarted[in.UID]
-	restarted = restarted && !re.done
 	if view.trouble != "" {
+		if p, _ := w.broken(); p != nil && w.How != kinds.ByController {
+			st.Replace = &v1alpha1.PodRef{Name: p.Name, UID: string(p.UID)}
+		}
 		return st, fail("AgentNotStarted", "%s", view.trouble)
 	}
 	switch {
-	case !w.observed: // the deployment controller has not seen the last change yet
+	case !w.Observed: // the controller has not seen the last change yet
 		st.Message = "waiting for the rolling restart to begin"
 	case view.missing > 0 && !restarted:
 		if in.Status.State == v1alpha1.InterceptActive {
 			r.m.cfg.Log.Warn("pods without an agent behind an active intercept", "intercept", in.Namespace+"/"+in.Name, "pods", view.missing)
 		}
-		if why := w.cannotRoll(port); why != "" {
-			return st, fail("CannotRoll", "%s", why)
+		if reason, msg := w.cannotReplace(port, in.Spec.Recreate); msg != "" {
+			return st, fail(reason, "%s", msg)
 		}
-		if err := w.restart(ctx, r.m.ctrl.GetClient()); err != nil {
-			return st, fail("RestartRefused", "the workload could not be restarted: %v", err)
+		if w.How == kinds.ByController {
+			if err := w.restart(ctx, r.m.ctrl.GetClient()); err != nil {
+				return st, fail("RestartRefused", "the workload could not be restarted: %v", err)
+			}
 		}
-		r.restarted[in.UID] = restart{workload: w.key}
+		r.restarted[in.UID] = restart{workload: w.key, old: w.withoutAgent(string(port.Protocol), port.ContainerPort)}
 		st.Message = "restarting the workload to install the traffic-agent"
 	case view.missing > 0:
 		return st, fail("NotInjected", "pod %s came up without a traffic-agent: the API server did not reach the agent-injector webhook", view.missingPod)
-	case view.waiting > 0 || view.serving == 0 && w.wanted > 0:
-		st.Message = fmt.Sprintf("waiting for the traffic-agents of %d pods (%d ready)%s", max(view.waiting+view.serving, int(w.wanted)), view.serving, view.because())
+	case view.waiting > 0 || view.serving < int(w.Replicas) && view.draining == 0 && (restarted || view.serving == 0):
+		st.Message = fmt.Sprintf("waiting for the traffic-agents of %d pods (%d ready)%s", max(view.waiting+view.serving, int(w.Replicas)), view.serving, view.because())
 	case view.draining > 0:
 		st.Message = fmt.Sprintf("waiting for %d old pods to leave the service", view.draining)
+		if p := w.next(re.old); p != nil && w.How != kinds.ByController {
+			st.Message = fmt.Sprintf("replacing pod %s (%d to go)", p.Name, view.draining)
+			st.Replace = &v1alpha1.PodRef{Name: p.Name, UID: string(p.UID)}
+		}
+	case restarted && view.fresh > 0 && w.Why != "": // where there is a gap, nobody else answers until clients know of the new pods
+		st.Message = fmt.Sprintf("waiting until clients know of %d new pods", view.fresh)
 	default:
 		st.State = v1alpha1.InterceptActive
 		if restarted {
-			r.restarted[in.UID] = restart{workload: w.key, done: true}
+			re.done = true
+			r.restarted[in.UID] = re
 		}
 	}
 	return st, nil
@@ -272,8 +299,11 @@ func (r *interceptReconciler) heal(ctx context.Context, key workloadKey) error {
 	if errors.As(err, &p) {
 		return nil // the workload is gone too
 	}
-	if err != nil || !w.broken() {
+	if err != nil {
 		return err
+	}
+	if _, broken := w.broken(); !broken || w.How != kinds.ByController { // pods that are replaced by deletion are the laptop's to replace
+		return nil
 	}
 	r.m.cfg.Log.Info("restarting a workload whose agents did not start", "workload", key.Name)
 	return w.restart(ctx, r.m.ctrl.GetClient())
@@ -285,14 +315,14 @@ func (r *interceptReconciler) writeStatus(ctx context.Context, in *v1alpha1.Inte
 	}
 	base := in.DeepCopy()
 	// The cache may be behind our own last write: the patch carries every field, not only those that differ from what the cache has.
-	base.Status = v1alpha1.InterceptStatus{State: "-", Reason: "-", Message: "-", Container: "-", Agents: -1, Ports: []v1alpha1.InterceptedPort{{Protocol: "-"}}}
+	base.Status = v1alpha1.InterceptStatus{State: "-", Reason: "-", Message: "-", Container: "-", Agents: -1, Replace: &v1alpha1.PodRef{Name: "-", UID: "-"}, Ports: []v1alpha1.InterceptedPort{{Protocol: "-"}}}
 	in.Status = st
 	r.m.cfg.Log.Info("intercept", "intercept", in.Namespace+"/"+in.Name, "user", in.Spec.User, "state", st.State, "detail", st.Message)
 	return client.IgnoreNotFound(r.m.ctrl.GetClient().Status().Patch(ctx, in, client.MergeFrom(base)))
 }
 
 func statusEqual(a, b v1alpha1.InterceptStatus) bool {
-	return a.State == b.State && a.Reason == b.Reason && a.Message == b.Message && a.Agents == b.Agents && a.Container == b.Container && slices.Equal(a.Ports, b.Ports)
+	return a.State == b.State && a.Reason == b.Reason && a.Message == b.Message && a.Agents == b.Agents && a.Container == b.Container && slices.Equal(a.Ports, b.Ports) && reflect.DeepEqual(a.Replace, b.Replace)
 }
 
 // facts reads what decides how ports of pods in the namespace can be taken.

@@ -2,6 +2,7 @@ package manager
 
 import (
 	"errors"
+	"fmt"
 	"reflect"
 	"strings"
 	"testing"
@@ -31,7 +32,7 @@ type reconciler struct {
 func newReconciler(t *testing.T, objs ...client.Object) *reconciler {
 	t.Helper()
 	rs := &appsv1.ReplicaSet{ObjectMeta: owned(meta("shop", "rs-1"), "Deployment", "web")}
-	rs.Labels, rs.Annotations = map[string]string{"app": "web"}, map[string]string{revision: "1"}
+	rs.Labels = map[string]string{"app": "web"}
 	objs = append(objs, rs, webDeployment(), webService(), session("mine", "ada", "k"))
 	w := newWorld(t, objs...)
 	w.laptops.tunnels["mine"] = &mux.Session{}
@@ -70,11 +71,10 @@ func (r *reconciler) must(err error) {
 func (r *reconciler) rollout(revisionN string) {
 	r.t.Helper()
 	rs := &appsv1.ReplicaSet{ObjectMeta: owned(meta("shop", "rs-"+revisionN), "Deployment", "web")}
-	rs.Labels, rs.Annotations = map[string]string{"app": "web"}, map[string]string{revision: revisionN}
+	rs.Labels = map[string]string{"app": "web"}
 	r.create(rs)
 	d := &appsv1.Deployment{ObjectMeta: meta("shop", "web")}
 	r.world.get(d)
-	d.Annotations[revision] = revisionN
 	r.must(r.kc.Update(r.t.Context(), d))
 }
 
@@ -138,8 +138,9 @@ func TestIntercept(t *testing.T) {
 	if r.restarts() != 2 {
 		t.Errorf("%d restarts", r.restarts())
 	}
+	r.addPod("late-2", "rs-2", ready1)
 	st, _ = r.look("in-1")
-	wantStatus(t, "missed injection again", st, v1alpha1.InterceptFailed, "NotInjected", "pod late-1 came up without a traffic-agent")
+	wantStatus(t, "missed injection again", st, v1alpha1.InterceptFailed, "NotInjected", "pod late-2 came up without a traffic-agent")
 	if len(r.engaged.of(web)) != 0 {
 		t.Error("a failed intercept is in force")
 	}
@@ -173,6 +174,60 @@ func TestInterceptWithoutRestart(t *testing.T) {
 	wantStatus(t, "scaled to zero", st, v1alpha1.InterceptActive, "", "")
 }
 
+// Pods that nothing replaces are deleted by the laptop, one after the other, if its user wants that.
+func TestInterceptByDeletion(t *testing.T) {
+	set := &appsv1.ReplicaSet{ObjectMeta: meta("shop", "bare"), Spec: appsv1.ReplicaSetSpec{Selector: webDeployment().Spec.Selector, Template: webDeployment().Spec.Template}}
+	two := int32(2)
+	set.Spec.Replicas = &two
+	on := func(name string, recreate bool) *v1alpha1.Intercept {
+		in := intercept(name, "ada", "mine")
+		in.Spec.Workload, in.Spec.Recreate = v1alpha1.WorkloadRef{Kind: "ReplicaSet", Name: "bare"}, recreate
+		return in
+	}
+	r := newReconciler(t, set, on("in-1", false), on("in-2", true))
+	pod := func(name string, opts ...podOption) {
+		r.addPod(name, "bare", append(opts, func(p *corev1.Pod) { p.OwnerReferences = owned(p.ObjectMeta, "ReplicaSet", "bare").OwnerReferences })...)
+	}
+	bare := workloadKey{"shop", "ReplicaSet", "bare"}
+	pod("old-1", ready1)
+	pod("old-2", ready1)
+	st, _ := r.look("in-1")
+	wantStatus(t, "unasked", st, v1alpha1.InterceptFailed, "Gap", "ReplicaSet bare has no Deployment: it cannot be restarted without a gap")
+
+	st, _ = r.look("in-2")
+	wantStatus(t, "asked", st, v1alpha1.InterceptPending, "", "restarting")
+	for i, left := range []string{"2", "1"} {
+		st, _ = r.look("in-2")
+		wantStatus(t, "next", st, v1alpha1.InterceptPending, "", "("+left+" to go)")
+		if st.Replace == nil {
+			t.Fatal("no pod to replace")
+		}
+		old := webPod(st.Replace.Name, "bare")
+		if st.Replace.UID != string(old.UID) {
+			t.Errorf("%+v", st.Replace)
+		}
+		r.delete(&old)
+		st, _ = r.look("in-2")
+		if st.Replace != nil {
+			t.Errorf("the next one is to go before the last one has been replaced: %+v", st)
+		}
+		name := fmt.Sprintf("new-%d", i)
+		pod(name, withAgent(8080))
+		st, _ = r.look("in-2")
+		wantStatus(t, "starts", st, v1alpha1.InterceptPending, "", "waiting for the traffic-agents")
+		p := webPod(name, "bare", withAgent(8080), ready1)
+		r.must(r.kc.Status().Update(t.Context(), &p))
+		r.agents.mu.Lock()
+		r.agents.byPod[types.UID(name)] = &agentConn{pod: types.UID(name), workload: bare, acked: map[types.UID]bool{"in-2": true}}
+		r.agents.mu.Unlock()
+	}
+	st, _ = r.look("in-2")
+	wantStatus(t, "all replaced", st, v1alpha1.InterceptActive, "", "")
+	if r.restarts() != 0 {
+		t.Error("something was restarted")
+	}
+}
+
 func TestInterceptFails(t *testing.T) {
 	for name, tt := range map[string]struct {
 		spec        func(*v1alpha1.InterceptSpec)
@@ -181,19 +236,19 @@ func TestInterceptFails(t *testing.T) {
 	}{
 		"foreign session": {spec: func(s *v1alpha1.InterceptSpec) { s.User = "eve" }, reason: "ForeignSession", msg: "belongs to another user"},
 		"namespace":       {change: func(r *reconciler) { r.allowed = []string{"data"} }, reason: "NamespaceNotAllowed", msg: "namespace shop"},
-		"kind":            {spec: func(s *v1alpha1.InterceptSpec) { s.Workload.Kind = "Job" }, reason: "UnsupportedKind", msg: "only Deployments"},
+		"kind":            {spec: func(s *v1alpha1.InterceptSpec) { s.Workload.Kind = "Rocket" }, reason: "UnsupportedKind", msg: "Rocket is no kind of workload that doppel knows"},
 		"workload":        {spec: func(s *v1alpha1.InterceptSpec) { s.Workload.Name = "nope" }, reason: "NoWorkload", msg: `no Deployment "nope" in namespace shop`},
 		"port":            {spec: func(s *v1alpha1.InterceptSpec) { s.Port = "grpc" }, reason: "NoSuchPort", msg: `Deployment web has no port "grpc"; there is 8080 (http) [service web:80]`},
 		"service":         {spec: func(s *v1alpha1.InterceptSpec) { s.Service = "api" }, reason: "NoSuchService", msg: `Deployment web has no service "api"`},
 		"container":       {spec: func(s *v1alpha1.InterceptSpec) { s.Container = "db" }, reason: "NoSuchContainer", msg: `Deployment web has no container "db"`},
 		"paused": {change: func(r *reconciler) {
 			r.update(func(d *appsv1.Deployment) { d.Spec.Paused = true })
-		}, reason: "CannotRoll", msg: "paused"},
+		}, reason: "Gap", msg: "Deployment web is paused: it cannot be restarted without a gap"},
 		"Windows": {change: func(r *reconciler) {
 			r.update(func(d *appsv1.Deployment) {
 				d.Spec.Template.Spec.NodeSelector = map[string]string{"kubernetes.io/os": "windows"}
 			})
-		}, reason: "CannotRoll", msg: "the pods of Deployment web cannot have a traffic-agent: the pod runs on Windows"},
+		}, reason: "CannotInject", msg: "the pods of Deployment web cannot have a traffic-agent: the pod runs on Windows"},
 		"no right to restart": {change: func(r *reconciler) {
 			r.fail = func(verb string, o runtime.Object) error {
 				if _, ok := o.(*appsv1.Deployment); ok && verb == "patch" {

@@ -18,110 +18,120 @@ import (
 	"github.com/doppel-dev/doppel/api/v1alpha1"
 	"github.com/doppel-dev/doppel/internal/agentcfg"
 	"github.com/doppel-dev/doppel/internal/inject"
+	"github.com/doppel-dev/doppel/internal/kinds"
 )
 
 // restartedAt is the annotation that kubectl rollout restart sets; it is the only thing of a template that we ever touch (D8).
 const restartedAt = "kubectl.kubernetes.io/restartedAt"
 
-// endpointLag is how long after a pod's deletion clients may still be sent to it: kube-proxy writes its rules at most
+// endpointLag is how long clients may not know that a pod has become ready, or was deleted: kube-proxy writes its rules at most
 // once a second by default (--nftables-min-sync-period, --iptables-min-sync-period).
 const endpointLag = 1500 * time.Millisecond
 
-// workload is a Deployment with its pods as they are now.
+// workload is a workload with its pods as they are now.
 type workload struct {
-	key      workloadKey
-	object   *appsv1.Deployment
-	template *corev1.PodTemplateSpec
-	pods     []corev1.Pod
-	newest   types.UID // the ReplicaSet of the current template
-	observed bool      // the controller has acted on the current template
-	wanted   int32
+	kinds.Info
+	key  workloadKey
+	pods []corev1.Pod
 }
 
-// loadWorkload reads the workload, its newest ReplicaSet and its pods from the API server.
+// loadWorkload reads the workload and its pods from the API server.
 func (m *Manager) loadWorkload(ctx context.Context, ns string, ref v1alpha1.WorkloadRef) (*workload, error) {
-	if ref.Kind != "Deployment" {
-		return nil, fail("UnsupportedKind", "%s cannot be intercepted yet: only Deployments can", ref.Kind)
-	}
 	r := m.ctrl.GetAPIReader()
-	var d appsv1.Deployment
-	err := r.Get(ctx, client.ObjectKey{Namespace: ns, Name: ref.Name}, &d)
+	o := kinds.New(ref.Kind)
+	if o == nil {
+		return nil, fail("UnsupportedKind", "%s is no kind of workload that doppel knows", ref.Kind)
+	}
+	err := r.Get(ctx, client.ObjectKey{Namespace: ns, Name: ref.Name}, o.(client.Object))
 	if apierrors.IsNotFound(err) {
-		return nil, fail("NoWorkload", "no Deployment %q in namespace %s", ref.Name, ns)
+		return nil, fail("NoWorkload", "no %s %q in namespace %s", ref.Kind, ref.Name, ns)
 	}
 	if err != nil {
 		return nil, err
 	}
-	sel, err := metav1.LabelSelectorAsSelector(d.Spec.Selector)
-	if err != nil {
-		return nil, err
+	info, _ := kinds.Of(o)
+	w := &workload{Info: info, key: workloadKey{ns, ref.Kind, ref.Name}}
+	switch {
+	case info.Owner != "":
+		return nil, fail("Owned", "%s %s belongs to %s", ref.Kind, ref.Name, info.Owner)
+	case info.How == kinds.Never:
+		return nil, fail("CannotRoll", "%s %s", info.Name(), info.Why)
 	}
-	var sets appsv1.ReplicaSetList
-	if err := r.List(ctx, &sets, client.InNamespace(ns), client.MatchingLabelsSelector{Selector: sel}); err != nil {
+	for _, name := range info.Claims() {
+		var c corev1.PersistentVolumeClaim
+		switch err := r.Get(ctx, client.ObjectKey{Namespace: ns, Name: name}, &c); {
+		case err == nil:
+			w.Claim(&c)
+		case !apierrors.IsNotFound(err):
+			return nil, err
+		}
+	}
+	w.pods, err = m.podsOf(ctx, &info)
+	return w, err
+}
+
+// podsOf lists a workload's pods, but for those that have ended.
+func (m *Manager) podsOf(ctx context.Context, w *kinds.Info) ([]corev1.Pod, error) {
+	if p, ok := w.Object.(*corev1.Pod); ok {
+		return []corev1.Pod{*p}, nil
+	}
+	r, ns := m.ctrl.GetAPIReader(), w.Object.GetNamespace()
+	sel, err := metav1.LabelSelectorAsSelector(w.Selector)
+	if err != nil {
 		return nil, err
 	}
 	var pods corev1.PodList
 	if err := r.List(ctx, &pods, client.InNamespace(ns), client.MatchingLabelsSelector{Selector: sel}); err != nil {
 		return nil, err
 	}
-	w := &workload{
-		key: workloadKey{ns, "Deployment", d.Name}, object: &d, template: &d.Spec.Template, wanted: 1,
-		observed: d.Status.ObservedGeneration >= d.Generation,
-	}
-	if d.Spec.Replicas != nil {
-		w.wanted = *d.Spec.Replicas
-	}
-	owned := map[types.UID]bool{}
-	for i := range sets.Items {
-		rs := &sets.Items[i]
-		if !metav1.IsControlledBy(rs, &d) {
-			continue
+	owners := map[types.UID]bool{w.Object.GetUID(): true}
+	if w.Kind == kinds.Deployment {
+		var sets appsv1.ReplicaSetList
+		if err := r.List(ctx, &sets, client.InNamespace(ns), client.MatchingLabelsSelector{Selector: sel}); err != nil {
+			return nil, err
 		}
-		owned[rs.UID] = true
-		if rs.Annotations[revision] == d.Annotations[revision] {
-			w.newest = rs.UID
+		for i := range sets.Items {
+			if metav1.IsControlledBy(&sets.Items[i], w.Object) {
+				owners[sets.Items[i].UID] = true
+			}
 		}
 	}
-	w.pods = slices.DeleteFunc(pods.Items, func(p corev1.Pod) bool {
+	return slices.DeleteFunc(pods.Items, func(p corev1.Pod) bool {
 		o := metav1.GetControllerOf(&p)
-		return o == nil || !owned[o.UID] || p.Status.Phase == corev1.PodSucceeded || p.Status.Phase == corev1.PodFailed
-	})
-	return w, nil
+		return o == nil || !owners[o.UID] || p.Status.Phase == corev1.PodSucceeded || p.Status.Phase == corev1.PodFailed
+	}), nil
 }
 
-// revision ties a Deployment to its current ReplicaSet.
-const revision = "deployment.kubernetes.io/revision"
-
-// cannotRoll says why the workload's pods cannot be replaced, without a gap (D8), by pods with an agent for the port, or "".
-func (w *workload) cannotRoll(port inject.Taken) string {
-	switch {
-	case w.object.Spec.Paused:
-		return fmt.Sprintf("Deployment %s is paused: its pods cannot be replaced", w.key.Name)
-	case w.object.Spec.Strategy.Type == appsv1.RecreateDeploymentStrategyType:
-		return fmt.Sprintf("Deployment %s has strategy Recreate: its pods cannot be replaced without a gap", w.key.Name)
+// cannotReplace says why the workload's pods cannot be replaced by pods with an agent for the port, or "". Where there would be a gap (D8),
+// somebody has to want it.
+func (w *workload) cannotReplace(port inject.Taken, recreate bool) (reason, msg string) {
+	if w.Why != "" && !recreate {
+		return "Gap", fmt.Sprintf("%s %s: it cannot be restarted without a gap", w.Name(), w.Why)
 	}
-	pod := &corev1.Pod{ObjectMeta: w.template.ObjectMeta, Spec: w.template.Spec}
+	pod := &corev1.Pod{ObjectMeta: w.Template.ObjectMeta, Spec: w.Template.Spec}
 	if _, err := inject.Pod(pod, inject.Config{Ports: []inject.Taken{port}}); err != nil {
-		return fmt.Sprintf("the pods of Deployment %s cannot have a traffic-agent: %v", w.key.Name, err)
+		return "CannotInject", fmt.Sprintf("the pods of %s cannot have a traffic-agent: %v", w.Name(), err)
 	}
-	return ""
+	return "", ""
 }
 
 // restart is kubectl rollout restart.
 func (w *workload) restart(ctx context.Context, c client.Client) error {
-	base := w.object.DeepCopy()
-	if w.object.Spec.Template.Annotations == nil {
-		w.object.Spec.Template.Annotations = map[string]string{}
+	o := w.Object.(client.Object)
+	base := o.DeepCopyObject().(client.Object)
+	if w.Template.Annotations == nil {
+		w.Template.Annotations = map[string]string{}
 	}
-	w.object.Spec.Template.Annotations[restartedAt] = time.Now().Format(time.RFC3339Nano)
-	return c.Patch(ctx, w.object, client.MergeFrom(base))
+	w.Template.Annotations[restartedAt] = time.Now().Format(time.RFC3339Nano)
+	return c.Patch(ctx, o, client.MergeFrom(base))
 }
 
 // podsView is what the pods of a workload mean for one intercepted port.
 type podsView struct {
 	serving    int    // have an agent that knows the intercept
 	waiting    int    // have an agent that does not know it yet
-	missing    int    // pods of the newest ReplicaSet without an agent for the port
+	fresh      int    // serve, but clients may not know of them yet
+	missing    int    // pods without an agent for the port that came up after the restart, or before any
 	missingPod string // one of them
 	draining   int    // old pods that clients may still reach
 	trouble    string // why an agent will not come up
@@ -136,7 +146,8 @@ func (v podsView) because() string {
 	return ": " + v.unready
 }
 
-func (w *workload) view(protocol string, port uint16, serves func(types.UID) bool) podsView {
+// view looks at the pods; old are those that a restart was to replace.
+func (w *workload) view(protocol string, port uint16, old map[types.UID]bool, serves func(types.UID) bool) podsView {
 	var v podsView
 	for i := range w.pods {
 		p := &w.pods[i]
@@ -147,28 +158,62 @@ func (w *workload) view(protocol string, port uint16, serves func(types.UID) boo
 			}
 		case covers(p, protocol, port) && serves(p.UID) && ready(p):
 			v.serving++
+			if time.Since(readySince(p)) < endpointLag {
+				v.fresh++
+			}
 		case covers(p, protocol, port):
 			v.waiting++
 			v.trouble = cmp.Or(agentTrouble(p), v.trouble)
 			v.unready = cmp.Or(notReady(p), v.unready)
-		case metav1.GetControllerOf(p).UID == w.newest:
+		case old[p.UID]:
+			v.draining++ // the rollout has not come to it yet
+		default:
 			v.missing++
 			v.missingPod = p.Name
-		default:
-			v.draining++ // an old pod that the rollout has not come to yet
 		}
 	}
-	if c := w.replicaFailure(); c != "" {
-		v.trouble = c
+	if w.Failure != "" {
+		v.trouble = w.Name() + " cannot create pods: " + w.Failure
 	}
 	return v
 }
 
-// broken says whether an agent keeps a pod of the workload from coming up.
-func (w *workload) broken() bool {
-	return slices.ContainsFunc(w.pods, func(p corev1.Pod) bool {
-		return p.DeletionTimestamp == nil && inject.Injected(&p) && agentTrouble(&p) != ""
-	}) || w.replicaFailure() != ""
+// withoutAgent are the pods that a restart is to replace.
+func (w *workload) withoutAgent(protocol string, port uint16) map[types.UID]bool {
+	old := map[types.UID]bool{}
+	for i := range w.pods {
+		if !covers(&w.pods[i], protocol, port) {
+			old[w.pods[i].UID] = true
+		}
+	}
+	return old
+}
+
+// next is the pod that is to be deleted where that is the way to replace pods: one of the old ones, when none is under way.
+func (w *workload) next(old map[types.UID]bool) *corev1.Pod {
+	var next *corev1.Pod
+	for i := range w.pods {
+		switch p := &w.pods[i]; {
+		case p.DeletionTimestamp != nil:
+			return nil
+		case old[p.UID]:
+			next = p
+		}
+	}
+	if len(w.pods) < int(w.Replicas) && len(w.pods) > 0 { // the last one's successor is not there yet
+		return nil
+	}
+	return next
+}
+
+// broken says whether an agent keeps pods of the workload from coming up, and which one.
+func (w *workload) broken() (*corev1.Pod, bool) {
+	for i := range w.pods {
+		if p := &w.pods[i]; p.DeletionTimestamp == nil && inject.Injected(p) && agentTrouble(p) != "" {
+			return p, true
+		}
+	}
+	return nil, w.Failure != ""
 }
 
 func covers(p *corev1.Pod, protocol string, port uint16) bool {
@@ -206,10 +251,16 @@ func stillReached(p *corev1.Pod) bool {
 	return time.Since(deleted) < endpointLag
 }
 
-func ready(p *corev1.Pod) bool {
-	return slices.ContainsFunc(p.Status.Conditions, func(c corev1.PodCondition) bool {
-		return c.Type == corev1.PodReady && c.Status == corev1.ConditionTrue
-	})
+func ready(p *corev1.Pod) bool { return !readySince(p).IsZero() }
+
+// readySince is when the pod became ready; zero if it is not.
+func readySince(p *corev1.Pod) time.Time {
+	for _, c := range p.Status.Conditions {
+		if c.Type == corev1.PodReady && c.Status == corev1.ConditionTrue {
+			return cmp.Or(c.LastTransitionTime.Time, time.Unix(1, 0))
+		}
+	}
+	return time.Time{}
 }
 
 // hopeless are the waiting reasons of a container that do not mend themselves within seconds.
@@ -242,16 +293,6 @@ func notReady(p *corev1.Pod) string {
 	for _, cs := range slices.Concat(p.Status.InitContainerStatuses, p.Status.ContainerStatuses) {
 		if w := cs.State.Waiting; w != nil && slices.Contains(hopeless, w.Reason) {
 			return fmt.Sprintf("container %s of pod %s does not start: %s: %s", cs.Name, p.Name, w.Reason, w.Message)
-		}
-	}
-	return ""
-}
-
-// replicaFailure is the Deployment's own word for pods that could not be created: quota, pod security, another webhook.
-func (w *workload) replicaFailure() string {
-	for _, c := range w.object.Status.Conditions {
-		if c.Type == appsv1.DeploymentReplicaFailure && c.Status == corev1.ConditionTrue {
-			return fmt.Sprintf("Deployment %s cannot create pods: %s", w.key.Name, c.Message)
 		}
 	}
 	return ""

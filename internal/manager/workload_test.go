@@ -11,15 +11,18 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	appsv1 "k8s.io/api/apps/v1"
+	batchv1 "k8s.io/api/batch/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/intstr"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/doppel-dev/doppel/api/v1alpha1"
 	"github.com/doppel-dev/doppel/internal/agentcfg"
 	"github.com/doppel-dev/doppel/internal/inject"
+	"github.com/doppel-dev/doppel/internal/kinds"
 )
 
 var update = flag.Bool("update", false, "write docs/support-table.md")
@@ -100,7 +103,7 @@ func TestView(t *testing.T) {
 	agent := withAgent(8080)
 	for name, tt := range map[string]struct {
 		pods []corev1.Pod
-		cond *appsv1.DeploymentCondition
+		fail string // the controller's word
 		want podsView
 	}{
 		"no pods":                                  {},
@@ -137,23 +140,23 @@ func TestView(t *testing.T) {
 		},
 		"quota": {
 			pods: []corev1.Pod{webPod("old", "old", ready1)},
-			cond: &appsv1.DeploymentCondition{Type: appsv1.DeploymentReplicaFailure, Status: corev1.ConditionTrue, Message: "exceeded quota: pods=1"},
+			fail: "exceeded quota: pods=1",
 			want: podsView{draining: 1, trouble: "Deployment web cannot create pods: exceeded quota: pods=1"},
-		},
-		"quota, long ago": {
-			cond: &appsv1.DeploymentCondition{Type: appsv1.DeploymentReplicaFailure, Status: corev1.ConditionFalse, Message: "exceeded quota"},
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			w := &workload{key: web, object: &appsv1.Deployment{}, pods: tt.pods, newest: "new"}
-			if tt.cond != nil {
-				w.object.Status.Conditions = []appsv1.DeploymentCondition{*tt.cond}
+			info, _ := kinds.Of(&appsv1.Deployment{ObjectMeta: meta("shop", "web")})
+			info.Failure = tt.fail
+			w := &workload{Info: info, key: web, pods: tt.pods}
+			old := map[types.UID]bool{} // what a restart was to replace
+			for _, p := range tt.pods {
+				old[p.UID] = metav1.GetControllerOf(&p).UID == "old"
 			}
-			got := w.view("TCP", 8080, func(pod types.UID) bool { return strings.HasPrefix(string(pod), "served-") })
+			got := w.view("TCP", 8080, old, func(pod types.UID) bool { return strings.HasPrefix(string(pod), "served-") })
 			if d := cmp.Diff(tt.want, got, cmp.AllowUnexported(podsView{})); d != "" {
 				t.Errorf("-want +got:\n%s", d)
 			}
-			if got := w.broken(); got != (tt.want.trouble != "") {
+			if _, got := w.broken(); got != (tt.want.trouble != "") {
 				t.Errorf("broken: %v", got)
 			}
 		})
@@ -163,16 +166,15 @@ func TestView(t *testing.T) {
 // loadWorkload takes the pods of the Deployment's own ReplicaSets, whoever else has the same labels.
 func TestLoadWorkload(t *testing.T) {
 	labels := map[string]string{"app": "web"}
-	rev := func(n string) map[string]string { return map[string]string{revision: n} }
 	d := &appsv1.Deployment{ObjectMeta: meta("shop", "web"), Spec: appsv1.DeploymentSpec{Selector: &metav1.LabelSelector{MatchLabels: labels}}}
-	d.Generation, d.Status.ObservedGeneration, d.Annotations = 3, 2, rev("2")
-	rs := func(name, owner, r string) *appsv1.ReplicaSet {
+	d.Generation, d.Status.ObservedGeneration = 3, 2
+	rs := func(name, owner string) *appsv1.ReplicaSet {
 		s := &appsv1.ReplicaSet{ObjectMeta: owned(meta("shop", name), "Deployment", owner)}
-		s.Labels, s.Annotations = labels, rev(r)
+		s.Labels = labels
 		return s
 	}
 	bare := webPod("bare", "", func(p *corev1.Pod) { p.OwnerReferences = nil })
-	objs := []client.Object{d, rs("old", "web", "1"), rs("new", "web", "2"), rs("foreign", "other", "2"), &bare}
+	objs := []client.Object{d, rs("old", "web"), rs("new", "web"), rs("foreign", "other"), &bare}
 	for _, p := range []corev1.Pod{
 		webPod("p-old", "old"), webPod("p-new", "new"), webPod("p-foreign", "foreign"),
 		webPod("p-done", "new", func(p *corev1.Pod) { p.Status.Phase = corev1.PodSucceeded }),
@@ -194,8 +196,8 @@ func TestLoadWorkload(t *testing.T) {
 	if d := cmp.Diff([]string{"p-new", "p-old"}, names); d != "" {
 		t.Errorf("pods:\n%s", d)
 	}
-	if got.newest != "new" || got.observed || got.wanted != 1 || got.key != web {
-		t.Errorf("newest %s, observed %v, wanted %d", got.newest, got.observed, got.wanted)
+	if got.Observed || got.Replicas != 1 || got.key != web {
+		t.Errorf("observed %v, wanted %d", got.Observed, got.Replicas)
 	}
 	zero := int32(0)
 	d.Spec.Replicas = &zero
@@ -207,11 +209,11 @@ func TestLoadWorkload(t *testing.T) {
 		t.Fatal(err)
 	}
 	got, err = w.loadWorkload(t.Context(), "shop", v1alpha1.WorkloadRef{Kind: "Deployment", Name: "web"})
-	if err != nil || !got.observed || got.wanted != 0 {
-		t.Errorf("scaled to zero: observed %v, wanted %d, %v", got.observed, got.wanted, err)
+	if err != nil || !got.Observed || got.Replicas != 0 {
+		t.Errorf("scaled to zero: observed %v, wanted %d, %v", got.Observed, got.Replicas, err)
 	}
 
-	for _, tt := range []struct{ kind, name, reason string }{{"Deployment", "nope", "NoWorkload"}, {"StatefulSet", "web", "UnsupportedKind"}} {
+	for _, tt := range []struct{ kind, name, reason string }{{"Deployment", "nope", "NoWorkload"}, {"Rocket", "web", "UnsupportedKind"}, {"ReplicaSet", "new", "Owned"}} {
 		_, err := w.loadWorkload(t.Context(), "shop", v1alpha1.WorkloadRef{Kind: tt.kind, Name: tt.name})
 		var p *problem
 		if !errors.As(err, &p) || p.reason != tt.reason {
@@ -229,49 +231,102 @@ func TestLoadWorkload(t *testing.T) {
 // workloadTable is the part of the support table about workloads; docs/support-table.md is written from it.
 var workloadTable = []struct {
 	workload string // for people
-	ref      v1alpha1.WorkloadRef
-	change   func(*appsv1.Deployment)
-	want     string // "" is: can be intercepted
+	object   client.Object
+	never    string // why it can never be intercepted
+	gap      string // why it can be only with --recreate
+	who      string // replaces its pods
 }{
-	{"Deployment", v1alpha1.WorkloadRef{}, nil, ""},
-	{"Deployment scaled to zero", v1alpha1.WorkloadRef{}, func(d *appsv1.Deployment) { d.Spec.Replicas = new(int32) }, ""},
-	{"Deployment, paused", v1alpha1.WorkloadRef{}, func(d *appsv1.Deployment) { d.Spec.Paused = true }, "is paused: its pods cannot be replaced"},
-	{"Deployment with strategy Recreate", v1alpha1.WorkloadRef{}, func(d *appsv1.Deployment) { d.Spec.Strategy.Type = appsv1.RecreateDeploymentStrategyType }, "has strategy Recreate: its pods cannot be replaced without a gap"},
-	{"Deployment whose pods forbid it", v1alpha1.WorkloadRef{}, func(d *appsv1.Deployment) {
+	{"Deployment", webDeployment(), "", "", "a rolling restart"},
+	{"Deployment scaled to zero", deploymentWith(func(d *appsv1.Deployment) { d.Spec.Replicas = new(int32) }), "", "", "a rolling restart"},
+	{"Deployment, paused", deploymentWith(func(d *appsv1.Deployment) { d.Spec.Paused = true }), "", "is paused", "doppel, one pod after the other"},
+	{"Deployment with strategy Recreate", deploymentWith(func(d *appsv1.Deployment) { d.Spec.Strategy.Type = appsv1.RecreateDeploymentStrategyType }), "", "has strategy Recreate", "a rolling restart"},
+	{"Deployment with one replica and maxSurge 0", deploymentWith(func(d *appsv1.Deployment) {
+		d.Spec.Strategy.RollingUpdate = &appsv1.RollingUpdateDeployment{MaxSurge: new(intstr.IntOrString)}
+	}), "", "has one replica and maxSurge 0", "a rolling restart"},
+	{"Deployment that mounts a claim for one node or pod at a time", deploymentWith(func(d *appsv1.Deployment) {
+		d.Spec.Template.Spec.Volumes = []corev1.Volume{{Name: "data", VolumeSource: corev1.VolumeSource{PersistentVolumeClaim: &corev1.PersistentVolumeClaimVolumeSource{ClaimName: "alone"}}}}
+	}), "", "mounts volume claim alone, which may be used in one place at a time", "doppel, one pod after the other"},
+	{"Deployment that mounts a claim for many", deploymentWith(func(d *appsv1.Deployment) {
+		d.Spec.Template.Spec.Volumes = []corev1.Volume{{Name: "data", VolumeSource: corev1.VolumeSource{PersistentVolumeClaim: &corev1.PersistentVolumeClaimVolumeSource{ClaimName: "shared"}}}}
+	}), "", "", "a rolling restart"},
+	{"Deployment whose pods forbid it", deploymentWith(func(d *appsv1.Deployment) {
 		d.Spec.Template.Annotations = map[string]string{agentcfg.AnnotationInject: "false"}
-	}, `cannot have a traffic-agent: the annotation doppel.dev/inject: "false" forbids it`},
-	{"Deployment in the node's network", v1alpha1.WorkloadRef{}, func(d *appsv1.Deployment) { d.Spec.Template.Spec.HostNetwork = true }, "cannot have a traffic-agent: the pod uses the node's network (hostNetwork)"},
-	{"StatefulSet", v1alpha1.WorkloadRef{Kind: "StatefulSet", Name: "web"}, nil, "cannot be intercepted yet: only Deployments can"},
-	{"DaemonSet", v1alpha1.WorkloadRef{Kind: "DaemonSet", Name: "web"}, nil, "cannot be intercepted yet: only Deployments can"},
-	{"ReplicaSet", v1alpha1.WorkloadRef{Kind: "ReplicaSet", Name: "web"}, nil, "cannot be intercepted yet: only Deployments can"},
-	{"Job", v1alpha1.WorkloadRef{Kind: "Job", Name: "web"}, nil, "cannot be intercepted yet: only Deployments can"},
-	{"Pod", v1alpha1.WorkloadRef{Kind: "Pod", Name: "web"}, nil, "cannot be intercepted yet: only Deployments can"},
+	}), `cannot have a traffic-agent: the annotation doppel.dev/inject: "false" forbids it`, "", ""},
+	{"Deployment in the node's network", deploymentWith(func(d *appsv1.Deployment) { d.Spec.Template.Spec.HostNetwork = true }), "cannot have a traffic-agent: the pod uses the node's network (hostNetwork)", "", ""},
+	{"StatefulSet of several replicas", statefulSetWith(3, func(*appsv1.StatefulSet) {}), "", "", "a rolling restart"},
+	{"StatefulSet of one replica", statefulSetWith(1, func(*appsv1.StatefulSet) {}), "", "has one replica, which ends before the next one starts", "a rolling restart"},
+	{"StatefulSet with strategy OnDelete", statefulSetWith(3, func(s *appsv1.StatefulSet) { s.Spec.UpdateStrategy.Type = appsv1.OnDeleteStatefulSetStrategyType }), "", "has strategy OnDelete", "doppel, one pod after the other"},
+	{"StatefulSet with an update partition", statefulSetWith(3, func(s *appsv1.StatefulSet) {
+		two := int32(2)
+		s.Spec.UpdateStrategy.RollingUpdate = &appsv1.RollingUpdateStatefulSetStrategy{Partition: &two}
+	}), "", "has an update partition", "doppel, one pod after the other"},
+	{"DaemonSet on several nodes", daemonSetWith(3, func(*appsv1.DaemonSet) {}), "", "", "a rolling restart"},
+	{"DaemonSet on one node", daemonSetWith(1, func(*appsv1.DaemonSet) {}), "", "runs on one node, where its pod ends before the next one starts", "a rolling restart"},
+	{"DaemonSet with maxSurge", daemonSetWith(1, func(d *appsv1.DaemonSet) {
+		one := intstr.FromInt32(1)
+		d.Spec.UpdateStrategy.RollingUpdate = &appsv1.RollingUpdateDaemonSet{MaxSurge: &one}
+	}), "", "", "a rolling restart"},
+	{"DaemonSet with strategy OnDelete", daemonSetWith(3, func(d *appsv1.DaemonSet) { d.Spec.UpdateStrategy.Type = appsv1.OnDeleteDaemonSetStrategyType }), "", "has strategy OnDelete", "doppel, one pod after the other"},
+	{"ReplicaSet", &appsv1.ReplicaSet{ObjectMeta: meta("shop", "web"), Spec: appsv1.ReplicaSetSpec{Selector: webDeployment().Spec.Selector, Template: webDeployment().Spec.Template}}, "", "has no Deployment", "doppel, one pod after the other"},
+	{"ReplicaSet of a Deployment", &appsv1.ReplicaSet{ObjectMeta: owned(meta("shop", "web"), "Deployment", "shop")}, "belongs to Deployment shop", "", ""},
+	{"Pod", &corev1.Pod{ObjectMeta: meta("shop", "web"), Spec: webDeployment().Spec.Template.Spec}, "", "has no controller that would replace it", "doppel, which makes it again"},
+	{"Pod of a StatefulSet", &corev1.Pod{ObjectMeta: owned(meta("shop", "web"), "StatefulSet", "db")}, "belongs to StatefulSet db", "", ""},
+	{"Job", &batchv1.Job{ObjectMeta: meta("shop", "web")}, "runs to completion", "", ""},
+	{"CronJob", &batchv1.CronJob{ObjectMeta: meta("shop", "web")}, "runs to completion", "", ""},
+}
+
+func deploymentWith(fn func(*appsv1.Deployment)) *appsv1.Deployment {
+	d := webDeployment()
+	fn(d)
+	return d
+}
+
+func statefulSetWith(replicas int32, fn func(*appsv1.StatefulSet)) *appsv1.StatefulSet {
+	s := &appsv1.StatefulSet{ObjectMeta: meta("shop", "web"), Spec: appsv1.StatefulSetSpec{Replicas: &replicas, Selector: webDeployment().Spec.Selector, Template: webDeployment().Spec.Template}}
+	fn(s)
+	return s
+}
+
+func daemonSetWith(nodes int32, fn func(*appsv1.DaemonSet)) *appsv1.DaemonSet {
+	d := &appsv1.DaemonSet{ObjectMeta: meta("shop", "web"), Spec: appsv1.DaemonSetSpec{Selector: webDeployment().Spec.Selector, Template: webDeployment().Spec.Template}}
+	d.Status.DesiredNumberScheduled = nodes
+	fn(d)
+	return d
 }
 
 func TestWorkloadTable(t *testing.T) {
 	var doc strings.Builder
-	doc.WriteString("| Workload | Can be intercepted | Otherwise it says |\n|---|---|---|\n")
+	doc.WriteString("| Workload | Can be intercepted | Because it | Its pods are replaced by |\n|---|---|---|---|\n")
+	claims := []client.Object{
+		&corev1.PersistentVolumeClaim{ObjectMeta: meta("shop", "alone"), Spec: corev1.PersistentVolumeClaimSpec{AccessModes: []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOnce}}},
+		&corev1.PersistentVolumeClaim{ObjectMeta: meta("shop", "shared"), Spec: corev1.PersistentVolumeClaimSpec{AccessModes: []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOnce, corev1.ReadWriteMany}}},
+	}
+	port := inject.Taken{Container: "app", ContainerPort: 8080, Protocol: "TCP", Name: "http", Way: agentcfg.ByName}
 	for _, row := range workloadTable {
 		t.Run(row.workload, func(t *testing.T) {
-			d := webDeployment()
-			if row.change != nil {
-				row.change(d)
+			w := newWorld(t, append(claims, row.object)...)
+			info, _ := kinds.Of(row.object)
+			never, gap, who := "", "", ""
+			wl, err := w.loadWorkload(t.Context(), "shop", v1alpha1.WorkloadRef{Kind: info.Kind, Name: "web"})
+			if err != nil {
+				never = err.Error()
+			} else if _, never = wl.cannotReplace(port, true); never == "" {
+				_, gap = wl.cannotReplace(port, false)
+				who = map[kinds.How]string{kinds.ByController: "a rolling restart", kinds.ByDeletion: "doppel, one pod after the other", kinds.ByCreation: "doppel, which makes it again"}[wl.How]
 			}
-			if row.ref.Kind == "" {
-				row.ref = v1alpha1.WorkloadRef{Kind: "Deployment", Name: "web"}
+			for what, p := range map[string][2]string{"never": {never, row.never}, "gap": {gap, row.gap}, "who": {who, row.who}} {
+				if got, want := p[0], p[1]; (got == "") != (want == "") || !strings.Contains(got, want) {
+					t.Errorf("%s: %q, want %q", what, got, want)
+				}
 			}
-			w := newWorld(t, d)
-			got := ""
-			if wl, err := w.loadWorkload(t.Context(), "shop", row.ref); err != nil {
-				got = err.Error()
-			} else {
-				got = wl.cannotRoll(inject.Taken{Container: "app", ContainerPort: 8080, Protocol: "TCP", Name: "http", Way: agentcfg.ByName})
+			can, why := "yes", row.gap
+			switch {
+			case row.never != "":
+				can, why = "**no**", row.never
+			case row.gap != "":
+				can = "with `--recreate`"
 			}
-			if (got == "") != (row.want == "") || !strings.Contains(got, row.want) {
-				t.Errorf("%q, want %q", got, row.want)
-			}
-			can := map[bool]string{true: "yes", false: "**no**"}[row.want == ""]
-			fmt.Fprintf(&doc, "| %s | %s | %s |\n", row.workload, can, strings.TrimPrefix(row.want, "cannot have a traffic-agent: "))
+			fmt.Fprintf(&doc, "| %s | %s | %s | %s |\n", row.workload, can, strings.TrimPrefix(why, "cannot have a traffic-agent: "), row.who)
 		})
 	}
 	checkDoc(t, "workloads", doc.String())
@@ -306,7 +361,6 @@ func checkDoc(t *testing.T, part, want string) {
 func webDeployment() *appsv1.Deployment {
 	labels := map[string]string{"app": "web"}
 	d := &appsv1.Deployment{ObjectMeta: meta("shop", "web")}
-	d.Annotations = map[string]string{revision: "1"}
 	d.Spec.Selector = &metav1.LabelSelector{MatchLabels: labels}
 	d.Spec.Template.Labels = labels
 	d.Spec.Template.Spec.Containers = []corev1.Container{{Name: "app", Ports: []corev1.ContainerPort{{Name: "http", ContainerPort: 8080}}}}

@@ -78,6 +78,15 @@ func ServeConn(req *mux.Request, c net.Conn) error {
 	return err
 }
 
+// Join relays between two streams of one flow until it has ended, whose error it returns.
+func Join(proto uint8, a, b *mux.Stream) error {
+	if proto == wire.ProtoUDP {
+		return flow.RelayPackets(packetStream{a}, packetStream{b}, UDPIdle)
+	}
+	_, _, err := flow.Relay(a, b)
+	return err
+}
+
 // packetStream tells the other end why a conversation ended: a port that refuses is heard of only after datagrams were sent.
 type packetStream struct{ *mux.Stream }
 

@@ -22,14 +22,18 @@ func egressName(workload string) string { return "proxy-via:" + workload }
 func (x *intercepts) egress(ctx context.Context, workload string, progress localapi.Progress) error {
 	ns := x.s.cluster.Namespace
 	progress("Preparing the pods of %s to connect for this machine", workload)
+	ref, err := x.workload(ctx, ns, workload)
+	if err != nil {
+		return err
+	}
 	in := &intercept{name: egressName(workload), object: &v1alpha1.Intercept{
 		ObjectMeta: metav1.ObjectMeta{Namespace: ns},
 		Spec: v1alpha1.InterceptSpec{
 			User: x.s.user, Session: x.s.uid(), Name: egressName(workload), Mode: v1alpha1.ModeEgress,
-			Workload: v1alpha1.WorkloadRef{Kind: "Deployment", Name: workload},
+			Workload: ref,
 		},
 	}}
-	_, err := x.establish(ctx, in, defaultInterceptTimeout, progress)
+	_, err = x.establish(ctx, in, defaultInterceptTimeout, progress)
 	return err
 }
 

@@ -14,19 +14,24 @@ import (
 	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/doppel-dev/doppel/api/v1alpha1"
 	"github.com/doppel-dev/doppel/internal/control"
-	"github.com/doppel-dev/doppel/internal/flow"
+	"github.com/doppel-dev/doppel/internal/kinds"
 	"github.com/doppel-dev/doppel/internal/localapi"
 	"github.com/doppel-dev/doppel/internal/match"
 	"github.com/doppel-dev/doppel/internal/mux"
+	"github.com/doppel-dev/doppel/internal/tunnel"
 	"github.com/doppel-dev/doppel/internal/uerr"
 	"github.com/doppel-dev/doppel/internal/wire"
 )
 
 // defaultInterceptTimeout is how long a new intercept may take to become active.
 const defaultInterceptTimeout = 60 * time.Second
+
+// mendTimeout bounds the replacement of a pod that an intercept has left unable to start: its old self may take its time to end.
+const mendTimeout = time.Minute
 
 // localDialTimeout bounds the connection to the local process: the agent waits a second in all (D3).
 const localDialTimeout = 700 * time.Millisecond
@@ -62,6 +67,9 @@ func (x *intercepts) create(ctx context.Context, req localapi.InterceptRequest, 
 		return localapi.Intercept{}, err
 	}
 	ns := cmp.Or(req.Namespace, x.s.cluster.Namespace)
+	if spec.Workload, err = x.workload(ctx, ns, cmp.Or(req.Workload, req.Name)); err != nil {
+		return localapi.Intercept{}, err
+	}
 	in := &intercept{name: req.Name, target: target, object: &v1alpha1.Intercept{ObjectMeta: metav1.ObjectMeta{Namespace: ns}, Spec: spec}}
 	progress("Creating intercept %s in namespace %s", req.Name, ns)
 	return x.establish(ctx, in, cmp.Or(req.Timeout, defaultInterceptTimeout), progress)
@@ -88,6 +96,7 @@ func (x *intercepts) establish(ctx context.Context, in *intercept, timeout time.
 	st, err := x.wait(wctx, in, progress)
 	if err != nil {
 		x.discard(in)
+		x.mend(st)
 		return localapi.Intercept{}, err
 	}
 	return x.view(in, st), nil
@@ -113,9 +122,23 @@ func (x *intercepts) plan(req localapi.InterceptRequest) (v1alpha1.InterceptSpec
 	target := netip.AddrPortFrom(addr, uint16(n))
 	return v1alpha1.InterceptSpec{
 		User: x.s.user, Session: x.s.uid(), Name: req.Name,
-		Workload: v1alpha1.WorkloadRef{Kind: "Deployment", Name: cmp.Or(req.Workload, req.Name)},
-		Port:     remote, Service: req.Service, Container: req.Container, HTTP: v1alpha1.NewHTTPMatch(req.Match), Target: target.String(),
+		Port: remote, Service: req.Service, Container: req.Container, HTTP: v1alpha1.NewHTTPMatch(req.Match), Target: target.String(),
+		Recreate: req.Recreate,
 	}, target, nil
+}
+
+// workload finds the workload that somebody called [KIND/]NAME.
+func (x *intercepts) workload(ctx context.Context, ns, word string) (v1alpha1.WorkloadRef, error) {
+	kind, name, err := kinds.Parse(word)
+	if err != nil {
+		return v1alpha1.WorkloadRef{}, uerr.Wrap(err, uerr.Usage, "for example: -w statefulset/db", "the workload")
+	}
+	if kind == "" {
+		if kind, err = x.s.cluster.KindOf(ctx, ns, name); err != nil {
+			return v1alpha1.WorkloadRef{}, err
+		}
+	}
+	return v1alpha1.WorkloadRef{Kind: kind, Name: name}, nil
 }
 
 // reserve enters an intercept that is about to be created. It refuses a name or a local port that another intercept of ours has.
@@ -126,7 +149,7 @@ func (x *intercepts) reserve(in *intercept) error {
 		return uerr.New(uerr.Conflict, "end it first with: doppel leave "+in.name, "there is an intercept %s already", in.name)
 	}
 	for _, o := range x.byName {
-		if o.target == in.target && in.target.IsValid() {
+		if o.target == in.target && udp(o) == udp(in) && in.target.IsValid() {
 			return uerr.New(uerr.Conflict, "choose another local port with -p", "%s is taken by intercept %s already", in.target, o.name)
 		}
 	}
@@ -134,9 +157,12 @@ func (x *intercepts) reserve(in *intercept) error {
 	return nil
 }
 
+// udp says that a UDP port was asked for: its local port is another one than TCP's of the same number.
+func udp(in *intercept) bool { return strings.HasSuffix(strings.ToLower(in.object.Spec.Port), "/udp") }
+
 // wait follows the intercept's state until it is active or has failed.
 func (x *intercepts) wait(ctx context.Context, in *intercept, progress localapi.Progress) (control.Intercept, error) {
-	said, seen := "", ""
+	said, seen, replaced := "", "", ""
 	var last control.Intercept
 	for {
 		x.mu.Lock()
@@ -148,6 +174,12 @@ func (x *intercepts) wait(ctx context.Context, in *intercept, progress localapi.
 			last, seen = st, uid
 		} else if seen == uid {
 			return last, uerr.New(uerr.Conflict, "try again, or ask who did it", "the intercept was removed in the cluster by somebody else")
+		}
+		if last.ReplaceUID != replaced && last.ReplaceUID != "" && last.State == string(v1alpha1.InterceptPending) {
+			replaced = last.ReplaceUID
+			if err := x.s.cluster.ReplacePod(ctx, last.Namespace, last.Replace, types.UID(last.ReplaceUID)); err != nil {
+				return last, err
+			}
 		}
 		switch v1alpha1.InterceptState(last.State) {
 		case v1alpha1.InterceptActive:
@@ -193,6 +225,10 @@ func hintFor(in control.Intercept) string {
 		return "declare a containerPort in its pod template, or make a Service that selects its pods"
 	case "NoSuchPort", "AmbiguousPort":
 		return "name the port with -p LOCAL:REMOTE"
+	case "Gap":
+		return "replace them all the same with: --recreate"
+	case "Owned":
+		return "intercept that: see doppel list -n " + in.Namespace
 	case "PortHeld":
 		return "take other requests (--http-match), talk to them, or wait until they leave; see: doppel list -n " + in.Namespace
 	case "NotInjected":
@@ -213,6 +249,18 @@ func (x *intercepts) discard(in *intercept) {
 	defer cancel()
 	if err := x.s.cluster.DeleteIntercept(ctx, o); err != nil {
 		x.s.log.Warn("intercept not deleted; it ends with the session", "intercept", in.name, "err", err)
+	}
+}
+
+// mend replaces the pod that an intercept which has failed, and is gone, has left unable to start.
+func (x *intercepts) mend(st control.Intercept) {
+	if st.State != string(v1alpha1.InterceptFailed) || st.Replace == "" {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), mendTimeout)
+	defer cancel()
+	if err := x.s.cluster.ReplacePod(ctx, st.Namespace, st.Replace, types.UID(st.ReplaceUID)); err != nil {
+		x.s.log.Error("pod not replaced: its traffic-agent does not start", "pod", st.Replace, "err", err)
 	}
 }
 
@@ -328,17 +376,16 @@ func (x *intercepts) take(r *mux.Request, h wire.InterceptHeader) {
 		return
 	}
 	d := net.Dialer{Timeout: localDialTimeout}
-	c, err := d.DialContext(r.Context(), "tcp", target.String())
+	network := "tcp"
+	if h.Proto == wire.ProtoUDP {
+		network = "udp"
+	}
+	c, err := d.DialContext(r.Context(), network, target.String())
 	if err != nil {
 		_ = r.Reject(wire.CodeOf(err), err.Error())
 		return
 	}
-	st, err := r.Accept(nil)
-	if err != nil {
-		_ = c.Close()
-		return
-	}
-	_, _, _ = flow.Relay(st, flow.FromTCP(c.(*net.TCPConn))) // how a flow ended is between its two ends
+	_ = tunnel.ServeConn(r, c) // how a flow ended is between its two ends
 }
 
 func (x *intercepts) target(uid string) (netip.AddrPort, bool) {
@@ -370,6 +417,7 @@ func (x *intercepts) all() ([]localapi.Intercept, []string) {
 func (x *intercepts) view(in *intercept, st control.Intercept) localapi.Intercept {
 	v := describe(in.object, in.object.Spec.Session)
 	v.State, v.Message, v.Port = cmp.Or(strings.ToUpper(st.State), "PENDING"), st.Message, st.Port
+	v.Protocol = st.Protocol
 	return v
 }
 
@@ -381,7 +429,7 @@ func describe(o *v1alpha1.Intercept, session string) localapi.Intercept {
 		Match: o.Spec.HTTP.Rule(), Target: o.Spec.Target, User: o.Spec.User, Mine: o.Spec.Session == session,
 	}
 	if len(o.Status.Ports) > 0 {
-		v.Port = uint16(o.Status.Ports[0].ContainerPort)
+		v.Port, v.Protocol = uint16(o.Status.Ports[0].ContainerPort), o.Status.Ports[0].Protocol
 	}
 	return v
 }

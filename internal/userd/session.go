@@ -365,22 +365,28 @@ func (s *session) renewals(ctx context.Context) error {
 // close ends the session: first what the laptop has, then, if asked, the objects in the cluster.
 func (s *session) close(remove bool) {
 	s.mu.Lock()
-	n, o := s.net, s.object
+	n := s.net
 	s.mu.Unlock()
 	if n != nil {
 		n.close()
 	}
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
 	if remove {
-		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
-		defer cancel()
 		s.intercepts.removeAll(ctx)
-		if err := s.cluster.DeleteSession(ctx, o); err != nil {
-			s.log.Warn("session object not deleted; the manager will", "err", err)
-		}
 	}
 	s.group.Stop()
 	if err := s.group.Wait(); err != nil {
 		s.log.Debug("session ended with", "err", err)
+	}
+	if !remove {
+		return
+	}
+	s.mu.Lock()
+	o := s.object // nobody makes another one in its place any more
+	s.mu.Unlock()
+	if err := s.cluster.DeleteSession(ctx, o); err != nil {
+		s.log.Warn("session object not deleted; the manager will", "err", err)
 	}
 }
 

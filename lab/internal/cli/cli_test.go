@@ -18,8 +18,19 @@ func TestParseLoss(t *testing.T) {
 func TestCommandsAreWhole(t *testing.T) {
 	root := rootCommand()
 	for _, path := range [][]string{
-		{"up"}, {"down"}, {"build"}, {"status"}, {"load"}, {"kubeconfig"}, {"node", "exec"},
-		{"laptop", "add"}, {"laptop", "rm"}, {"laptop", "exec"}, {"laptop", "link"}, {"image", "build"}, {"image", "push"},
+		{"up"},
+		{"down"},
+		{"build"},
+		{"status"},
+		{"load"},
+		{"kubeconfig"},
+		{"node", "exec"},
+		{"laptop", "add"},
+		{"laptop", "rm"},
+		{"laptop", "exec"},
+		{"laptop", "link"},
+		{"image", "build"},
+		{"image", "push"},
 	} {
 		cmd, rest, err := root.Find(path)
 		if err != nil || len(rest) > 0 {

@@ -80,8 +80,10 @@ func (s status) print(format string) error {
 	case "text":
 		fmt.Printf("Lab %s: %s\n", s.Name, s.State)
 		for _, line := range [][2]string{
-			{"API server", s.APIServer}, {"Nodes", strings.Join(s.Nodes, ", ")},
-			{"Laptops", strings.Join(s.Laptops, ", ")}, {"Not running", strings.Join(s.Dead, ", ")},
+			{"API server", s.APIServer},
+			{"Nodes", strings.Join(s.Nodes, ", ")},
+			{"Laptops", strings.Join(s.Laptops, ", ")},
+			{"Not running", strings.Join(s.Dead, ", ")},
 		} {
 			if line[1] != "" {
 				fmt.Printf("  %-11s : %s\n", line[0], line[1])

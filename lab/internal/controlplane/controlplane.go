@@ -3,12 +3,11 @@ package controlplane
 
 import (
 	"fmt"
+	"net/netip"
 	"path/filepath"
 
 	"github.com/doppel-dev/doppel/lab/internal/pki"
 	"github.com/doppel-dev/doppel/lab/internal/plan"
-
-	"net/netip"
 )
 
 // Config is what the command lines depend on.

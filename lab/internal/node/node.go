@@ -3,9 +3,8 @@ package node
 
 import (
 	"fmt"
-	"path/filepath"
-
 	"net/netip"
+	"path/filepath"
 
 	"github.com/doppel-dev/doppel/lab/internal/ns"
 	"github.com/doppel-dev/doppel/lab/internal/pki"

@@ -18,8 +18,12 @@ type need struct{ program, pkg string }
 
 func needs() []need {
 	return []need{
-		{"containerd", "containerd"}, {"ctr", "containerd"}, {"runc", "runc"}, {"nft", "nftables"},
-		{"iptables", "iptables"}, {"mount", "mount"},
+		{"containerd", "containerd"},
+		{"ctr", "containerd"},
+		{"runc", "runc"},
+		{"nft", "nftables"},
+		{"iptables", "iptables"},
+		{"mount", "mount"},
 	}
 }
 

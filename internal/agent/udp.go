@@ -1,0 +1,238 @@
+package agent
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/doppel-dev/doppel/internal/agentcfg"
+	"github.com/doppel-dev/doppel/internal/flow"
+	"github.com/doppel-dev/doppel/internal/tunnel"
+	"github.com/doppel-dev/doppel/internal/wire"
+)
+
+const (
+	// maxTalks bounds the clients of a UDP port that are remembered at once.
+	maxTalks = 4096
+	// talkQueue is how many datagrams of a client wait for the other side; more are lost, as in a full socket buffer.
+	talkQueue = 64
+	// keptDatagrams is how many datagrams that nobody has answered yet are kept for the app, should the laptop refuse them.
+	keptDatagrams = 8
+	// refusedPause is how long the app gets the datagrams of an intercept whose laptop or local process did not take some.
+	refusedPause = 2 * time.Second
+	// maxDatagram is the longest UDP payload (RFC 768: a length of 16 bits with the header of 8 bytes).
+	maxDatagram = 65535 - 8
+)
+
+// udpPort is one UDP port of the app with the agent in front of it. Datagrams of one client address are one conversation, which changes sides
+// with the next datagram after an intercept has begun or ended.
+type udpPort struct {
+	cfg   agentcfg.Port
+	podIP string
+	conn  *net.UDPConn
+
+	mu sync.Mutex
+	// guarded by mu:
+	talks   map[netip.AddrPort]*talk // by client
+	refused map[string]time.Time     // by intercept: until when the app is asked instead
+}
+
+// talk is one client's conversation with the app or a laptop.
+type talk struct {
+	client netip.AddrPort
+	to     string // intercept; "": the app
+	in     chan []byte
+	ctx    context.Context
+	cancel context.CancelFunc
+}
+
+func listenUDP(cfg agentcfg.Port, podIP string) (*udpPort, error) {
+	c, err := net.ListenUDP("udp", &net.UDPAddr{Port: int(cfg.AgentPort)})
+	if err != nil {
+		return nil, err
+	}
+	return &udpPort{cfg: cfg, podIP: podIP, conn: c, talks: map[netip.AddrPort]*talk{}, refused: map[string]time.Time{}}, nil
+}
+
+func (p *udpPort) serve(ctx context.Context, a *Agent) error {
+	ctx, cancel := context.WithCancel(ctx)
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer cancel()
+	stop := context.AfterFunc(ctx, func() { _ = p.conn.Close() })
+	defer stop()
+	buf := make([]byte, maxDatagram)
+	for {
+		n, client, err := p.conn.ReadFromUDPAddrPort(buf)
+		if err != nil {
+			if ctx.Err() != nil {
+				return nil
+			}
+			if isTemporary(err) {
+				continue
+			}
+			return fmt.Errorf("read UDP on %s: %w", p.conn.LocalAddr(), err)
+		}
+		t, fresh := p.talk(ctx, a, client)
+		if t == nil {
+			continue // too many clients
+		}
+		select {
+		case t.in <- append([]byte(nil), buf[:n]...):
+		default:
+		}
+		if fresh {
+			wg.Go(func() {
+				defer p.forget(t)
+				p.run(t, a)
+			})
+		}
+	}
+}
+
+// talk returns the client's conversation with whoever is to have its next datagram.
+func (p *udpPort) talk(ctx context.Context, a *Agent, client netip.AddrPort) (_ *talk, fresh bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	to := ""
+	if es := a.table.lookup(p.cfg.Protocol, p.cfg.ContainerPort); len(es) > 0 && es[len(es)-1].whole() {
+		to = es[len(es)-1].intercept
+	}
+	if until, ok := p.refused[to]; ok {
+		if time.Now().Before(until) {
+			to = ""
+		} else {
+			delete(p.refused, to)
+		}
+	}
+	t := p.talks[client]
+	switch {
+	case t != nil && t.to == to:
+		return t, false
+	case t != nil:
+		t.cancel()
+	case len(p.talks) >= maxTalks:
+		return nil, false
+	}
+	t = &talk{client: client, to: to, in: make(chan []byte, talkQueue)}
+	t.ctx, t.cancel = context.WithCancel(ctx)
+	p.talks[client] = t
+	return t, true
+}
+
+func (p *udpPort) forget(t *talk) {
+	t.cancel()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.talks[t.client] == t {
+		delete(p.talks, t.client)
+	}
+}
+
+// run carries a conversation until it is idle. What a laptop refuses goes to the app.
+func (p *udpPort) run(t *talk, a *Agent) {
+	var kept [][]byte
+	if t.to != "" {
+		side := p.side(t, nil)
+		err := p.withLaptop(t, a, side)
+		if err == nil || side.answered || t.ctx.Err() != nil {
+			return
+		}
+		a.cfg.Log.Debug("laptop did not take the datagrams, the app gets them", "intercept", t.to, "err", err)
+		kept = side.kept
+		p.mu.Lock()
+		p.refused[t.to] = time.Now().Add(refusedPause)
+		t.to = ""
+		p.mu.Unlock()
+	}
+	app, err := p.dialApp(t.ctx)
+	if err != nil {
+		a.cfg.Log.Debug("the app does not answer", "port", p.cfg.ContainerPort, "err", err)
+		return
+	}
+	_ = flow.RelayPackets(p.side(t, kept), app, tunnel.UDPIdle) // as on any network: what is refused is lost
+}
+
+func (p *udpPort) withLaptop(t *talk, a *Agent, side *clientSide) error {
+	ctx, cancel := context.WithTimeout(t.ctx, acceptTimeout)
+	defer cancel()
+	h := wire.InterceptHeader{Intercept: t.to, Proto: syscall.IPPROTO_UDP, Src: t.client, Port: p.cfg.ContainerPort}
+	st, err := a.up.open(ctx, h)
+	if err != nil {
+		_ = side.Close()
+		return err
+	}
+	return flow.RelayPackets(side, st, tunnel.UDPIdle)
+}
+
+// dialApp makes a socket towards the app where it listens: on all addresses or localhost, else on the pod's address only.
+func (p *udpPort) dialApp(ctx context.Context) (flow.Packets, error) {
+	host := "127.0.0.1"
+	if p.podIP != "" && !onLoopback(p.cfg.ContainerPort) {
+		host = p.podIP
+	}
+	var d net.Dialer
+	c, err := d.DialContext(ctx, "udp", net.JoinHostPort(host, fmt.Sprint(p.cfg.ContainerPort)))
+	if err != nil {
+		return nil, err
+	}
+	return flow.FromUDP(c.(*net.UDPConn)), nil
+}
+
+// clientSide is the client's end of a conversation, as long as one other end has it.
+type clientSide struct {
+	p    *udpPort
+	t    *talk
+	done chan struct{}
+	once sync.Once
+
+	first    [][]byte // to be read before what comes
+	kept     [][]byte // read, while nothing has been answered
+	answered bool
+}
+
+func (p *udpPort) side(t *talk, first [][]byte) *clientSide {
+	return &clientSide{p: p, t: t, first: first, done: make(chan struct{})}
+}
+
+// ReadPacket implements flow.Packets.
+func (s *clientSide) ReadPacket(b []byte) (int, error) {
+	var d []byte
+	if len(s.first) > 0 {
+		d, s.first = s.first[0], s.first[1:]
+	} else {
+		select {
+		case d = <-s.t.in:
+		case <-s.done:
+			return 0, io.EOF
+		case <-s.t.ctx.Done():
+			return 0, io.EOF
+		}
+	}
+	s.p.mu.Lock()
+	if !s.answered && len(s.kept) < keptDatagrams {
+		s.kept = append(s.kept, d)
+	}
+	s.p.mu.Unlock()
+	return copy(b, d), nil
+}
+
+// WritePacket implements flow.Packets.
+func (s *clientSide) WritePacket(b []byte) error {
+	s.p.mu.Lock()
+	s.answered, s.kept = true, nil
+	s.p.mu.Unlock()
+	_, err := s.p.conn.WriteToUDPAddrPort(b, s.t.client)
+	return err
+}
+
+// Close implements flow.Packets.
+func (s *clientSide) Close() error {
+	s.once.Do(func() { close(s.done) })
+	return nil
+}
