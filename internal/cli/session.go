@@ -120,6 +120,12 @@ func writeStatus(w io.Writer, o statusOutput) {
 	fmt.Fprintf(w, "   Session    : %s in namespace %s\n", s.Name, s.ManagerNamespace)
 	fmt.Fprintf(w, "   Manager    : %s\n", s.ManagerVersion)
 	fmt.Fprintf(w, "   Tunnel     : %s%s\n", s.Tunnel, latency(s))
+	if s.Transport.Name != "" {
+		fmt.Fprintf(w, "   Transport  : %s\n", s.Transport.Name)
+	}
+	for _, f := range s.Transport.Failed {
+		fmt.Fprintf(w, "      not by %s: %s\n", f.Name, f.Why)
+	}
 	fmt.Fprintf(w, "   Reaches    : %s\n", reaches(s.Reach))
 	if r := o.Root; r != nil {
 		routes := make([]string, len(r.Routes))

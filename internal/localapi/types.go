@@ -79,11 +79,24 @@ type Session struct {
 	ManagerVersion   string      `json:"managerVersion"`
 	Tunnel           string      `json:"tunnel"`              // up, or why it is down
 	LatencyMS        float64     `json:"latencyMS,omitempty"` // a ping through the tunnel and back; 0 while there is none
+	Transport        Transport   `json:"transport"`
 	Reach            Reach       `json:"reach"`
 	Flows            *Flows      `json:"flows,omitempty"`
 	Problems         []string    `json:"problems,omitempty"`
 	Subnets          []Subnet    `json:"subnets,omitempty"`
 	Intercepts       []Intercept `json:"intercepts"`
+}
+
+// Transport is the way of the tunnel's connection through the API server.
+type Transport struct {
+	Name   string            `json:"name"` // service proxy, WebSocket port-forward or SPDY port-forward
+	Failed []FailedTransport `json:"failed,omitempty"`
+}
+
+// FailedTransport is a better transport, and why it is not used.
+type FailedTransport struct {
+	Name string `json:"name"`
+	Why  string `json:"why"`
 }
 
 // Reach is what a session gets to: "*" stands for the whole cluster and whatever lies beyond.

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"os"
 	"reflect"
 	"slices"
@@ -58,6 +59,7 @@ type session struct {
 	manager  kube.ManagerInfo
 	identity *tunnel.Identity
 	group    *lifecycle.Group
+	entrance entrance
 
 	link       *tunnel.Link
 	net        *network
@@ -76,6 +78,9 @@ type session struct {
 // openSession does everything a connect does; when it fails nothing is left behind.
 func openSession(ctx context.Context, cfg sessionConfig) (*session, error) {
 	s := &session{cfg: cfg, cluster: cfg.cluster, log: cfg.log, firstInfo: make(chan control.Cluster, 1)}
+	s.entrance.attach = func(ctx context.Context, t kube.Transport) (net.Conn, error) {
+		return s.cluster.Attach(ctx, s.cfg.managerNS, t)
+	}
 	s.intercepts = newIntercepts(s)
 	if err := s.introduce(ctx); err != nil {
 		return nil, err
@@ -91,6 +96,7 @@ func openSession(ctx context.Context, cfg sessionConfig) (*session, error) {
 		return nil, err
 	}
 	s.group.Go("renewal", s.renewals)
+	s.group.Go("better transport", s.seekBetter)
 	go func() {
 		<-s.group.Context().Done()
 		if err := context.Cause(s.group.Context()); !errors.Is(err, lifecycle.ErrStopped) {
@@ -227,14 +233,16 @@ func (s *session) dial(ctx context.Context, old *mux.Session) (*mux.Session, wir
 func (s *session) attach(ctx context.Context, old *mux.Session) (*mux.Session, wire.HelloReply, error) {
 	ctx, cancel := context.WithTimeout(ctx, connectTimeout) // what hangs accepts connections too
 	defer cancel()
-	raw, err := s.cluster.Attach(ctx, s.cfg.managerNS)
-	if err != nil {
-		return nil, wire.HelloReply{}, err
-	}
-	return tunnel.Client(ctx, raw, tunnel.ClientConfig{
-		Identity: s.identity, Peer: s.manager.Key, Resume: old,
-		Hello: wire.Hello{Version: wire.Version, Product: buildinfo.Version, Role: wire.RoleLaptop, Session: s.uid()},
+	var m *mux.Session
+	var reply wire.HelloReply
+	err := s.entrance.open(ctx, func(ctx context.Context, raw net.Conn) (err error) {
+		m, reply, err = tunnel.Client(ctx, raw, tunnel.ClientConfig{
+			Identity: s.identity, Peer: s.manager.Key, Resume: old,
+			Hello: wire.Hello{Version: wire.Version, Product: buildinfo.Version, Role: wire.RoleLaptop, Session: s.uid()},
+		})
+		return err
 	})
+	return m, reply, err
 }
 
 // networkChanged makes sure that nothing waits for connections of a network that is no more.
@@ -404,7 +412,7 @@ func (s *session) status() (*localapi.Session, *localapi.RootStatus) {
 	out := &localapi.Session{
 		Context: s.cluster.Context, Namespace: s.cluster.Namespace, Server: s.cluster.Server, User: s.user,
 		Name: o.Name, UID: string(o.UID), ManagerNamespace: s.cfg.managerNS, ManagerVersion: s.manager.Version,
-		Tunnel: "up", Reach: localapi.Reach{Namespaces: o.Spec.Reach.Namespaces, Outside: o.Spec.Reach.Outside},
+		Tunnel: "up", Transport: s.entrance.status(), Reach: localapi.Reach{Namespaces: o.Spec.Reach.Namespaces, Outside: o.Spec.Reach.Outside},
 	}
 	out.Intercepts, out.Problems = s.intercepts.all()
 	if down != nil {
