@@ -23,6 +23,8 @@ type Empty struct{}
 
 // ConnectRequest asks for a session.
 type ConnectRequest struct {
+	// Name is what the connection is called; default: the context's name. With a name that no other has, it is made beside the others.
+	Name             string     `json:"name,omitempty"`
 	Kubeconfig       string     `json:"kubeconfig,omitempty"`
 	Context          string     `json:"context,omitempty"`
 	Namespace        string     `json:"namespace,omitempty"`
@@ -62,13 +64,15 @@ type Status struct {
 	PID       int         `json:"pid"`
 	LogFile   string      `json:"logFile"`
 	Connected bool        `json:"connected"`
-	Ended     string      `json:"ended,omitempty"` // why the last session ended, if not by quit
-	Session   *Session    `json:"session,omitempty"`
+	Ended     string      `json:"ended,omitempty"`   // why the last session ended, if not by quit
+	Session   *Session    `json:"session,omitempty"` // the one asked for, else the first
+	Others    []Session   `json:"others,omitempty"`  // the other connections, in the order in which they were made
 	Root      *RootStatus `json:"root,omitempty"`
 }
 
 // Session is one laptop in one cluster, for people and programs to read.
 type Session struct {
+	Connection       string      `json:"connection,omitempty"` // what the user calls it
 	Context          string      `json:"context"`
 	Namespace        string      `json:"namespace"`
 	Server           string      `json:"server"`
@@ -105,7 +109,7 @@ type Reach struct {
 	Outside    bool     `json:"outside,omitempty"` // nodes, addresses and names beyond the cluster
 }
 
-// Flows counts what went through the tunnel since the connect; up is from the laptop to the cluster.
+// Flows counts what went through the tunnels of all connections since the first connect; up is from the laptop to the cluster.
 type Flows struct {
 	TCPOpen   int    `json:"tcpOpen"`
 	UDPOpen   int    `json:"udpOpen"`
@@ -139,8 +143,19 @@ type RootStatus struct {
 	Resolvers []string       `json:"resolvers"` // who answers everything else
 }
 
+// Choice chooses a connection by its name, or by a regular expression that one name alone matches; empty: the only one.
+type Choice struct {
+	Use string `json:"use,omitempty"`
+}
+
+// StatusRequest asks for one connection, or for all.
+type StatusRequest struct {
+	Choice
+}
+
 // ListRequest asks for the workloads of a namespace; empty is the connected one.
 type ListRequest struct {
+	Choice
 	Namespace     string `json:"namespace,omitempty"`
 	AllNamespaces bool   `json:"allNamespaces,omitempty"`
 }
@@ -163,6 +178,7 @@ type Workload struct {
 
 // InterceptRequest asks for an intercept.
 type InterceptRequest struct {
+	Choice
 	Name      string        `json:"name"`
 	Workload  string        `json:"workload,omitempty"` // default: Name
 	Namespace string        `json:"namespace,omitempty"`
@@ -190,8 +206,9 @@ type Intercept struct {
 	Mine   bool       `json:"mine"`
 }
 
-// LeaveRequest ends an intercept.
+// LeaveRequest ends an intercept. Without Use it is looked for in all connections.
 type LeaveRequest struct {
+	Choice
 	Name string `json:"name"`
 }
 
@@ -201,7 +218,8 @@ type LogLevelRequest struct {
 	For   time.Duration `json:"for"`   // 0: until it is changed again
 }
 
-// QuitRequest ends the session, and with Stop both daemons.
+// QuitRequest ends one session, or all, and with Stop both daemons.
 type QuitRequest struct {
+	Choice
 	Stop bool `json:"stop"`
 }

@@ -120,6 +120,11 @@ func (p Plan) Of(session string, kind Kind) []netip.Prefix {
 	return out
 }
 
+// Only is the plan of one session.
+func (p Plan) Only(session string) Plan {
+	return Plan{Subnets: slices.DeleteFunc(slices.Clone(p.Subnets), func(s Subnet) bool { return s.Session != session })}
+}
+
 // Find returns the subnet that an address of the laptop's view belongs to, and the address in the cluster. The longest prefix decides.
 func (p Plan) Find(a netip.Addr) (Subnet, netip.Addr, bool) {
 	best := -1

@@ -35,19 +35,19 @@ func newRoads() *roads {
 			return nil, err
 		}
 		c, _ := net.Pipe()
-		return named{c, t}, nil
+		return namedConn{c, t}, nil
 	}
 	return w
 }
 
-type named struct {
+type namedConn struct {
 	net.Conn
 	t kube.Transport
 }
 
 func (w *roads) open(t *testing.T) error {
 	w.tried = nil
-	return w.entrance.open(t.Context(), func(_ context.Context, c net.Conn) error { return w.shake[c.(named).t] })
+	return w.entrance.open(t.Context(), func(_ context.Context, c net.Conn) error { return w.shake[c.(namedConn).t] })
 }
 
 func (w *roads) want(t *testing.T, err error, used string, tried ...string) {

@@ -21,7 +21,6 @@ import (
 	"github.com/doppel-dev/doppel/internal/localapi"
 	"github.com/doppel-dev/doppel/internal/mux"
 	"github.com/doppel-dev/doppel/internal/netwatch"
-	"github.com/doppel-dev/doppel/internal/rootapi"
 	"github.com/doppel-dev/doppel/internal/tunnel"
 	"github.com/doppel-dev/doppel/internal/uerr"
 	"github.com/doppel-dev/doppel/internal/wire"
@@ -39,15 +38,15 @@ const (
 )
 
 type sessionConfig struct {
+	name      string // by which the user calls it
 	cluster   *kube.Cluster
 	managerNS string
 	dns       localapi.DNSOptions
 	network   localapi.NetworkOptions
-	root      func(context.Context, rootapi.Options) (*rootapi.Client, error)
+	vif       *vif
 	log       *slog.Logger
 	progress  localapi.Progress
 	ended     func(*session, error)
-	outside   Outside // nil: the laptop's own routes lead the cluster's addresses alone to us
 }
 
 // session is this laptop in one cluster: the Session object, the tunnel, the network and the intercepts.
@@ -62,12 +61,13 @@ type session struct {
 	entrance entrance
 
 	link       *tunnel.Link
-	net        *network
+	addrs      *addresses // once it is in the network
 	intercepts *intercepts
 	firstInfo  chan control.Cluster
 
 	mu sync.Mutex
 	// guarded by mu
+	net        *network
 	object     *v1alpha1.Session
 	renew      time.Duration // zero until the first tunnel was up
 	down       error         // why the tunnel is down; nil when it is up
@@ -168,7 +168,7 @@ func (s *session) join(ctx context.Context) error {
 		return uerr.New(uerr.Cluster, fmt.Sprintf("look at it with: kubectl -n %s logs deploy/traffic-manager", s.cfg.managerNS), "the traffic-manager does not say what the cluster's network is")
 	}
 	s.cfg.progress("Setting up the network")
-	n, err := openNetwork(ctx, s, info)
+	n, err := s.cfg.vif.join(ctx, s, info)
 	if err != nil {
 		return err
 	}
@@ -176,7 +176,7 @@ func (s *session) join(ctx context.Context) error {
 	s.net = n
 	s.mu.Unlock()
 	s.group.Go("network", n.run)
-	for _, w := range n.addrs.workloads() {
+	for _, w := range s.addrs.workloads() {
 		if err := s.intercepts.egress(ctx, w, s.cfg.progress); err != nil {
 			return err
 		}
@@ -335,7 +335,7 @@ func (s *session) onCluster(c control.Cluster) {
 	n := s.net
 	s.mu.Unlock()
 	if n != nil {
-		n.setCluster(c)
+		n.setCluster(s, c)
 	}
 }
 
@@ -376,7 +376,7 @@ func (s *session) close(remove bool) {
 	n, o := s.net, s.object
 	s.mu.Unlock()
 	if n != nil {
-		n.close()
+		s.cfg.vif.leave(n, s)
 	}
 	if remove {
 		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
@@ -397,12 +397,20 @@ func (s *session) same(c *kube.Cluster, managerNS string) bool {
 	return s.cluster.Context == c.Context && s.cluster.Namespace == c.Namespace && s.cluster.Server == c.Server && s.cluster.SameUser(c) && s.cfg.managerNS == managerNS
 }
 
-// sameNetwork refuses other options for the network than those that are in force; none is no wish.
-func (s *session) sameNetwork(o localapi.NetworkOptions) error {
-	if reflect.DeepEqual(o, localapi.NetworkOptions{}) || reflect.DeepEqual(o, s.cfg.network) {
-		return nil
+// wanted refuses a connect that asks for something else than what this session is; no options are no wish.
+func (s *session) wanted(req localapi.ConnectRequest, c *kube.Cluster) error {
+	const hint = "end it first with: doppel quit"
+	switch {
+	case !reflect.DeepEqual(req.Network, localapi.NetworkOptions{}) && !reflect.DeepEqual(req.Network, s.cfg.network):
+		return uerr.New(uerr.Conflict, hint, "connected already with other subnets")
+	case !s.same(c, req.ManagerNamespace) && req.Name != "":
+		return uerr.New(uerr.Conflict, "end it first with: doppel quit --use "+req.Name+"; or choose another name", "connection %s is to context %s, namespace %s", req.Name, s.cluster.Context, s.cluster.Namespace)
+	case !s.same(c, req.ManagerNamespace):
+		return uerr.New(uerr.Conflict, hint+"; or connect beside it with --name", "connected already to context %s, namespace %s", s.cluster.Context, s.cluster.Namespace)
+	case !req.DNS.IsZero() && !reflect.DeepEqual(req.DNS, s.cfg.dns):
+		return uerr.New(uerr.Conflict, hint, "connected already with other DNS options")
 	}
-	return uerr.New(uerr.Conflict, "end it first with: doppel quit", "connected already with other subnets")
+	return nil
 }
 
 func (s *session) status() (*localapi.Session, *localapi.RootStatus) {
@@ -410,7 +418,7 @@ func (s *session) status() (*localapi.Session, *localapi.RootStatus) {
 	o, n, down, renewErr := s.object, s.net, s.down, s.renewErr
 	s.mu.Unlock()
 	out := &localapi.Session{
-		Context: s.cluster.Context, Namespace: s.cluster.Namespace, Server: s.cluster.Server, User: s.user,
+		Connection: s.cfg.name, Context: s.cluster.Context, Namespace: s.cluster.Namespace, Server: s.cluster.Server, User: s.user,
 		Name: o.Name, UID: string(o.UID), ManagerNamespace: s.cfg.managerNS, ManagerVersion: s.manager.Version,
 		Tunnel: "up", Transport: s.entrance.status(), Reach: localapi.Reach{Namespaces: o.Spec.Reach.Namespaces, Outside: o.Spec.Reach.Outside},
 	}
@@ -427,7 +435,7 @@ func (s *session) status() (*localapi.Session, *localapi.RootStatus) {
 	if n == nil {
 		return out, nil
 	}
-	out.Subnets = n.addrs.list()
+	out.Subnets = s.addrs.list()
 	out.Problems = append(out.Problems, n.problems()...)
 	out.Flows = n.flows()
 	return out, n.status()
