@@ -11,6 +11,8 @@ import (
 	"testing"
 	"time"
 
+	rbacv1 "k8s.io/api/rbac/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/tools/clientcmd"
 )
 
@@ -52,10 +54,19 @@ func TestTransports(t *testing.T) {
 	ns := c.namespace(t, "transports")
 	c.sample(t, ns)
 	l := newLaptop(t, "behind")
-	l.run(t, "doppel", "helm", "install", "--set", "clientRbac.portForward=true,reach.check=false")
-	t.Cleanup(func() { l.try(t, "doppel", "uninstall", "--everything") })
+	l.withManager(t)
+	l.run(t, "doppel", "helm", "upgrade", "--set", "clientRbac.portForward=true")
+	t.Cleanup(func() { l.run(t, "doppel", "helm", "upgrade", "--reset-values") })
 	account := c.accountKubeconfig(t, ns, "behind")
 	c.bindAccount(t, managerNS, "Role", "doppel-connect", ns, "behind")
+	everywhere := ok(c.core.RbacV1().ClusterRoleBindings().Create(t.Context(), &rbacv1.ClusterRoleBinding{
+		ObjectMeta: metav1.ObjectMeta{GenerateName: "transports-"},
+		RoleRef:    rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "ClusterRole", Name: "doppel-reach"},
+		Subjects:   []rbacv1.Subject{{Kind: "ServiceAccount", Namespace: ns, Name: "behind"}},
+	}, metav1.CreateOptions{}))(t)
+	t.Cleanup(func() {
+		_ = c.core.RbacV1().ClusterRoleBindings().Delete(context.Background(), everywhere.Name, metav1.DeleteOptions{})
+	})
 	onNode := func(ctx context.Context, args ...string) *exec.Cmd {
 		return exec.CommandContext(ctx, c.bin("lab"), append([]string{"--name", labName, "node", "exec", "--"}, args...)...)
 	}
