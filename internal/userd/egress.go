@@ -2,6 +2,8 @@ package userd
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"net/netip"
 	"os"
 	"syscall"
@@ -80,5 +82,14 @@ func (n *network) open(ctx context.Context, proto uint8, src, dst netip.AddrPort
 		hdr = wire.AppendIntercept(nil, wire.InterceptHeader{Intercept: uid, Proto: proto, Src: src, Dst: real})
 	}
 	st, _, err := m.Open(ctx, hdr)
-	return st, err
+	return st, ofFlow(err)
+}
+
+// ofFlow keeps an application from being told of what happened to the tunnel: "no route to host" is then said of the way to the API
+// server. It gets no answer, as while the tunnel is away, and tries again.
+func ofFlow(err error) error {
+	if errors.Is(err, mux.ErrSession) {
+		return fmt.Errorf("%w: %v", os.ErrDeadlineExceeded, err) //nolint:errorlint // the cause must not be found in it
+	}
+	return err
 }

@@ -468,7 +468,7 @@ func (n *network) dialEcho(ctx context.Context, src, dst netip.Addr) (flow.Packe
 	}
 	st, err := tunnel.DialEcho(ctx, m, src, real.Addr())
 	if err != nil {
-		return nil, err
+		return nil, ofFlow(err)
 	}
 	return st, nil
 }
