@@ -15,6 +15,8 @@ import (
 	"testing"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/clientcmd"
 )
@@ -50,7 +52,7 @@ func forwardHelper(spec string) int {
 	}
 }
 
-// anotherCluster is a second lab, until the test ends. Its subnets are those of the first.
+// anotherCluster is a second lab, until the test ends. Its subnets are those of the first. It has a node without API server.
 func anotherCluster(t *testing.T, c *cluster) *cluster {
 	t.Helper()
 	o := &cluster{name: labName + "-b", root: c.root}
@@ -63,7 +65,7 @@ func anotherCluster(t *testing.T, c *cluster) *cluster {
 	for _, p := range []string{"traffic-manager", "traffic-agent", "colors"} {
 		load = append(load, filepath.Join(c.root, "dist", p+".tar"))
 	}
-	for _, args := range [][]string{{"up"}, load} {
+	for _, args := range [][]string{{"up", "--nodes", "2"}, load} {
 		if out, err := o.lab(args...); err != nil {
 			t.Fatalf("%v\n%s", err, out)
 		}
@@ -155,6 +157,28 @@ func TestSeveral(t *testing.T) {
 		want(t, l.run(t, "dig", "+short", "-x", strings.Fields(l.run(t, "getent", "ahostsv4", "elsewhere."+ns))[0]), "elsewhere."+ns+".svc.cluster.local.")
 		if r := l.try(t, "curl", "-s", "-m", "3", elsewhere+":3000/color"); r.code == 0 {
 			t.Errorf("%s is the second cluster's address: %v", elsewhere, r)
+		}
+	})
+	t.Run("nodes", func(t *testing.T) {
+		nodes := ok(other.core.CoreV1().Nodes().List(t.Context(), metav1.ListOptions{}))(t)
+		routed := 0
+		for _, n := range nodes.Items {
+			for _, a := range n.Status.Addresses {
+				switch {
+				case a.Type != corev1.NodeInternalIP:
+				case strings.HasPrefix(server, a.Address+":"): // left to the way that the laptop has, which is none
+					if out := l.run(t, "ip", "route", "get", a.Address); strings.Contains(out, "doppel0") {
+						t.Errorf("the API server's node: %s", out)
+					}
+				case netip.MustParseAddr(a.Address).Is4():
+					routed++
+					l.run(t, "ping", "-c", "1", "-W", "3", a.Address)
+					want(t, l.run(t, "curl", "-sk", "-m", "5", "https://"+net.JoinHostPort(a.Address, "10250")+"/"), "404") // its kubelet
+				}
+			}
+		}
+		if routed != 1 {
+			t.Errorf("%d nodes without API server", routed)
 		}
 	})
 	t.Run("commands", func(t *testing.T) {

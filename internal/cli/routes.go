@@ -72,6 +72,8 @@ func parseSubnet(text string) (netip.Prefix, error) {
 // subnetNote says what is unexpected about a subnet, or "".
 func subnetNote(s localapi.Subnet) string {
 	switch {
+	case s.Kind == "node" && s.Way == "kept out":
+		return "" // usual where nodes and this machine are on one network
 	case s.Virtual.IsValid():
 		return fmt.Sprintf("%v is %v on this machine: %s", s.Real, s.Virtual, s.Why)
 	case s.Why != "":

@@ -125,7 +125,7 @@ type Flows struct {
 
 // Subnet is one subnet of a session with what became of it on this machine.
 type Subnet struct {
-	Kind    string       `json:"kind"`             // service, pod, also-proxy or proxy-via
+	Kind    string       `json:"kind"`             // service, pod, node, also-proxy or proxy-via
 	Real    netip.Prefix `json:"real"`             // its addresses in the cluster
 	Virtual netip.Prefix `json:"virtual,omitzero"` // its addresses on this machine, if mapped
 	Way     string       `json:"way"`              // routed, mapped, direct (this machine reaches it without doppel) or kept out

@@ -15,6 +15,7 @@ type Kind string
 const (
 	Service   Kind = "service"
 	Pod       Kind = "pod"
+	Node      Kind = "node"
 	AlsoProxy Kind = "also-proxy"
 	ProxyVia  Kind = "proxy-via"
 )
@@ -27,7 +28,7 @@ const (
 	Routed  Way = "routed"   // into the VIF, with its own addresses
 	Mapped  Way = "mapped"   // into the VIF, with virtual addresses
 	Direct  Way = "direct"   // the laptop reaches it without doppel
-	KeptOut Way = "kept out" // never-proxy, or not routable
+	KeptOut Way = "kept out" // never-proxy, not routable, or a node in the way of the laptop's routes
 )
 
 // Subnet is one subnet with what becomes of it.
@@ -68,6 +69,7 @@ type Via struct {
 type Cluster struct {
 	Session        string
 	Services, Pods []netip.Prefix
+	Nodes          []netip.Addr
 	// Direct are the kinds that the laptop reaches without doppel.
 	Direct []Kind
 	// Servers are the API server's addresses, which stay as they are whatever else is wanted.

@@ -118,7 +118,7 @@ func (a *addresses) learn(ctx context.Context, info control.Cluster) bool {
 	defer a.deciding.Unlock()
 	a.mu.Lock()
 	a.info = info
-	a.cluster.Services, a.cluster.Pods = info.ServiceCIDRs, info.PodCIDRs
+	a.cluster.Services, a.cluster.Pods, a.cluster.Nodes = info.ServiceCIDRs, info.PodCIDRs, info.Nodes
 	a.mu.Unlock()
 	return a.decide(ctx)
 }
