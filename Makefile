@@ -56,12 +56,13 @@ LINT      := bin/tools/golangci-lint-v2.15.0
 TESTSUM   := bin/tools/gotestsum-v1.13.0
 FUZZTIME  ?= 3s
 CHART_TESTS := ^Test(Chart|ChartChild|Policy)$$
-NET_TESTS   := ^Test(Credentials|DNS|DNSResolved|Outbound|Package|Privilege|Reach|Run|Seeing|SessionsLast|Subnets)$$
+NET_TESTS   := ^Test(Credentials|DNS|DNSResolved|Outbound|Package|Privilege|Reach|Run|Seeing|SessionsLast|Several|Subnets|Transports)$$
 TAKE_TESTS  := ^Test(Team|Workloads)$$
 # What the tests use beside Go; the lab installs its own packages.
 TEST_PKGS := curl dbus-daemon dnsutils iproute2 iputils-ping nftables procps sudo netcat-openbsd openssl
 
 RESOLVED  := bin/tools/resolved
+NGINX     := bin/tools/nginx
 
 .PHONY: deps lint unit fuzz bench cross lab-test e2e e2e-lab e2e-doppel e2e-net e2e-take e2e-chart
 
@@ -74,6 +75,10 @@ deps: ## the system packages that the tests use
 # systemd-resolved is unpacked and not installed: installed, it would take over this machine's resolv.conf.
 	@if ! [ -x /lib/systemd/systemd-resolved ] && ! [ -x $(RESOLVED)/lib/systemd/systemd-resolved ]; then \
 	  mkdir -p $(RESOLVED) && cd $(RESOLVED) && apt-get update -qq && apt-get download -qq systemd-resolved libsystemd-shared libnss-resolve && \
+	  for d in *.deb; do dpkg -x $$d . && rm $$d; done; fi
+# And nginx, which would start a service.
+	@if ! [ -x /usr/sbin/nginx ] && ! [ -x $(NGINX)/usr/sbin/nginx ]; then \
+	  mkdir -p $(NGINX) && cd $(NGINX) && apt-get update -qq && apt-get download -qq nginx && \
 	  for d in *.deb; do dpkg -x $$d . && rm $$d; done; fi
 
 $(LINT):

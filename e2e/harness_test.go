@@ -53,6 +53,7 @@ type cluster struct {
 	once       sync.Once
 	up         bool
 	err        error
+	name       string // of the lab; "": labName
 	root       string // of the repository
 	kubeconfig string
 	core       kubernetes.Interface
@@ -118,7 +119,7 @@ func (c *cluster) start() error {
 
 // lab runs the lab program and returns everything it printed.
 func (c *cluster) lab(args ...string) (string, error) {
-	out, err := exec.Command(c.bin("lab"), append([]string{"--name", labName}, args...)...).CombinedOutput()
+	out, err := exec.Command(c.bin("lab"), append([]string{"--name", cmp.Or(c.name, labName)}, args...)...).CombinedOutput()
 	return string(out), err
 }
 

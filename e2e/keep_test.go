@@ -21,8 +21,8 @@ const (
 	fetchRate = 8 << 20
 )
 
-// serveHelper is a server in the cluster with two services, chosen by a connection's first byte: "e" echoes lines, "f" sends
-// fetchSize bytes, which are numbers, as slowly as a network would.
+// serveHelper is a server in the cluster with services chosen by a connection's first byte: "e" echoes lines, "f" sends
+// fetchSize bytes, which are numbers, as slowly as a network would, "d" sends them at once.
 func serveHelper(addr string) int {
 	l, err := net.Listen("tcp", addr)
 	if err != nil {
@@ -61,7 +61,9 @@ func serveHelper(addr string) int {
 				if _, err := c.Write(buf); err != nil {
 					return
 				}
-				<-tick.C
+				if kind[0] == 'f' {
+					<-tick.C
+				}
 			}
 		}()
 	}
@@ -96,13 +98,18 @@ func keepHelper(addr string) int {
 }
 
 // fetchHelper downloads and checks every byte. It prints a line when the first have come, and one at the end.
-func fetchHelper(addr string) int {
+func fetchHelper(addr string) int { return fetch(addr, "f") }
+
+// downloadHelper is the same as fast as it goes.
+func downloadHelper(addr string) int { return fetch(addr, "d") }
+
+func fetch(addr, kind string) int {
 	c, err := net.DialTimeout("tcp", addr, 10*time.Second)
 	if err != nil {
 		fmt.Println("ended:", err)
 		return 1
 	}
-	_, _ = io.WriteString(c, "f")
+	_, _ = io.WriteString(c, kind)
 	r := bufio.NewReaderSize(c, 64<<10)
 	b := make([]byte, 8)
 	for n := uint64(0); n < fetchSize/8; n++ {

@@ -29,7 +29,7 @@ func helper(name string, args []string) int {
 	if name == "lookups" && len(args) == 4 {
 		return lookups(args)
 	}
-	helpers := map[string]func(string) int{"load": loadHelper, "serve": serveHelper, "keep": keepHelper, "fetch": fetchHelper, "proxy": proxyHelper, "people": peopleHelper}
+	helpers := map[string]func(string) int{"load": loadHelper, "serve": serveHelper, "keep": keepHelper, "fetch": fetchHelper, "download": downloadHelper, "proxy": proxyHelper, "forward": forwardHelper, "people": peopleHelper}
 	if helpers[name] == nil || len(args) != 1 {
 		fmt.Fprintln(os.Stderr, "unknown helper", name, args)
 		return 2

@@ -258,6 +258,25 @@ func TestRights(t *testing.T) {
 	}
 }
 
+// Forwarding ports is a right that reaches further than the manager: nobody has it unless it is asked for.
+func TestPortForward(t *testing.T) {
+	has := func(o Options) (out []string) {
+		for key, o := range objects(t, o) {
+			r, ok := o.(*rbacv1.Role)
+			if ok && slices.ContainsFunc(r.Rules, func(r rbacv1.PolicyRule) bool { return slices.Contains(r.Resources, "pods/portforward") }) {
+				out = append(out, key)
+			}
+		}
+		return out
+	}
+	if got := has(Options{}); got != nil {
+		t.Errorf("by default: %v", got)
+	}
+	if got := has(Options{Set: []string{"clientRbac.portForward=true"}}); !slices.Equal(got, []string{"Role doppel/doppel-connect"}) {
+		t.Errorf("asked for: %v", got)
+	}
+}
+
 func TestReplicas(t *testing.T) {
 	objs := objects(t, Options{Set: []string{"manager.replicas=3"}})
 	get[*policyv1.PodDisruptionBudget](t, objs, "PodDisruptionBudget doppel/traffic-manager")

@@ -14,6 +14,7 @@ import (
 	"syscall"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 	"golang.org/x/term"
 	"sigs.k8s.io/yaml"
 
@@ -137,6 +138,11 @@ func (a *app) root() *cobra.Command {
 	a.completions(root)
 	wrapArgs(root)
 	return root
+}
+
+// useFlag lets a command choose one of several connections.
+func useFlag(f *pflag.FlagSet, use *string, without string) {
+	f.StringVar(use, "use", "", "`NAME` of the connection, or a regular expression that one alone matches (default: "+without+")")
 }
 
 // sub is the command's path below doppel with a trailing space, for hints.

@@ -37,7 +37,7 @@ func complete(fn names) cobra.CompletionFunc {
 func (a *app) completions(root *cobra.Command) {
 	flags := map[string]names{
 		"context": a.contextNames, "namespace": a.namespaceNames, "manager-namespace": a.namespaceNames, "workload": a.workloadNames,
-		"agent":  a.workloadNames,
+		"agent": a.workloadNames, "use": a.connectionNames,
 		"output": func(context.Context, *cobra.Command) []string { return []string{"text", "json", "yaml"} },
 	}
 	args := map[string]names{"intercept": a.workloadNames, "leave": a.interceptNames, "loglevel": levelNames}
@@ -143,8 +143,22 @@ func (a *app) interceptNames(ctx context.Context, _ *cobra.Command) []string {
 		return nil
 	}
 	var out []string
-	for _, i := range st.Session.Intercepts {
-		out = append(out, i.Name)
+	for _, s := range append([]localapi.Session{*st.Session}, st.Others...) {
+		for _, i := range s.Intercepts {
+			out = append(out, i.Name)
+		}
+	}
+	return out
+}
+
+func (a *app) connectionNames(ctx context.Context, _ *cobra.Command) []string {
+	var st localapi.Status
+	if err := a.client.Call(ctx, localapi.MethodStatus, localapi.StatusRequest{}, &st, nil); err != nil || st.Session == nil {
+		return nil
+	}
+	out := []string{st.Session.Connection}
+	for _, s := range st.Others {
+		out = append(out, s.Connection)
 	}
 	return out
 }

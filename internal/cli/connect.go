@@ -122,6 +122,7 @@ func (d *dnsFlags) options() (localapi.DNSOptions, error) {
 }
 
 func (a *app) connectCmd() *cobra.Command {
+	var name string
 	var k kubeFlags
 	var d dnsFlags
 	var n networkFlags
@@ -132,6 +133,9 @@ func (a *app) connectCmd() *cobra.Command {
 It starts the two daemons when they are not running (the root daemon through sudo, because only root may create a network device)
 and installs the traffic-manager when the cluster has none and you may.
 
+With --name, connect joins another cluster beside those that are connected. A subnet that overlaps one of an earlier connection gets
+virtual addresses. A name that exists in several clusters is the one's that was connected first. Other commands choose with --use.
+
 With a command after --, connect runs it and ends with its exit code, and quits unless this machine was connected before.`,
 		Args: func(c *cobra.Command, args []string) error {
 			if c.ArgsLenAtDash() != 0 && len(args) > 0 {
@@ -139,8 +143,9 @@ With a command after --, connect runs it and ends with its exit code, and quits 
 			}
 			return nil
 		},
-		RunE: func(c *cobra.Command, args []string) error { return a.connectRun(c.Context(), &k, &d, &n, args) },
+		RunE: func(c *cobra.Command, args []string) error { return a.connectRun(c.Context(), name, &k, &d, &n, args) },
 	}
+	c.Flags().StringVar(&name, "name", a.config.Connect.Name, "name of the connection, to have several at once (default: the context's)")
 	k.add(c.Flags(), true)
 	d.add(c.Flags())
 	n.add(c.Flags())
@@ -150,8 +155,8 @@ With a command after --, connect runs it and ends with its exit code, and quits 
 	return c
 }
 
-func (a *app) connectRun(ctx context.Context, k *kubeFlags, d *dnsFlags, n *networkFlags, command []string) error {
-	out, err := a.connect(ctx, k, d, n)
+func (a *app) connectRun(ctx context.Context, name string, k *kubeFlags, d *dnsFlags, n *networkFlags, command []string) error {
+	out, err := a.connect(ctx, name, k, d, n)
 	if err != nil {
 		return err
 	}
@@ -178,12 +183,12 @@ func (a *app) connectRun(ctx context.Context, k *kubeFlags, d *dnsFlags, n *netw
 	if out.Reused {
 		return runErr
 	}
-	return errors.Join(runErr, a.call(context.WithoutCancel(ctx), localapi.MethodQuit, localapi.QuitRequest{}, nil))
+	return errors.Join(runErr, a.call(context.WithoutCancel(ctx), localapi.MethodQuit, localapi.QuitRequest{Choice: localapi.Choice{Use: out.Session.Connection}}, nil))
 }
 
 // connect starts what is missing, from the daemons to the traffic-manager, and connects.
 // A connect that fails stops the daemons again if it was what started them.
-func (a *app) connect(ctx context.Context, k *kubeFlags, d *dnsFlags, n *networkFlags) (out connectOutput, err error) {
+func (a *app) connect(ctx context.Context, name string, k *kubeFlags, d *dnsFlags, n *networkFlags) (out connectOutput, err error) {
 	if a.configErr != nil {
 		return connectOutput{}, a.configErr
 	}
@@ -192,6 +197,7 @@ func (a *app) connect(ctx context.Context, k *kubeFlags, d *dnsFlags, n *network
 	if err != nil {
 		return connectOutput{}, err
 	}
+	req.Name = name
 	if req.DNS, err = d.options(); err != nil {
 		return connectOutput{}, err
 	}

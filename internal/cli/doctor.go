@@ -205,13 +205,7 @@ func checkCluster(ctx context.Context, c *checkup, k *kubeFlags) {
 		c.add("traffic-manager", checkOK, "version "+m.Version, "")
 	}
 	c.show("Trying the way to the traffic-manager")
-	start = time.Now()
-	if conn, err := cluster.Attach(ctx, k.managerNS); err != nil {
-		c.failed("way in", err)
-	} else {
-		_ = conn.Close()
-		c.add("way in", checkOK, fmt.Sprintf("the API server's service proxy upgrades a connection in %d ms", time.Since(start).Milliseconds()), "")
-	}
+	checkTransports(ctx, c, cluster, k.managerNS)
 	checkReach(ctx, c, cluster, m)
 	c.show("Trying the injection webhook")
 	answers, err := cluster.WebhookAnswers(ctx)
@@ -227,6 +221,33 @@ func checkCluster(ctx context.Context, c *checkup, k *kubeFlags) {
 			Fix:    fmt.Sprintf("let the control plane reach port 10250 of the pods in namespace %s (firewall of a private cluster), and look at them with: kubectl -n %s get pods", k.managerNS, k.managerNS),
 		})
 	}
+}
+
+// checkTransports tries the ways to the traffic-manager until one works.
+func checkTransports(ctx context.Context, c *checkup, cluster *kube.Cluster, managerNS string) {
+	var first error
+	for _, t := range kube.Transports {
+		start := time.Now()
+		conn, err := cluster.Attach(ctx, managerNS, t)
+		switch {
+		case err == nil:
+			_ = conn.Close()
+			detail := fmt.Sprintf("%s connects in %d ms", t, time.Since(start).Milliseconds())
+			if first == nil {
+				c.add("way in", checkOK, detail, "")
+			} else {
+				c.add("way in", checkWarn, fmt.Sprintf("%s, slower than the service proxy, which fails: %v", detail, first),
+					"let the API server reach port 10250 of the traffic-manager's pod, and let proxies before the API server pass HTTP upgrades")
+			}
+			return
+		case first == nil && !kube.Obstructed(err):
+			c.failed("way in", err)
+			return
+		case first == nil:
+			first = err
+		}
+	}
+	c.failed("way in", first)
 }
 
 // checkRights asks for each right that connect and intercept need.

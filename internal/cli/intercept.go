@@ -53,6 +53,7 @@ specific match wins; one that would leave it open who gets a request is refused 
 	f.StringVar(&req.Container, "container", "", "the container, if several have such a port")
 	m.register(f)
 	f.BoolVar(&req.Recreate, "recreate", false, "replace the workload's pods even if that interrupts it for a moment")
+	useFlag(f, &req.Use, "the only one")
 	f.DurationVar(&req.Timeout, "timeout", cmp.Or(time.Duration(a.config.Intercept.Timeout), defaultInterceptTimeout), "how long it may take to become active")
 	return c
 }
@@ -100,17 +101,21 @@ func writeIntercept(w io.Writer, in localapi.Intercept) {
 }
 
 func (a *app) leaveCmd() *cobra.Command {
-	return &cobra.Command{
+	var req localapi.LeaveRequest
+	c := &cobra.Command{
 		Use:   "leave NAME",
 		Short: "End an intercept; the app in the cluster answers again",
 		Args:  cobra.ExactArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
-			if err := a.call(c.Context(), localapi.MethodLeave, localapi.LeaveRequest{Name: args[0]}, nil); err != nil {
+			req.Name = args[0]
+			if err := a.call(c.Context(), localapi.MethodLeave, req, nil); err != nil {
 				return err
 			}
 			return a.print(localapi.Empty{}, func(w io.Writer) { fmt.Fprintf(w, "Left %s\n", args[0]) })
 		},
 	}
+	useFlag(c.Flags(), &req.Use, "the one with that intercept")
+	return c
 }
 
 func (a *app) listCmd() *cobra.Command {
@@ -125,6 +130,7 @@ func (a *app) listCmd() *cobra.Command {
 	c.Flags().StringVarP(&req.Namespace, "namespace", "n", "", "namespace (default: the connected one)")
 	c.Flags().BoolVarP(&req.AllNamespaces, "all-namespaces", "A", false, "all namespaces")
 	c.Flags().BoolVarP(&onlyIntercepts, "intercepts", "i", false, "only intercepted workloads")
+	useFlag(c.Flags(), &req.Use, "the only one")
 	return c
 }
 

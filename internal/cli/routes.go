@@ -72,6 +72,8 @@ func parseSubnet(text string) (netip.Prefix, error) {
 // subnetNote says what is unexpected about a subnet, or "".
 func subnetNote(s localapi.Subnet) string {
 	switch {
+	case s.Kind == "node" && s.Way == "kept out":
+		return "" // usual where nodes and this machine are on one network
 	case s.Virtual.IsValid():
 		return fmt.Sprintf("%v is %v on this machine: %s", s.Real, s.Virtual, s.Why)
 	case s.Why != "":
@@ -81,7 +83,8 @@ func subnetNote(s localapi.Subnet) string {
 }
 
 func (a *app) routesCmd() *cobra.Command {
-	return &cobra.Command{
+	var req localapi.StatusRequest
+	c := &cobra.Command{
 		Use:   "routes",
 		Short: "Show which subnets of the cluster are reached, by which addresses, and why",
 		Long: `Routes shows each subnet of the cluster and what became of it on this machine.
@@ -89,35 +92,58 @@ func (a *app) routesCmd() *cobra.Command {
 A subnet that overlaps a route of this machine (of a VPN, a container bridge, the local network) is mapped: on this machine it has virtual
 addresses, which DNS answers for the cluster's names. Connect's --allow-conflicting-subnets gives it its own addresses in spite of that.`,
 		Args: cobra.NoArgs,
-		RunE: func(c *cobra.Command, _ []string) error { return a.routesRun(c.Context()) },
+		RunE: func(c *cobra.Command, _ []string) error { return a.routesRun(c.Context(), req) },
 	}
+	useFlag(c.Flags(), &req.Use, "all")
+	return c
 }
 
 // routesOutput is the JSON form of routes.
 type routesOutput struct {
 	Subnets []localapi.Subnet `json:"subnets"`
+	// Others are the subnets of further connections.
+	Others []connectionSubnets `json:"others,omitempty"`
 	// Interface and Routes are what this machine's routing table has of it.
 	Interface string         `json:"interface"`
 	Routes    []netip.Prefix `json:"routes"`
 }
 
-func (a *app) routesRun(ctx context.Context) error {
+type connectionSubnets struct {
+	Connection string            `json:"connection"`
+	Subnets    []localapi.Subnet `json:"subnets"`
+}
+
+func (a *app) routesRun(ctx context.Context, req localapi.StatusRequest) error {
 	var st localapi.Status
-	if err := a.client.Call(ctx, localapi.MethodStatus, localapi.Empty{}, &st, nil); err != nil {
+	if err := a.client.Call(ctx, localapi.MethodStatus, req, &st, nil); err != nil {
 		return err
 	}
 	if st.Session == nil || st.Root == nil {
 		return localapi.ErrNoDaemon
 	}
 	out := routesOutput{Subnets: st.Session.Subnets, Interface: st.Root.Interface, Routes: st.Root.Routes}
+	for _, s := range st.Others {
+		out.Others = append(out.Others, connectionSubnets{s.Connection, s.Subnets})
+	}
 	return a.print(out, func(w io.Writer) {
-		t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-		fmt.Fprintln(t, "CLUSTER\tHERE\tKIND\tWAY\tFROM\tWHY")
-		for _, s := range out.Subnets {
-			fmt.Fprintf(t, "%v\t%s\t%s\t%s\t%s\t%s\n", s.Real, here(s), s.Kind, s.Way, cmp.Or(s.Workload, "-"), cmp.Or(s.Why, "-"))
+		if len(out.Others) == 0 {
+			writeRoutes(w, out.Subnets)
+			return
 		}
-		_ = t.Flush() // to the terminal, as every line that is printed
+		for _, c := range append([]connectionSubnets{{st.Session.Connection, out.Subnets}}, out.Others...) {
+			fmt.Fprintf(w, "Connection %s\n", c.Connection)
+			writeRoutes(w, c.Subnets)
+		}
 	})
+}
+
+func writeRoutes(w io.Writer, list []localapi.Subnet) {
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(t, "CLUSTER\tHERE\tKIND\tWAY\tFROM\tWHY")
+	for _, s := range list {
+		fmt.Fprintf(t, "%v\t%s\t%s\t%s\t%s\t%s\n", s.Real, here(s), s.Kind, s.Way, cmp.Or(s.Workload, "-"), cmp.Or(s.Why, "-"))
+	}
+	_ = t.Flush() // to the terminal, as every line that is printed
 }
 
 // here is what a subnet is called on this machine.

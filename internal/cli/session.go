@@ -14,25 +14,30 @@ import (
 	"github.com/doppel-dev/doppel/internal/localapi"
 	"github.com/doppel-dev/doppel/internal/rootapi"
 	"github.com/doppel-dev/doppel/internal/spawn"
+	"github.com/doppel-dev/doppel/internal/uerr"
 )
 
 func (a *app) quitCmd() *cobra.Command {
-	var stop bool
+	var req localapi.QuitRequest
 	c := &cobra.Command{
 		Use:   "quit",
 		Short: "End the session; with -s the daemons too",
 		Args:  cobra.NoArgs,
-		RunE:  func(c *cobra.Command, _ []string) error { return a.quitRun(c.Context(), stop) },
+		RunE:  func(c *cobra.Command, _ []string) error { return a.quitRun(c.Context(), req) },
 	}
-	c.Flags().BoolVarP(&stop, "stop-daemons", "s", false, "stop the user daemon and the root daemon as well")
+	c.Flags().BoolVarP(&req.Stop, "stop-daemons", "s", false, "stop the user daemon and the root daemon as well")
+	useFlag(c.Flags(), &req.Use, "all")
 	return c
 }
 
-func (a *app) quitRun(ctx context.Context, stop bool) error {
+func (a *app) quitRun(ctx context.Context, req localapi.QuitRequest) error {
 	var err error
-	if stop {
+	if req.Stop && req.Use != "" {
+		return uerr.New(uerr.Usage, "leave out one of the two", "--stop-daemons ends all connections, --use names one")
+	}
+	if req.Stop {
 		err = a.stopDaemons(ctx)
-	} else if err = a.call(ctx, localapi.MethodQuit, localapi.QuitRequest{}, nil); errors.Is(err, localapi.ErrNoDaemon) {
+	} else if err = a.call(ctx, localapi.MethodQuit, req, nil); errors.Is(err, localapi.ErrNoDaemon) && req.Use == "" {
 		err = nil
 	}
 	if err != nil {
@@ -72,12 +77,15 @@ func rootDaemon(ctx context.Context) string {
 }
 
 func (a *app) statusCmd() *cobra.Command {
-	return &cobra.Command{
+	var req localapi.StatusRequest
+	c := &cobra.Command{
 		Use:   "status",
 		Short: "Show what runs and what this machine is connected to",
 		Args:  cobra.NoArgs,
-		RunE:  func(c *cobra.Command, _ []string) error { return a.statusRun(c.Context()) },
+		RunE:  func(c *cobra.Command, _ []string) error { return a.statusRun(c.Context(), req) },
 	}
+	useFlag(c.Flags(), &req.Use, "all")
+	return c
 }
 
 // statusOutput is the JSON form of status.
@@ -87,9 +95,9 @@ type statusOutput struct {
 	RootDaemon string `json:"rootDaemon"`
 }
 
-func (a *app) statusRun(ctx context.Context) error {
+func (a *app) statusRun(ctx context.Context, req localapi.StatusRequest) error {
 	out := statusOutput{RootDaemon: rootDaemon(ctx)}
-	err := a.client.Call(ctx, localapi.MethodStatus, localapi.Empty{}, &out.Status, nil)
+	err := a.client.Call(ctx, localapi.MethodStatus, req, &out.Status, nil)
 	switch {
 	case errors.Is(err, localapi.ErrNoDaemon):
 		out.UserDaemon = "not running"
@@ -114,29 +122,35 @@ func writeStatus(w io.Writer, o statusOutput) {
 		}
 		return
 	}
-	s := o.Session
-	fmt.Fprintf(w, "Connected to context %s, namespace %s (%s)\n", s.Context, s.Namespace, s.Server)
+	if len(o.Others) == 0 {
+		writeSession(w, o.Session, "", o.Root)
+		return
+	}
+	for _, s := range append([]localapi.Session{*o.Session}, o.Others...) {
+		writeSession(w, &s, " as "+s.Connection, nil)
+	}
+	fmt.Fprintln(w, "All connections")
+	writeNetwork(w, o.Root, o.Session.Flows, nil)
+}
+
+// writeSession writes one connection; root is nil where the network is written for several together.
+func writeSession(w io.Writer, s *localapi.Session, as string, root *localapi.RootStatus) {
+	fmt.Fprintf(w, "Connected%s to context %s, namespace %s (%s)\n", as, s.Context, s.Namespace, s.Server)
 	fmt.Fprintf(w, "   User       : %s\n", s.User)
 	fmt.Fprintf(w, "   Session    : %s in namespace %s\n", s.Name, s.ManagerNamespace)
 	fmt.Fprintf(w, "   Manager    : %s\n", s.ManagerVersion)
 	fmt.Fprintf(w, "   Tunnel     : %s%s\n", s.Tunnel, latency(s))
-	fmt.Fprintf(w, "   Reaches    : %s\n", reaches(s.Reach))
-	if r := o.Root; r != nil {
-		routes := make([]string, len(r.Routes))
-		for i, p := range r.Routes {
-			routes[i] = p.String()
-		}
-		fmt.Fprintf(w, "   Interface  : %s\n", r.Interface)
-		fmt.Fprintf(w, "   Routes     : %s\n", strings.Join(routes, ", "))
-		for _, sn := range s.Subnets {
-			if note := subnetNote(sn); note != "" {
-				fmt.Fprintf(w, "   Subnet     : %s\n", note)
-			}
-		}
-		fmt.Fprintf(w, "   DNS        : %s (%s), other names from %s\n", r.DNS, r.DNSReason, strings.Join(r.Resolvers, ", "))
+	if s.Transport.Name != "" {
+		fmt.Fprintf(w, "   Transport  : %s\n", s.Transport.Name)
 	}
-	if f := s.Flows; f != nil {
-		fmt.Fprintf(w, "   Flows      : %d TCP and %d UDP open, %d in all; %s up, %s down\n", f.TCPOpen, f.UDPOpen, f.Total, size(f.UpBytes), size(f.DownBytes))
+	for _, f := range s.Transport.Failed {
+		fmt.Fprintf(w, "      not by %s: %s\n", f.Name, f.Why)
+	}
+	fmt.Fprintf(w, "   Reaches    : %s\n", reaches(s.Reach))
+	if as == "" {
+		writeNetwork(w, root, s.Flows, s.Subnets)
+	} else {
+		writeSubnets(w, s.Subnets)
 	}
 	for _, p := range s.Problems {
 		fmt.Fprintf(w, "   Problem    : %s\n", p)
@@ -144,6 +158,31 @@ func writeStatus(w io.Writer, o statusOutput) {
 	fmt.Fprintf(w, "Intercepts: %d\n", len(s.Intercepts))
 	for _, i := range s.Intercepts {
 		fmt.Fprintf(w, "   %s: %s, port %d to %s\n", i.Name, i.State, i.Port, i.Target)
+	}
+}
+
+// writeNetwork writes what this machine's network is.
+func writeNetwork(w io.Writer, r *localapi.RootStatus, f *localapi.Flows, subnets []localapi.Subnet) {
+	if r != nil {
+		routes := make([]string, len(r.Routes))
+		for i, p := range r.Routes {
+			routes[i] = p.String()
+		}
+		fmt.Fprintf(w, "   Interface  : %s\n", r.Interface)
+		fmt.Fprintf(w, "   Routes     : %s\n", strings.Join(routes, ", "))
+		writeSubnets(w, subnets)
+		fmt.Fprintf(w, "   DNS        : %s (%s), other names from %s\n", r.DNS, r.DNSReason, strings.Join(r.Resolvers, ", "))
+	}
+	if f != nil {
+		fmt.Fprintf(w, "   Flows      : %d TCP and %d UDP open, %d in all; %s up, %s down\n", f.TCPOpen, f.UDPOpen, f.Total, size(f.UpBytes), size(f.DownBytes))
+	}
+}
+
+func writeSubnets(w io.Writer, list []localapi.Subnet) {
+	for _, sn := range list {
+		if note := subnetNote(sn); note != "" {
+			fmt.Fprintf(w, "   Subnet     : %s\n", note)
+		}
 	}
 }
 

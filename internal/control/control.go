@@ -41,7 +41,8 @@ type Cluster struct {
 	Domain       string               `json:"domain"`
 	ServiceCIDRs []netip.Prefix       `json:"serviceCIDRs"`
 	PodCIDRs     []netip.Prefix       `json:"podCIDRs"`
-	Services     map[string][]Service `json:"services"` // by namespace; a namespace without services has an empty list
+	Nodes        []netip.Addr         `json:"nodes,omitempty"` // but for those where the API server is
+	Services     map[string][]Service `json:"services"`        // by namespace; a namespace without services has an empty list
 
 	// ManagerService and ManagerPod are where the manager answers /attach inside the cluster: a laptop that gets there without its tunnel is
 	// in the cluster's network already.

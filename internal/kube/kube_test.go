@@ -280,7 +280,7 @@ func TestManager(t *testing.T) {
 		kind      uerr.Kind // "" is no error
 		msg, hint string
 	}{
-		"there":       {cm(map[string]string{"key": "sha256:k", "version": "1.0", "protocol": "1"}), "", "", ""},
+		"there":       {cm(map[string]string{"key": "sha256:k", "version": "1.0", "protocol": "1", "pod": "traffic-manager-7"}), "", "", ""},
 		"none":        {nil, uerr.NotFound, "no traffic-manager in namespace doppel", "doppel helm install"},
 		"not started": {cm(nil), uerr.Cluster, "has not started yet", "kubectl -n doppel get pods"},
 		"of old":      {cm(map[string]string{"key": "sha256:k"}), uerr.Cluster, "ConfigMap doppel/traffic-manager", "doppel helm upgrade"},
@@ -301,7 +301,7 @@ func TestManager(t *testing.T) {
 				}
 				return
 			}
-			if want := (ManagerInfo{"sha256:k", "1.0", 1, false}); err != nil || m != want {
+			if want := (ManagerInfo{Key: "sha256:k", Version: "1.0", Protocol: 1, Pod: "traffic-manager-7"}); err != nil || m != want {
 				t.Errorf("%+v, %v", m, err)
 			}
 		})
@@ -328,11 +328,12 @@ func TestAttach(t *testing.T) {
 		"503": {status(503), uerr.Cluster, "the traffic-manager is not running", "kubectl -n doppel get pods"},
 		"502": {status(502), uerr.Cluster, "the traffic-manager is not running", "kubectl -n doppel get pods"},
 		"200": {status(200), uerr.Cluster, "does not carry HTTP upgrades", "may strip the Upgrade header"},
+		"426": {status(426), uerr.Cluster, "does not carry HTTP upgrades", "may strip the Upgrade header"},
 		"418": {status(418), uerr.Cluster, "HTTP 418", ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := newAPIServer(t, map[string]any{"GET " + attachPath: tt.answer})
-			conn, err := s.c.Attach(t.Context(), "doppel")
+			conn, err := s.c.Attach(t.Context(), "doppel", ServiceProxy)
 			if tt.kind != "" {
 				wantError(t, err, tt.kind, tt.msg, tt.hint)
 				return
@@ -351,7 +352,7 @@ func TestAttach(t *testing.T) {
 		})
 	}
 	c := load(t, "http://127.0.0.1:1")
-	_, err := c.Attach(t.Context(), "doppel")
+	_, err := c.Attach(t.Context(), "doppel", ServiceProxy)
 	wantError(t, err, uerr.Cluster, "reach the traffic-manager: the API server at http://127.0.0.1:1 cannot be reached", "is a VPN needed")
 }
 

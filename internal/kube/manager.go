@@ -4,10 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"net/http"
 	"strconv"
-	"strings"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -30,6 +28,7 @@ type ManagerInfo struct {
 	Version  string
 	Protocol int  // version of the tunnel protocol it speaks
 	ReachAll bool // it lets every session get to the whole cluster
+	Pod      string
 }
 
 // Manager reads the manager's ConfigMap.
@@ -55,28 +54,10 @@ func (c *Cluster) Manager(ctx context.Context, ns string) (ManagerInfo, error) {
 	if err != nil {
 		return ManagerInfo{}, uerr.Wrap(err, uerr.Cluster, "install it again with: doppel helm upgrade", "ConfigMap %s/%s", ns, managerName)
 	}
-	return ManagerInfo{Key: cm.Data["key"], Version: cm.Data["version"], Protocol: protocol, ReachAll: cm.Data["reach"] == "all"}, nil
+	return ManagerInfo{Key: cm.Data["key"], Version: cm.Data["version"], Protocol: protocol, ReachAll: cm.Data["reach"] == "all", Pod: cm.Data["pod"]}, nil
 }
 
-// Attach opens the way in: the API server's service proxy with an HTTP Upgrade (D1).
-func (c *Cluster) Attach(ctx context.Context, ns string) (net.Conn, error) {
-	rt, err := c.attachTransport()
-	if err != nil {
-		return nil, err
-	}
-	u := fmt.Sprintf("%s/api/v1/namespaces/%s/services/http:%s:api/proxy/attach", strings.TrimSuffix(c.Server, "/"), ns, managerName)
-	conn, err := tunnel.Upgrade(ctx, rt, u)
-	var ue *tunnel.UpgradeError
-	if errors.As(err, &ue) {
-		return nil, c.explainUpgrade(ue, ns)
-	}
-	if err != nil {
-		return nil, c.explain(err, "reach the traffic-manager")
-	}
-	return conn, nil
-}
-
-func (c *Cluster) explainUpgrade(e *tunnel.UpgradeError, ns string) error {
+func explainUpgrade(e *tunnel.UpgradeError, ns string) error {
 	switch e.Status {
 	case http.StatusForbidden, http.StatusUnauthorized:
 		return uerr.Wrap(e, uerr.Denied, fmt.Sprintf("you need the right to get services/proxy of http:%s:api in namespace %s", managerName, ns), "the API server does not let you through to the traffic-manager")
@@ -84,7 +65,7 @@ func (c *Cluster) explainUpgrade(e *tunnel.UpgradeError, ns string) error {
 		return uerr.Wrap(e, uerr.Cluster, "install it with: doppel helm install", "no service %s in namespace %s", managerName, ns)
 	case http.StatusServiceUnavailable, http.StatusBadGateway, http.StatusGatewayTimeout:
 		return uerr.Wrap(e, uerr.Cluster, fmt.Sprintf("look at it with: kubectl -n %s get pods", ns), "the traffic-manager is not running")
-	case http.StatusOK:
+	case http.StatusOK, http.StatusUpgradeRequired:
 		return uerr.Wrap(e, uerr.Cluster, "a proxy between here and the API server may strip the Upgrade header", "the way to the traffic-manager does not carry HTTP upgrades")
 	}
 	return uerr.Wrap(e, uerr.Cluster, "", "reach the traffic-manager")

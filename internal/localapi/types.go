@@ -23,6 +23,8 @@ type Empty struct{}
 
 // ConnectRequest asks for a session.
 type ConnectRequest struct {
+	// Name is what the connection is called; default: the context's name. With a name that no other has, it is made beside the others.
+	Name             string     `json:"name,omitempty"`
 	Kubeconfig       string     `json:"kubeconfig,omitempty"`
 	Context          string     `json:"context,omitempty"`
 	Namespace        string     `json:"namespace,omitempty"`
@@ -62,13 +64,15 @@ type Status struct {
 	PID       int         `json:"pid"`
 	LogFile   string      `json:"logFile"`
 	Connected bool        `json:"connected"`
-	Ended     string      `json:"ended,omitempty"` // why the last session ended, if not by quit
-	Session   *Session    `json:"session,omitempty"`
+	Ended     string      `json:"ended,omitempty"`   // why the last session ended, if not by quit
+	Session   *Session    `json:"session,omitempty"` // the one asked for, else the first
+	Others    []Session   `json:"others,omitempty"`  // the other connections, in the order in which they were made
 	Root      *RootStatus `json:"root,omitempty"`
 }
 
 // Session is one laptop in one cluster, for people and programs to read.
 type Session struct {
+	Connection       string      `json:"connection,omitempty"` // what the user calls it
 	Context          string      `json:"context"`
 	Namespace        string      `json:"namespace"`
 	Server           string      `json:"server"`
@@ -79,11 +83,24 @@ type Session struct {
 	ManagerVersion   string      `json:"managerVersion"`
 	Tunnel           string      `json:"tunnel"`              // up, or why it is down
 	LatencyMS        float64     `json:"latencyMS,omitempty"` // a ping through the tunnel and back; 0 while there is none
+	Transport        Transport   `json:"transport"`
 	Reach            Reach       `json:"reach"`
 	Flows            *Flows      `json:"flows,omitempty"`
 	Problems         []string    `json:"problems,omitempty"`
 	Subnets          []Subnet    `json:"subnets,omitempty"`
 	Intercepts       []Intercept `json:"intercepts"`
+}
+
+// Transport is the way of the tunnel's connection through the API server.
+type Transport struct {
+	Name   string            `json:"name"` // service proxy, WebSocket port-forward or SPDY port-forward
+	Failed []FailedTransport `json:"failed,omitempty"`
+}
+
+// FailedTransport is a better transport, and why it is not used.
+type FailedTransport struct {
+	Name string `json:"name"`
+	Why  string `json:"why"`
 }
 
 // Reach is what a session gets to: "*" stands for the whole cluster and whatever lies beyond.
@@ -92,7 +109,7 @@ type Reach struct {
 	Outside    bool     `json:"outside,omitempty"` // nodes, addresses and names beyond the cluster
 }
 
-// Flows counts what went through the tunnel since the connect; up is from the laptop to the cluster.
+// Flows counts what went through the tunnels of all connections since the first connect; up is from the laptop to the cluster.
 type Flows struct {
 	TCPOpen   int    `json:"tcpOpen"`
 	UDPOpen   int    `json:"udpOpen"`
@@ -108,7 +125,7 @@ type Flows struct {
 
 // Subnet is one subnet of a session with what became of it on this machine.
 type Subnet struct {
-	Kind    string       `json:"kind"`             // service, pod, also-proxy or proxy-via
+	Kind    string       `json:"kind"`             // service, pod, node, also-proxy or proxy-via
 	Real    netip.Prefix `json:"real"`             // its addresses in the cluster
 	Virtual netip.Prefix `json:"virtual,omitzero"` // its addresses on this machine, if mapped
 	Way     string       `json:"way"`              // routed, mapped, direct (this machine reaches it without doppel) or kept out
@@ -126,8 +143,19 @@ type RootStatus struct {
 	Resolvers []string       `json:"resolvers"` // who answers everything else
 }
 
+// Choice chooses a connection by its name, or by a regular expression that one name alone matches; empty: the only one.
+type Choice struct {
+	Use string `json:"use,omitempty"`
+}
+
+// StatusRequest asks for one connection, or for all.
+type StatusRequest struct {
+	Choice
+}
+
 // ListRequest asks for the workloads of a namespace; empty is the connected one.
 type ListRequest struct {
+	Choice
 	Namespace     string `json:"namespace,omitempty"`
 	AllNamespaces bool   `json:"allNamespaces,omitempty"`
 }
@@ -150,6 +178,7 @@ type Workload struct {
 
 // InterceptRequest asks for an intercept.
 type InterceptRequest struct {
+	Choice
 	Name      string        `json:"name"`
 	Workload  string        `json:"workload,omitempty"` // [KIND/]NAME, default: Name
 	Namespace string        `json:"namespace,omitempty"`
@@ -179,8 +208,9 @@ type Intercept struct {
 	Mine   bool       `json:"mine"`
 }
 
-// LeaveRequest ends an intercept.
+// LeaveRequest ends an intercept. Without Use it is looked for in all connections.
 type LeaveRequest struct {
+	Choice
 	Name string `json:"name"`
 }
 
@@ -190,7 +220,8 @@ type LogLevelRequest struct {
 	For   time.Duration `json:"for"`   // 0: until it is changed again
 }
 
-// QuitRequest ends the session, and with Stop both daemons.
+// QuitRequest ends one session, or all, and with Stop both daemons.
 type QuitRequest struct {
+	Choice
 	Stop bool `json:"stop"`
 }

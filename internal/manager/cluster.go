@@ -14,8 +14,10 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
 	networkingv1 "k8s.io/api/networking/v1"
 	apimeta "k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	toolscache "k8s.io/client-go/tools/cache"
 	"sigs.k8s.io/controller-runtime/pkg/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -138,14 +140,17 @@ func (c *clusterInfo) read(ctx context.Context) (control.Cluster, error) {
 	out.ServiceCIDRs = c.serviceCIDRs(ctx, svcs.Items)
 	out.ManagerPod = c.self.pod
 	var nodes corev1.NodeList
-	if err := c.client.List(ctx, &nodes); err != nil {
+	err := c.client.List(ctx, &nodes)
+	if err != nil {
 		return out, err
 	}
 	for i := range nodes.Items {
 		out.PodCIDRs = appendPrefixes(out.PodCIDRs, nodes.Items[i].Spec.PodCIDRs...)
 	}
+	if out.Nodes, err = c.nodes(ctx, nodes.Items); err != nil {
+		return out, err
+	}
 	if len(out.PodCIDRs) == 0 {
-		var err error
 		if out.PodCIDRs, err = c.podCIDRs(ctx); err != nil {
 			return out, err
 		}
@@ -153,6 +158,33 @@ func (c *clusterInfo) read(ctx context.Context) (control.Cluster, error) {
 	sortPrefixes(out.PodCIDRs)
 	return out, nil
 }
+
+// nodes are the addresses of the nodes. Those where the API server is are left out: it may be what carries the tunnel, under another address
+// that the laptop knows it by (a proxy's, a load balancer's).
+func (c *clusterInfo) nodes(ctx context.Context, nodes []corev1.Node) ([]netip.Addr, error) {
+	var api discoveryv1.EndpointSlice
+	if err := c.client.Get(ctx, client.ObjectKey{Namespace: metav1.NamespaceDefault, Name: apiServerEndpoints}, &api); client.IgnoreNotFound(err) != nil {
+		return nil, err
+	}
+	servers := sliceIPs(&api)
+	var out []netip.Addr
+	for i := range nodes {
+		ips := nodes[i].Status.Addresses
+		if slices.ContainsFunc(ips, func(a corev1.NodeAddress) bool { return slices.Contains(servers, a.Address) }) {
+			continue
+		}
+		for _, ip := range ips {
+			if a, err := netip.ParseAddr(ip.Address); err == nil && ip.Type == corev1.NodeInternalIP {
+				out = append(out, a)
+			}
+		}
+	}
+	slices.SortFunc(out, netip.Addr.Compare)
+	return out, nil
+}
+
+// apiServerEndpoints is the name of the endpoints that API servers write of themselves, in namespace default.
+const apiServerEndpoints = "kubernetes"
 
 // attachPort is where a service of the manager's leads to /attach.
 func attachPort(s *corev1.Service) netip.AddrPort {

@@ -10,11 +10,13 @@ import (
 	"path/filepath"
 	"reflect"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
 	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
 	networkingv1 "k8s.io/api/networking/v1"
 	apimeta "k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -97,6 +99,30 @@ func TestClusterRead(t *testing.T) {
 	w = newWorld(t, node("bare"), pod("a", false, "192.168.7.5", "fd00:7::5"), pod("b", false, "192.168.7.6"), pod("c", false, "192.168.9.1"), pod("host", true, "10.0.0.1"), pod("new", false))
 	if got, err = w.cluster.read(t.Context()); err != nil || fmt.Sprint(got.PodCIDRs) != "[192.168.7.0/24 192.168.9.0/24 fd00:7::/64]" {
 		t.Errorf("by pods: %v, %v", got.PodCIDRs, err)
+	}
+
+	// Nodes' own addresses, but for those of nodes where the API server is, whoever is behind them.
+	at := func(name string, ips ...string) *corev1.Node {
+		n := node(name)
+		for _, ip := range ips {
+			n.Status.Addresses = append(n.Status.Addresses, corev1.NodeAddress{Type: corev1.NodeInternalIP, Address: ip})
+		}
+		n.Status.Addresses = append(n.Status.Addresses, corev1.NodeAddress{Type: corev1.NodeExternalIP, Address: "203.0.113.7"}, corev1.NodeAddress{Type: corev1.NodeHostName, Address: name})
+		return n
+	}
+	api := &discoveryv1.EndpointSlice{ObjectMeta: meta("default", "kubernetes"), Endpoints: []discoveryv1.Endpoint{{Addresses: []string{"10.0.1.1"}}}}
+	w = newWorld(t, api, at("control", "10.0.1.1", "fd00:1::1"), at("b", "10.0.1.3", "fd00:1::3"), at("a", "10.0.1.2"))
+	if got, err = w.cluster.read(t.Context()); err != nil || fmt.Sprint(got.Nodes) != "[10.0.1.2 10.0.1.3 fd00:1::3]" {
+		t.Errorf("nodes: %v, %v", got.Nodes, err)
+	}
+	for want, r := range map[string]reach{
+		"[10.0.1.2 10.0.1.3 fd00:1::3]":  {all: true},
+		"[10.0.1.2 10.0.1.3 fd00:1::3] ": {outside: true},
+		"[]":                             {namespaces: []string{"shop"}},
+	} {
+		if got := fmt.Sprint(r.cluster(got).Nodes); got != strings.TrimSpace(want) {
+			t.Errorf("%+v is told of nodes %s", r, got)
+		}
 	}
 
 	for _, kind := range []any{&corev1.NamespaceList{}, &corev1.ServiceList{}, &corev1.NodeList{}} {

@@ -30,6 +30,7 @@ const (
 	configVersion   = "version"  // the manager's version
 	configProtocol  = "protocol" // the tunnel protocol it speaks
 	configReach     = "reach"    // "all" where it does not check what sessions get to
+	configPod       = "pod"      // where ports are forwarded to
 	webhookPrefix   = "doppel-agent-injector-"
 	injectorService = "agent-injector"
 )
@@ -45,7 +46,7 @@ func ensureIdentity(ctx context.Context, cm ctrl.Manager, cfg Config) (*tunnel.I
 	if err != nil {
 		return nil, fmt.Errorf("secret %s: %w", key, err)
 	}
-	if err := publish(ctx, cm, key, id.Fingerprint(), cfg.CheckReach); err != nil {
+	if err := publish(ctx, cm, key, id.Fingerprint(), cfg); err != nil {
 		return nil, fmt.Errorf("configmap %s: %w", key, err)
 	}
 	return id, nil
@@ -72,13 +73,13 @@ func loadIdentity(ctx context.Context, cm ctrl.Manager, key client.ObjectKey) (*
 	return id, cm.GetClient().Update(ctx, &sec) // refused if somebody else wrote since (resourceVersion)
 }
 
-func publish(ctx context.Context, cm ctrl.Manager, key client.ObjectKey, fingerprint string, checkReach bool) error {
+func publish(ctx context.Context, cm ctrl.Manager, key client.ObjectKey, fingerprint string, cfg Config) error {
 	var c corev1.ConfigMap
 	if err := cm.GetAPIReader().Get(ctx, key, &c); err != nil {
 		return err
 	}
-	want := map[string]string{configKey: fingerprint, configVersion: buildinfo.Version, configProtocol: strconv.Itoa(wire.Version)}
-	if !checkReach {
+	want := map[string]string{configKey: fingerprint, configVersion: buildinfo.Version, configProtocol: strconv.Itoa(wire.Version), configPod: cfg.PodName}
+	if !cfg.CheckReach {
 		want[configReach] = "all"
 	}
 	if maps.Equal(c.Data, want) {

@@ -53,6 +53,9 @@ func (r reach) cluster(c control.Cluster) control.Cluster {
 		}
 	}
 	c.Services = services
+	if !r.namespace("") {
+		c.Nodes = nil
+	}
 	return c
 }
 

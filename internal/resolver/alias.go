@@ -18,8 +18,8 @@ const (
 
 var errAliases = errors.New("the mappings of this name go in a circle")
 
-// alias answers q as m says: with its address, or with a CNAME and what its target's answer is.
-func (s *Server) alias(ctx context.Context, q *query, m Mapping, left int) ([]byte, error) {
+// alias answers q as m says: with its address, or with a CNAME and what its target's answer is. The target is looked for in d.
+func (s *Server) alias(ctx context.Context, q *query, m Mapping, d directory, left int) ([]byte, error) {
 	if left == 0 {
 		return nil, errAliases
 	}
@@ -49,7 +49,8 @@ func (s *Server) alias(ctx context.Context, q *query, m Mapping, left int) ([]by
 	if err != nil {
 		return nil, fmt.Errorf("mapping %s: %w", m.Name, err)
 	}
-	raw, err = s.answer(ctx, tq, left-1)
+	tq.generation = q.generation
+	raw, err = s.answer(ctx, tq, d, left-1)
 	if err != nil {
 		return nil, err
 	}

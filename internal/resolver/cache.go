@@ -58,10 +58,11 @@ func truncate(msg []byte, limit int) ([]byte, error) {
 // cacheKey is the question as asked and what it was taken for: "web" and "web.default" have answers with different owner names,
 // and "web" is another service after the namespace changed.
 type cacheKey struct {
-	name   string // lower case
-	suffix string
-	qtype  uint16
-	do     bool
+	session string
+	name    string // lower case
+	suffix  string
+	qtype   uint16
+	do      bool
 }
 
 type cacheEntry struct {
@@ -140,13 +141,23 @@ func (c *cache) put(key cacheKey, service string, a *answer, generation uint64) 
 
 // invalidate drops what a change of names may have made wrong: the answers of the services that came, went or changed, and
 // those that belong to no service (reverse lookups: addresses are given away again).
-func (c *cache) invalidate(old, now *table) {
-	services, all := changes(old, now)
-	if all {
+func (c *cache) invalidate(old, now directory) {
+	if len(old) != len(now) {
 		c.flush()
 		return
 	}
-	if len(services) == 0 {
+	changed := map[string]map[string]bool{} // the services of each session
+	for i := range now {
+		services, all := changes(old[i], now[i])
+		if all {
+			c.flush()
+			return
+		}
+		if len(services) > 0 {
+			changed[now[i].session] = services
+		}
+	}
+	if len(changed) == 0 {
 		return
 	}
 	c.mu.Lock()
@@ -154,7 +165,7 @@ func (c *cache) invalidate(old, now *table) {
 	c.version++
 	for el := c.recent.Front(); el != nil; {
 		next := el.Next()
-		if e := el.Value.(*cacheEntry); e.service == "" || services[e.service] {
+		if e := el.Value.(*cacheEntry); changed[e.key.session] != nil && (e.service == "" || changed[e.key.session][e.service]) {
 			c.removeLocked(el)
 		}
 		el = next

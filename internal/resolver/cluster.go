@@ -8,7 +8,6 @@ import (
 	"math/rand/v2"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/miekg/dns"
@@ -34,7 +33,7 @@ type clusterHandler struct {
 	log   *slog.Logger
 
 	waiters chan struct{}
-	failing atomic.Bool // so that the log tells when the cluster's DNS goes and comes, not each query
+	failing sync.Map // of sessions, so that the log tells when a cluster's DNS goes and comes, not each query
 
 	ctx    context.Context // of all flights; ends with close
 	cancel context.CancelCauseFunc
@@ -86,7 +85,7 @@ func (h *clusterHandler) serve(ctx context.Context, q *query) ([]byte, error) {
 	case o.version != 0:
 		return q.badVersion(o), nil
 	}
-	key := cacheKey{name: q.name, suffix: q.suffix, qtype: q.qtype, do: o.do}
+	key := cacheKey{session: q.session, name: q.name, suffix: q.suffix, qtype: q.qtype, do: o.do}
 	a, age, ok := h.cache.get(key)
 	if ok {
 		h.stats.cacheHits.Add(1)
@@ -155,7 +154,7 @@ func (h *clusterHandler) join(q *query, key flightKey) (*flight, error) {
 		defer cancel()
 		defer stop()
 		a, err := h.exchange(ctx, q, key.do)
-		h.note(err)
+		h.note(q.session, err)
 		if err == nil {
 			h.cache.put(key.cacheKey, q.service, a, key.generation)
 		}
@@ -164,15 +163,17 @@ func (h *clusterHandler) join(q *query, key flightKey) (*flight, error) {
 	return f, nil
 }
 
-// note counts and logs the cluster's failures.
-func (h *clusterHandler) note(err error) {
+// note counts and logs the failures of a session's cluster.
+func (h *clusterHandler) note(session string, err error) {
 	if err != nil && !errors.Is(err, errNameTooLong) && h.ctx.Err() == nil {
 		h.stats.clusterErrors.Add(1)
-		if !h.failing.Swap(true) {
-			h.log.Warn("cluster dns failed", "err", err)
+		if _, known := h.failing.Swap(session, true); !known {
+			h.log.Warn("cluster dns failed", "connection", session, "err", err)
 		}
-	} else if err == nil && h.failing.Swap(false) {
-		h.log.Info("cluster dns answers again")
+	} else if err == nil {
+		if _, known := h.failing.LoadAndDelete(session); known {
+			h.log.Info("cluster dns answers again", "connection", session)
+		}
 	}
 }
 
@@ -189,7 +190,11 @@ func (h *clusterHandler) exchange(ctx context.Context, q *query, do bool) (a *an
 	if err != nil {
 		return nil, err
 	}
-	raw, err := h.ask(ctx, msg)
+	ask := h.ask
+	if q.ask != nil {
+		ask = q.ask
+	}
+	raw, err := ask(ctx, msg)
 	if err != nil {
 		return nil, err
 	}

@@ -18,26 +18,29 @@ const (
 // RouteDomains lists the domains that a resolver which chooses servers by domain (systemd-resolved, a router's) has to send here: in its way of
 // writing, with "~" before those that are no search domains. With few services, each has its own, so that no name outside
 // comes this way; with more, each namespace has one, and names outside that end like it come this way and are passed on; with still more, all do.
-func RouteDomains(n Names) []string {
-	t := compile(n)
-	if t == nil {
+func RouteDomains(all ...Names) []string {
+	d := compileAll(all)
+	if len(d) == 0 {
 		return nil
 	}
-	base := []string{SearchDomain, "~" + t.domain, "~svc"}
-	for _, p := range t.prefixes {
-		base = append(base, zones(p)...)
-	}
-	for _, d := range t.include {
-		base = append(base, "~"+d)
-	}
-	for name := range t.mappings {
-		base = append(base, "~"+name)
-	}
-	fine, coarse := slices.Clone(base), slices.Clone(base)
-	for ns, services := range t.services {
-		coarse = append(coarse, "~"+ns)
-		for name := range services {
-			fine = append(fine, "~"+name+"."+ns)
+	var fine, coarse []string
+	for _, t := range d {
+		base := []string{SearchDomain, "~" + t.domain, "~svc"}
+		for _, p := range t.prefixes {
+			base = append(base, zones(p)...)
+		}
+		for _, d := range t.include {
+			base = append(base, "~"+d)
+		}
+		for name := range t.mappings {
+			base = append(base, "~"+name)
+		}
+		fine, coarse = append(fine, base...), append(coarse, base...)
+		for ns, services := range t.services {
+			coarse = append(coarse, "~"+ns)
+			for name := range services {
+				fine = append(fine, "~"+name+"."+ns)
+			}
 		}
 	}
 	for _, list := range [][]string{fine, coarse} {

@@ -51,7 +51,7 @@ func FuzzExchange(f *testing.F) {
 		if err != nil || !q.standard() {
 			return
 		}
-		if suffix, ok := s.names.Load().decide(q.name); ok {
+		if suffix, ok := (*s.names.Load())[0].decide(q.name); ok {
 			var m dns.Msg
 			if err := m.Unpack(answer); err != nil {
 				t.Errorf("the answer to %q + %q does not parse: %v", q.name, suffix, err)

@@ -46,6 +46,8 @@ type query struct {
 	suffix     string // what the cluster's name has more than the asked one
 	generation uint64 // of the cache, before the decision
 	service    string // "svc.ns" if the name is a service's or below one
+	session    string // of the cluster
+	ask        Ask    // it, if not Config.Cluster
 }
 
 // parseQuery reads header and question. The other sections stay unread: for names outside they are none of our business.

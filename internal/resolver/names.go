@@ -12,6 +12,10 @@ const DefaultClusterDomain = "cluster.local"
 
 // Names is the synced set that decides which names are the cluster's. The zero value makes no name the cluster's.
 type Names struct {
+	// Session tells the clusters apart where there are several; Ask is whom this one's names are asked, default Config.Cluster.
+	Session string
+	Ask     Ask
+
 	ClusterDomain string              // default "cluster.local"
 	Namespace     string              // the connected namespace, whose services are single labels
 	Services      map[string][]string // namespace → names of its services
@@ -48,6 +52,8 @@ const SearchDomain = "search.doppel.internal"
 
 // table is Names made ready for lookups; it is never changed.
 type table struct {
+	session   string
+	ask       Ask
 	domain    string // without dots around
 	namespace string
 	services  map[string]map[string]bool // namespace → service → is headless
@@ -67,6 +73,8 @@ func compile(n Names) *table {
 		return nil
 	}
 	t := &table{
+		session:   n.Session,
+		ask:       n.Ask,
 		domain:    trimDots(n.ClusterDomain),
 		namespace: trimDots(n.Namespace),
 		services:  make(map[string]map[string]bool, len(n.Services)),
@@ -205,6 +213,56 @@ func (t *table) find(name string) (way, string, Mapping) {
 	return toCluster, suffix, Mapping{}
 }
 
+// directory is the tables of the clusters that this laptop is connected to, in the order in which they were connected.
+type directory []*table
+
+// compileAll leaves out those that own no names.
+func compileAll(all []Names) directory {
+	var d directory
+	for _, n := range all {
+		if t := compile(n); t != nil {
+			d = append(d, t)
+		}
+	}
+	return d
+}
+
+// find asks the clusters in their order. A name that exists in one, as far as the synced sets say, is that one's; a name that is a cluster's
+// by its form alone is the first one's. So "api.shop.svc" is found wherever there is such a service.
+func (d directory) find(name string) (t *table, to way, suffix string, m Mapping) {
+	for _, c := range d {
+		w, s, cm := c.find(name)
+		switch {
+		case w == toUpstream:
+		case len(d) == 1 || c.knows(name, w, s):
+			return c, w, s, cm
+		case t == nil:
+			t, to, suffix, m = c, w, s, cm
+		}
+	}
+	return t, to, suffix, m
+}
+
+// knows says whether a name that is the cluster's (find) is there: its service, or its namespace where it is no service's.
+func (t *table) knows(name string, to way, suffix string) bool {
+	if to != toCluster {
+		return to == toMapping
+	}
+	fqdn := name
+	if suffix != "" {
+		fqdn += "." + suffix
+	}
+	if svc, ns, ok := strings.Cut(t.serviceOf(fqdn), "."); ok {
+		_, ok := t.services[ns][svc]
+		return ok
+	}
+	if ns := t.namespaceOf(fqdn); ns != "" {
+		_, ok := t.services[ns]
+		return ok
+	}
+	return !under(fqdn, t.domain) // a reverse name of its subnets, an included domain
+}
+
 func (t *table) isMapped(namespace string) bool {
 	return len(t.mapped) == 0 || slices.Contains(t.mapped, namespace)
 }
@@ -234,10 +292,10 @@ func (t *table) serviceOf(fqdn string) string {
 
 // changes returns the services ("svc.ns") that differ between two tables; all is true when more than services differ.
 func changes(a, b *table) (services map[string]bool, all bool) {
-	if a == nil || b == nil || a.domain != b.domain || a.namespace != b.namespace ||
+	if a.session != b.session || a.domain != b.domain || a.namespace != b.namespace ||
 		!slices.Equal(a.prefixes, b.prefixes) || !slices.Equal(a.include, b.include) || !slices.Equal(a.exclude, b.exclude) ||
 		!slices.Equal(a.mapped, b.mapped) {
-		return nil, a != b
+		return nil, true
 	}
 	services = make(map[string]bool)
 	diff := func(a, b map[string]map[string]bool) {

@@ -1,9 +1,13 @@
 package resolver
 
 import (
+	"context"
+	"log/slog"
 	"net/netip"
 	"strings"
 	"testing"
+
+	"github.com/miekg/dns"
 )
 
 func TestDecide(t *testing.T) {
@@ -182,4 +186,108 @@ func FuzzDecide(f *testing.F) {
 			t.Errorf("decide(%q) swallowed a name of .%s", name, tld)
 		}
 	})
+}
+
+// With two clusters a name is the one's in which it exists; what is a cluster's by its form alone is the first one's.
+func TestSeveralClusters(t *testing.T) {
+	d := compileAll([]Names{
+		{Session: "a", Namespace: "shop", Services: map[string][]string{"shop": {"web", "api"}, "empty": nil}, ServiceCIDRs: []netip.Prefix{netip.MustParsePrefix("10.96.0.0/16")}},
+		{}, // owns nothing
+		{
+			Session: "b", ClusterDomain: "b.example", Namespace: "data", Services: map[string][]string{"shop": {"web", "cart"}, "data": {"db"}}, Headless: map[string][]string{"data": {"peers"}},
+			ServiceCIDRs: []netip.Prefix{netip.MustParsePrefix("240.0.0.0/16")}, IncludeSuffixes: []string{"corp.example"}, Mappings: []Mapping{{Name: "there", Target: "web.shop"}},
+		},
+	})
+	for name, want := range map[string]string{
+		"web":                         "a web.shop.svc.cluster.local",
+		"db":                          "b db.data.svc.b.example",
+		"web.shop":                    "a web.shop.svc.cluster.local", // of two, the first
+		"cart.shop":                   "b cart.shop.svc.b.example",
+		"cart.shop.svc":               "b cart.shop.svc.b.example",
+		"x.cart.shop.svc":             "b x.cart.shop.svc.b.example",
+		"pod-0.peers.data":            "b pod-0.peers.data.svc.b.example",
+		"nothing.shop.svc":            "a nothing.shop.svc.cluster.local",
+		"web.shop.svc.cluster.local":  "a web.shop.svc.cluster.local",
+		"web.shop.svc.b.example":      "b web.shop.svc.b.example",
+		"10-1-2-3.data.pod.b.example": "b 10-1-2-3.data.pod.b.example",
+		"cluster.local":               "a cluster.local",
+		"b.example":                   "b b.example",
+		"1.0.0.240.in-addr.arpa":      "b 1.0.0.240.in-addr.arpa",
+		"1.0.96.10.in-addr.arpa":      "a 1.0.96.10.in-addr.arpa",
+		"git.corp.example":            "b git.corp.example",
+		"there":                       "b mapping",
+		"db.search.doppel.internal":   "b mapping",
+		"no.search.doppel.internal":   "a nowhere",
+		"example.com":                 "upstream",
+		"cart":                        "upstream",
+	} {
+		got := "upstream"
+		switch tb, to, suffix, _ := d.find(name); to {
+		case toCluster:
+			got = tb.session + " " + strings.TrimSuffix(name+"."+suffix, ".")
+		case toMapping:
+			got = tb.session + " mapping"
+		case toNowhere:
+			got = tb.session + " nowhere"
+		case toUpstream:
+		}
+		if got != want {
+			t.Errorf("%s: %s, want %s", name, got, want)
+		}
+	}
+}
+
+// Each cluster is asked for its own names, and its answers are kept apart and dropped by themselves.
+func TestSeveralClustersAsked(t *testing.T) {
+	asked := map[string]int{}
+	ask := func(session string) Ask {
+		return func(_ context.Context, query []byte) ([]byte, error) {
+			asked[session]++
+			var m dns.Msg
+			if err := m.Unpack(query); err != nil {
+				return nil, err
+			}
+			a, err := dns.NewRR(m.Question[0].Name + " 30 IN A 192.0.2." + session)
+			if err != nil {
+				return nil, err
+			}
+			m.Response, m.Answer, m.Extra = true, []dns.RR{a}, nil
+			return m.Pack()
+		}
+	}
+	s := newServer(Config{Cluster: ask("9"), Log: slog.New(slog.DiscardHandler)})
+	defer s.Close()
+	one := Names{Session: "1", Ask: ask("1"), Services: map[string][]string{"shop": {"web"}}}
+	two := Names{Session: "2", Ask: ask("2"), Services: map[string][]string{"shop": {"web", "cart"}}}
+	get := func(name string) string {
+		t.Helper()
+		var q, m dns.Msg
+		raw, err := q.SetQuestion(name+".", dns.TypeA).Pack()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := m.Unpack(s.Exchange(t.Context(), "udp", raw)); err != nil || len(m.Answer) != 1 {
+			t.Fatalf("%s: %v, %v", name, m.Answer, err)
+		}
+		return m.Answer[0].(*dns.A).A.String()
+	}
+	s.SetNames(one, two)
+	for range 2 {
+		if a, b := get("web.shop"), get("cart.shop"); a != "192.0.2.1" || b != "192.0.2.2" {
+			t.Errorf("%s, %s", a, b)
+		}
+	}
+	if asked["1"] != 1 || asked["2"] != 1 {
+		t.Errorf("asked %v", asked)
+	}
+	two.Services = map[string][]string{"shop": {"web", "cart", "new"}}
+	s.SetNames(one, two)
+	get("web.shop")
+	if asked["1"] != 1 {
+		t.Error("a change of one cluster dropped the other's answers")
+	}
+	s.SetNames(two)
+	if got := get("web.shop"); got != "192.0.2.2" {
+		t.Errorf("after the first has gone: %s", got)
+	}
 }

@@ -56,7 +56,7 @@ type Server struct {
 	upstream *forwarder
 	stats    counters
 
-	names atomic.Pointer[table]
+	names atomic.Pointer[directory]
 
 	mu sync.Mutex
 	// guarded by mu
@@ -111,12 +111,15 @@ func newServer(cfg Config) *Server {
 // Addr is the address of the listeners on cfg.Listen.
 func (s *Server) Addr() netip.AddrPort { return s.addr }
 
-// SetNames replaces the set that decides which names are the cluster's; cached answers it may have changed are dropped. The
-// zero value makes no name the cluster's.
-func (s *Server) SetNames(n Names) {
-	t := compile(n)
-	old := s.names.Swap(t)
-	s.cache.invalidate(old, t)
+// SetNames replaces the sets that decide which names are the clusters', in the order in which they are asked; cached answers it may
+// have changed are dropped. The zero value makes no name the cluster's.
+func (s *Server) SetNames(all ...Names) {
+	d := compileAll(all)
+	var old directory
+	if p := s.names.Swap(&d); p != nil {
+		old = *p
+	}
+	s.cache.invalidate(old, d)
 }
 
 // SetUpstreams replaces the resolvers that answer everything else, in order of preference. Port 0 means 53; the server's own
@@ -249,17 +252,22 @@ func (s *Server) handle(ctx context.Context, q *query) (answer []byte, err error
 			err = errors.New("internal error")
 		}
 	}()
-	return s.answer(ctx, q, maxAliases)
+	q.generation = s.cache.generation()
+	var d directory
+	if p := s.names.Load(); p != nil {
+		d = *p
+	}
+	return s.answer(ctx, q, d, maxAliases)
 }
 
 // answer is handle for a question that may be asked for a mapping's sake, of which aliases may follow.
-func (s *Server) answer(ctx context.Context, q *query, aliases int) ([]byte, error) {
-	q.generation = s.cache.generation()
+func (s *Server) answer(ctx context.Context, q *query, d directory, aliases int) ([]byte, error) {
+	var t *table
 	var m Mapping
 	to := toUpstream
-	if t := s.names.Load(); t != nil && q.standard() {
-		if to, q.suffix, m = t.find(q.name); to == toCluster {
-			q.service = t.serviceOf(q.fqdn())
+	if q.standard() {
+		if t, to, q.suffix, m = d.find(q.name); to == toCluster {
+			q.service, q.session, q.ask = t.serviceOf(q.fqdn()), t.session, t.ask
 		}
 	}
 	switch to {
@@ -272,7 +280,7 @@ func (s *Server) answer(ctx context.Context, q *query, aliases int) ([]byte, err
 		return q.nothing(dns.RcodeNameError)
 	case toMapping:
 		s.stats.cluster.Add(1)
-		return s.alias(ctx, q, m, aliases)
+		return s.alias(ctx, q, m, directory{t}, aliases)
 	case toUpstream:
 	}
 	s.stats.upstream.Add(1)

@@ -545,7 +545,7 @@ func TestUserDaemonHangs(t *testing.T) {
 		stop()
 		nettest.Poll(t, 6*time.Second, what+": DNS back with the resolver", func() bool { return !look(t).table })
 		if took := time.Since(began); took < time.Second || took > 5*time.Second {
-			t.Errorf("%s: capture gone after %v, want about 2 s", what, took)
+			t.Errorf("%s: capture gone after %v, want about 1.5 s", what, took)
 		}
 		captured(t, what, "resolver")
 		if m := look(t); m.link == 0 || len(m.routes) != 3 {
@@ -556,6 +556,39 @@ func TestUserDaemonHangs(t *testing.T) {
 	}
 	hang("stopped", func() { u.kill(syscall.SIGSTOP) }, func() { u.kill(syscall.SIGCONT) })
 	hang("not alive", func() { u.do(command{Do: "alive", Arg: "no"}) }, func() { u.do(command{Do: "alive", Arg: "yes"}) })
+}
+
+// Silence is judged when it has lasted, and not at the next ping.
+func TestSilenceBetweenPings(t *testing.T) {
+	if !nettest.Inside(t) {
+		return
+	}
+	setUp(t)
+	srv, err := New(Config{UID: testUID, PingEvery: time.Hour, PingTimeout: 500 * time.Millisecond})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- srv.Run(ctx) }()
+	defer func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	}()
+	nettest.Poll(t, 10*time.Second, "rootd listening", func() bool {
+		c, err := net.Dial("unixpacket", rootapi.DefaultSocket)
+		if err != nil {
+			return false
+		}
+		c.Close()
+		return true
+	})
+	u, n := startUser(t)
+	u.do(command{Do: "set", Network: n})
+	nettest.Poll(t, 20*time.Second, "DNS back with the resolver", func() bool { return !look(t).table })
+	captured(t, "silent", "resolver")
 }
 
 func TestRootdDies(t *testing.T) {

@@ -30,7 +30,7 @@ type Config struct {
 	// ResolvConf is where the laptop's resolvers stand; default /etc/resolv.conf.
 	ResolvConf string
 	// PingEvery is how often the owner of the network is asked whether it lives, default 500 ms; without an answer for PingTimeout,
-	// default 2 s, its DNS capture is taken away until it answers.
+	// default 1.5 s, its DNS capture is taken away until it answers.
 	PingEvery, PingTimeout time.Duration
 	// Log; default: none.
 	Log *slog.Logger
@@ -61,7 +61,7 @@ func (c Config) withDefaults() (Config, error) {
 		c.PingEvery = 500 * time.Millisecond
 	}
 	if c.PingTimeout == 0 {
-		c.PingTimeout = 2 * time.Second
+		c.PingTimeout = 1500 * time.Millisecond
 	}
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)

@@ -170,29 +170,44 @@ func (ss *session) pong() {
 }
 
 // ping asks the peer every PingEvery whether it lives. A stopped process reads nothing, so its socket fills up in the end; that is no error.
+// Silence has a timer of its own: a sign of life that came just after a ping would be judged a ping later than it has to be.
 func (ss *session) ping(ctx context.Context) {
 	tick := time.NewTicker(ss.srv.cfg.PingEvery)
 	defer tick.Stop()
-	for id := uint64(1); ; id++ {
+	silent := time.NewTimer(ss.srv.cfg.PingTimeout)
+	defer silent.Stop()
+	for id := uint64(1); ; {
 		select {
 		case <-ctx.Done():
 			return
+		case <-silent.C:
+			left := ss.left()
+			if left <= 0 {
+				left = ss.srv.cfg.PingTimeout
+				if ss.srv.isOwner(ss) {
+					ss.srv.engine.suspend(true)
+				}
+			}
+			silent.Reset(left)
+			continue
 		case <-tick.C:
 		}
 		if !ss.srv.isOwner(ss) {
 			continue
 		}
-		ss.mu.Lock()
-		silent := time.Since(ss.lastPong) > ss.srv.cfg.PingTimeout
-		ss.mu.Unlock()
-		if silent {
-			ss.srv.engine.suspend(true)
-		}
+		id++
 		err := ss.sendWithin(pingSendTimeout, rootapi.Message{ID: id, Op: rootapi.OpPing}, nil)
 		if err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
 			return // the reader sees it too
 		}
 	}
+}
+
+// left is how much longer the peer may say nothing.
+func (ss *session) left() time.Duration {
+	ss.mu.Lock()
+	defer ss.mu.Unlock()
+	return ss.srv.cfg.PingTimeout - time.Since(ss.lastPong)
 }
 
 // changed tells the peer of a new state.

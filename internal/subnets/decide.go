@@ -10,7 +10,8 @@ import (
 
 // Decide makes the plan. An earlier session's subnets are facts for a later one, which yields where they overlap.
 //
-//	kept out   a never-proxy subnet or the API server covers it, or it is none that may be routed
+//	kept out   a never-proxy subnet or the API server covers it, it is none that may be routed, or it is a node and would be mapped: without a
+//	           name nobody would find it
 //	mapped     --vnat asks for it, it was mapped before, or it overlaps a route of the laptop or an earlier session's subnet
 //	direct     the laptop reached it without us when it connected
 //	routed     otherwise, and in spite of an overlap that --allow-conflicting-subnets allows
@@ -22,7 +23,7 @@ func Decide(f Facts) Plan {
 		d.Pools = DefaultPools
 	}
 	for _, c := range f.Clusters {
-		for _, p := range slices.Concat(c.Services, c.Pods, c.AlsoProxy, c.NeverProxy, hosts(c.Servers)) {
+		for _, p := range slices.Concat(c.Services, c.Pods, c.AlsoProxy, c.NeverProxy, hosts(c.Servers), hosts(c.Nodes)) {
 			if conflicts(p, p) {
 				d.rivals = append(d.rivals, p)
 			}
@@ -78,6 +79,7 @@ func wanted(c *Cluster) []*candidate {
 	add(Service, c.Services)
 	add(Pod, c.Pods)
 	add(AlsoProxy, c.AlsoProxy)
+	add(Node, hosts(c.Nodes))
 	for _, v := range c.Via {
 		if v.Prefix.IsValid() {
 			add(ProxyVia, []netip.Prefix{v.Prefix})
@@ -131,7 +133,10 @@ func (d *decision) subnet(c *Cluster, s *candidate) {
 		s.Way, s.Why = Direct, "this machine reaches it without doppel"
 		return
 	}
-	if why := d.whyMapped(c, s); why != "" {
+	if why := d.whyMapped(c, s); why != "" && s.Kind == Node && !s.vnat {
+		s.Way, s.Why = KeptOut, why
+		return
+	} else if why != "" {
 		d.mapped(s, why)
 		return
 	}

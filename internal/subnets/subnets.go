@@ -15,6 +15,7 @@ type Kind string
 const (
 	Service   Kind = "service"
 	Pod       Kind = "pod"
+	Node      Kind = "node"
 	AlsoProxy Kind = "also-proxy"
 	ProxyVia  Kind = "proxy-via"
 )
@@ -27,7 +28,7 @@ const (
 	Routed  Way = "routed"   // into the VIF, with its own addresses
 	Mapped  Way = "mapped"   // into the VIF, with virtual addresses
 	Direct  Way = "direct"   // the laptop reaches it without doppel
-	KeptOut Way = "kept out" // never-proxy, or not routable
+	KeptOut Way = "kept out" // never-proxy, not routable, or a node in the way of the laptop's routes
 )
 
 // Subnet is one subnet with what becomes of it.
@@ -68,6 +69,7 @@ type Via struct {
 type Cluster struct {
 	Session        string
 	Services, Pods []netip.Prefix
+	Nodes          []netip.Addr
 	// Direct are the kinds that the laptop reaches without doppel.
 	Direct []Kind
 	// Servers are the API server's addresses, which stay as they are whatever else is wanted.
@@ -118,6 +120,11 @@ func (p Plan) Of(session string, kind Kind) []netip.Prefix {
 		}
 	}
 	return out
+}
+
+// Only is the plan of one session.
+func (p Plan) Only(session string) Plan {
+	return Plan{Subnets: slices.DeleteFunc(slices.Clone(p.Subnets), func(s Subnet) bool { return s.Session != session })}
 }
 
 // Find returns the subnet that an address of the laptop's view belongs to, and the address in the cluster. The longest prefix decides.

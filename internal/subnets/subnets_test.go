@@ -124,6 +124,21 @@ func TestDecide(t *testing.T) {
 			"a service 10.96.0.0/16 routed\na pod 10.244.1.0/24 routed\na also-proxy 10.77.0.0/30 routed\na also-proxy 10.78.0.1/32 kept out: the API server's address\n" +
 				"routes [10.77.0.0/32 10.77.0.2/31 10.96.0.0/16 10.244.1.0/24]",
 		},
+		"nodes": {
+			Facts{Clusters: with(func(c *Cluster) {
+				c.Nodes, c.Servers, c.NeverProxy = addrs("10.77.0.12 10.77.0.13 10.77.1.1 192.168.1.7 10.77.2.1 10.77.3.1"), addrs("10.77.1.1"), pfx("10.77.2.0/24")
+			}), Others: routes("192.168.1.0/24@eth0 10.77.3.1/32@tun0")},
+			"a service 10.96.0.0/16 routed\na pod 10.244.1.0/24 routed\na node 10.77.0.12/31 routed\na node 10.77.1.1/32 kept out: the API server's address\n" +
+				"a node 10.77.2.1/32 kept out: kept out by --never-proxy 10.77.2.0/24\na node 10.77.3.1/32 kept out: overlaps 10.77.3.1/32 of tun0\n" +
+				"a node 192.168.1.7/32 kept out: overlaps 192.168.1.0/24 of eth0\nroutes [10.77.0.12/31 10.96.0.0/16 10.244.1.0/24]",
+		},
+		"a node, wanted in spite of all": {
+			Facts{Clusters: with(func(c *Cluster) {
+				c.Nodes, c.AllowConflicts, c.VNAT = addrs("10.77.0.12 192.168.1.7"), pfx("10.77.0.0/16"), []Selector{{Prefix: netip.MustParsePrefix("192.168.1.7/32")}}
+			}), Others: routes("10.77.0.0/16@eth0 192.168.1.0/24@eth1")},
+			"a service 10.96.0.0/16 routed\na pod 10.244.1.0/24 routed\na node 10.77.0.12/32 routed: overlaps 10.77.0.0/16 of eth0, which --allow-conflicting-subnets allows\n" +
+				"a node 192.168.1.7/32 mapped 240.0.0.0/32: asked for by --vnat\nroutes [10.77.0.12/32 10.96.0.0/16 10.244.1.0/24 240.0.0.0/32]",
+		},
 		"many nodes, two families": {
 			Facts{Clusters: []Cluster{{Session: "a", Services: pfx("10.96.0.0/16 fd00:96::/108"), Pods: pfx("10.244.3.0/24 10.244.0.0/24 10.244.1.0/24 10.244.2.0/24 10.244.4.0/24 fd00:244::/64 fd00:244:0:1::/64")}}, Others: routes("fd00::/16@tun0")},
 			"a service 10.96.0.0/16 routed\na service fd00:96::/108 mapped fd64:6f70:7065::/108: overlaps fd00::/16 of tun0\na pod 10.244.0.0/22 routed\na pod 10.244.4.0/24 routed\n" +

@@ -33,21 +33,25 @@ func (e *UpgradeError) Error() string {
 	return s
 }
 
-// Upgrade asks url, through rt, to switch to the tunnel's protocol and returns the raw connection. rt must speak HTTP/1.1:
-// over HTTP/2 there is no Upgrade, and a Kubernetes API server answers 200. ctx bounds the request, not the connection.
-// The connection has no deadlines: only Close interrupts a Read or Write.
+// Upgrade asks url, through rt, to switch to the tunnel's protocol and returns the raw connection.
 func Upgrade(ctx context.Context, rt http.RoundTripper, url string) (net.Conn, error) {
+	req, err := http.NewRequest(http.MethodGet, url, nil) //nolint:noctx // UpgradeTo sets it
+	if err != nil {
+		return nil, fmt.Errorf("upgrade: %w", err)
+	}
+	return UpgradeTo(ctx, rt, req, UpgradeProtocol)
+}
+
+// UpgradeTo sends req, which it changes, through rt with the wish to switch to protocol and returns the raw connection. rt must
+// speak HTTP/1.1: over HTTP/2 there is no Upgrade, and a Kubernetes API server answers 200. ctx bounds the request, not the
+// connection. The connection has no deadlines: only Close interrupts a Read or Write.
+func UpgradeTo(ctx context.Context, rt http.RoundTripper, req *http.Request, protocol string) (net.Conn, error) {
 	// The request's context would end the connection later on: it is kept apart from ctx.
 	rctx, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
 	stop := context.AfterFunc(ctx, func() { cancel(context.Cause(ctx)) })
-	req, err := http.NewRequestWithContext(rctx, http.MethodGet, url, nil)
-	if err != nil {
-		stop()
-		cancel(err)
-		return nil, fmt.Errorf("upgrade: %w", err)
-	}
+	req = req.WithContext(rctx)
 	req.Header.Set("Connection", "Upgrade")
-	req.Header.Set("Upgrade", UpgradeProtocol)
+	req.Header.Set("Upgrade", protocol)
 	resp, err := rt.RoundTrip(req)
 	if err != nil {
 		stop()
@@ -55,7 +59,7 @@ func Upgrade(ctx context.Context, rt http.RoundTripper, url string) (net.Conn, e
 		return nil, fmt.Errorf("upgrade: %w", err)
 	}
 	rwc, ok := resp.Body.(io.ReadWriteCloser)
-	if resp.StatusCode != http.StatusSwitchingProtocols || !ok || !strings.EqualFold(resp.Header.Get("Upgrade"), UpgradeProtocol) {
+	if resp.StatusCode != http.StatusSwitchingProtocols || !ok || !strings.EqualFold(resp.Header.Get("Upgrade"), protocol) {
 		body, _ := io.ReadAll(io.LimitReader(resp.Body, maxErrorBody))
 		stop()
 		_ = resp.Body.Close()

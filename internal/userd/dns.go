@@ -38,15 +38,33 @@ type dnsState struct {
 	resolvedFails bool
 }
 
-// startResolver starts the resolver with its listeners on loopback.
-func (n *network) startResolver(info control.Cluster) error {
+// startResolver starts the resolver with a listener on loopback.
+func (n *network) startResolver() error {
 	var err error
-	if n.resolver, err = resolver.New(resolver.Config{Cluster: n.addrs.mapped(n.query), DialUpstream: n.dialUpstream, Log: n.s.log}); err != nil {
+	if n.resolver, err = resolver.New(resolver.Config{Cluster: noCluster, DialUpstream: n.dialUpstream, Log: n.log}); err != nil {
 		return fmt.Errorf("DNS listener: %w", err)
 	}
-	n.resolver.SetNames(names(n.addrs.here(info), n.s.cluster.Namespace, n.s.cfg.dns))
 	n.group.Go("resolver", n.resolver.Run)
-	return n.listenDNS()
+	return nil
+}
+
+// noCluster is asked for names of no session, which there are none of.
+func noCluster(context.Context, []byte) ([]byte, error) {
+	return nil, errors.New("the name is no cluster's")
+}
+
+// setNamesLocked has the resolver know the names of all sessions.
+func (n *network) setNamesLocked() { n.resolver.SetNames(n.namesLocked()...) }
+
+// namesLocked are the names of all sessions; those of one that joined earlier go before.
+func (n *network) namesLocked() []resolver.Names {
+	var out []resolver.Names
+	for _, s := range n.sessions {
+		ns := names(s.addrs.here(s.addrs.known()), s.cluster.Namespace, s.cfg.dns)
+		ns.Session, ns.Ask = s.cfg.name, s.addrs.mapped(s.query)
+		out = append(out, ns)
+	}
+	return out
 }
 
 // names translates the manager's message and the user's options for the resolver.
@@ -78,7 +96,7 @@ func names(info control.Cluster, namespace string, o localapi.DNSOptions) resolv
 func (n *network) desiredDNSLocked() *rootapi.DNS {
 	return &rootapi.DNS{
 		Listen: n.resolver.Addr(), Listen6: n.dns.listen6, Scoped: n.dns.scoped, Server: vifDNS,
-		Domains:       resolver.RouteDomains(names(n.addrs.here(n.info), n.s.cluster.Namespace, n.s.cfg.dns)),
+		Domains:       resolver.RouteDomains(n.namesLocked()...),
 		ResolvedFails: n.dns.resolvedFails,
 	}
 }
@@ -95,7 +113,7 @@ func (n *network) followDNS(ctx context.Context) error {
 		}
 		again = nil
 		if err := n.listenDNS(); err != nil {
-			n.s.log.Debug("not all DNS listeners", "err", err) // an address that is being checked for duplicates, for one
+			n.log.Debug("not all DNS listeners", "err", err) // an address that is being checked for duplicates, for one
 			again = time.After(listenPause)
 		}
 		n.mu.Lock()
@@ -105,8 +123,10 @@ func (n *network) followDNS(ctx context.Context) error {
 			continue
 		}
 		if err := resolvedAsks(ctx); err != nil && ctx.Err() == nil {
-			n.s.log.Warn("systemd-resolved does not ask here, taking another way", "err", err)
-			n.change(func() { n.dns.resolvedFails = true })
+			n.log.Warn("systemd-resolved does not ask here, taking another way", "err", err)
+			if err := n.change(func() { n.dns.resolvedFails = true }); err != nil {
+				n.log.Warn("network not changed", "err", err)
+			}
 		}
 	}
 }
@@ -135,7 +155,9 @@ func (n *network) listenDNS() error {
 			scoped = append(scoped, l)
 		}
 	}
-	n.change(func() { n.dns.listen6, n.dns.scoped = listen6, scoped })
+	if cerr := n.change(func() { n.dns.listen6, n.dns.scoped = listen6, scoped }); cerr != nil {
+		n.log.Warn("network not changed", "err", cerr)
+	}
 	return err
 }
 
@@ -212,8 +234,9 @@ func (n *network) bypassLocked(a netip.Addr) string {
 	return ""
 }
 
-func (n *network) query(ctx context.Context, q []byte) ([]byte, error) {
-	m, err := n.s.tunnel(ctx, queryPatience)
+// query asks the cluster's DNS.
+func (s *session) query(ctx context.Context, q []byte) ([]byte, error) {
+	m, err := s.tunnel(ctx, queryPatience)
 	if err != nil {
 		return nil, fmt.Errorf("the tunnel is down: %w", err)
 	}

@@ -2,6 +2,8 @@ package userd
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"net/netip"
 	"os"
 	"syscall"
@@ -47,36 +49,51 @@ func (x *intercepts) egressUID(workload string) string {
 	return ""
 }
 
-// real translates a flow's destination. Where all traffic comes to us, what is of no subnet has the cluster decide.
-func (n *network) real(dst netip.AddrPort) (workload string, real netip.AddrPort, ok bool) {
-	workload, real, ok = n.addrs.real(dst)
-	if !ok && n.s.cfg.outside != nil {
-		return "", dst, true
+// owner finds whose a flow's destination is, translates it, and names the workload whose pods the flow leaves from, if any; nil: it is no
+// session's. Where all traffic comes to us, what is of no subnet has the cluster decide.
+func (n *network) owner(dst netip.AddrPort) (s *session, workload string, real netip.AddrPort) {
+	members := n.members()
+	for _, s := range members { // no two have the same addresses here
+		if workload, real, ok := s.addrs.real(dst); ok {
+			return s, workload, real
+		}
 	}
-	return workload, real, ok
+	if n.vif.outside != nil && len(members) > 0 {
+		return members[0], "", dst
+	}
+	return nil, "", dst
 }
 
 // open opens the flow of an application: from the manager, or from a workload's pods where the destination's subnet says so.
 func (n *network) open(ctx context.Context, proto uint8, src, dst netip.AddrPort) (*mux.Stream, error) {
-	m, err := n.s.tunnel(ctx, flowPatience)
+	s, workload, real := n.owner(dst)
+	if s == nil {
+		return nil, syscall.EHOSTUNREACH // a subnet that the cluster or the laptop has just taken away
+	}
+	m, err := s.tunnel(ctx, flowPatience)
 	if err != nil {
 		return nil, os.ErrDeadlineExceeded // the application's SYN is sent again; the tunnel may be back by then
-	}
-	workload, real, ok := n.real(dst)
-	if !ok {
-		return nil, syscall.EHOSTUNREACH // a subnet that the cluster or the laptop has just taken away
 	}
 	hdr := wire.AppendTCP(nil, wire.FlowHeader{Src: src, Dst: real})
 	if proto == wire.ProtoUDP {
 		hdr = wire.AppendUDP(nil, wire.FlowHeader{Src: src, Dst: real})
 	}
 	if workload != "" {
-		uid := n.s.intercepts.egressUID(workload)
+		uid := s.intercepts.egressUID(workload)
 		if uid == "" {
 			return nil, syscall.EHOSTUNREACH // somebody deleted it in the cluster
 		}
 		hdr = wire.AppendIntercept(nil, wire.InterceptHeader{Intercept: uid, Proto: proto, Src: src, Dst: real})
 	}
 	st, _, err := m.Open(ctx, hdr)
-	return st, err
+	return st, ofFlow(err)
+}
+
+// ofFlow keeps an application from being told of what happened to the tunnel: "no route to host" is then said of the way to the API
+// server. It gets no answer, as while the tunnel is away, and tries again.
+func ofFlow(err error) error {
+	if errors.Is(err, mux.ErrSession) {
+		return fmt.Errorf("%w: %v", os.ErrDeadlineExceeded, err) //nolint:errorlint // the cause must not be found in it
+	}
+	return err
 }

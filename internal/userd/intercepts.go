@@ -102,6 +102,13 @@ func (x *intercepts) establish(ctx context.Context, in *intercept, timeout time.
 	return x.view(in, st), nil
 }
 
+// has says whether there is an intercept of that name.
+func (x *intercepts) has(name string) bool {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	return x.byName[name] != nil
+}
+
 // plan checks everything that can be checked without a side effect.
 func (x *intercepts) plan(req localapi.InterceptRequest) (v1alpha1.InterceptSpec, netip.AddrPort, error) {
 	local, remote, _ := strings.Cut(req.Port, ":")

@@ -3,6 +3,7 @@ package userd
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"net"
 	"net/netip"
 	"os"
@@ -17,8 +18,11 @@ import (
 	"github.com/doppel-dev/doppel/internal/lifecycle"
 	"github.com/doppel-dev/doppel/internal/localapi"
 	"github.com/doppel-dev/doppel/internal/netstack"
+	"github.com/doppel-dev/doppel/internal/netwatch"
+	"github.com/doppel-dev/doppel/internal/osroute"
 	"github.com/doppel-dev/doppel/internal/resolver"
 	"github.com/doppel-dev/doppel/internal/rootapi"
+	"github.com/doppel-dev/doppel/internal/subnets"
 	"github.com/doppel-dev/doppel/internal/tundev"
 	"github.com/doppel-dev/doppel/internal/tunnel"
 	"github.com/doppel-dev/doppel/internal/uerr"
@@ -38,13 +42,47 @@ var vifAddr6 = netip.MustParsePrefix("2001:2::1/128")
 // rootRecovery is how long the laptop may be without a root daemon before the network is taken down (D4).
 const rootRecovery = 5 * time.Second
 
-// network is the laptop's side of the cluster's network: the VIF, the stack behind it, and the resolver.
+// vif owns the network that the sessions of this process share. It is open while there is one.
+type vif struct {
+	root    func(context.Context, rootapi.Options) (*rootapi.Client, error)
+	outside Outside // nil: the laptop's own routes lead the clusters' addresses alone to us
+	log     *slog.Logger
+
+	mu   sync.Mutex // one joins or leaves at a time
+	open *network   // guarded by mu
+}
+
+// join puts a session into the network, which it opens for the first.
+func (v *vif) join(ctx context.Context, s *session, info control.Cluster) (*network, error) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	n := v.open
+	if n == nil || n.group.Context().Err() != nil { // or it has just ended, and its sessions are about to
+		n = newNetwork(v)
+	}
+	if err := n.add(ctx, s, info); err != nil {
+		n.remove(s)
+		return nil, err
+	}
+	v.open = n
+	return n, nil
+}
+
+// leave takes a session out of its network, which is closed after the last.
+func (v *vif) leave(n *network, s *session) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if n.remove(s) && v.open == n {
+		v.open = nil
+	}
+}
+
+// network is the laptop's side of the clusters' networks: the VIF, the stack behind it, and the resolver.
 type network struct {
-	s        *session
+	vif      *vif
+	log      *slog.Logger
 	stack    *netstack.Stack
 	resolver *resolver.Server
-	addrs    *addresses
-	exclude  []netip.Prefix
 	group    *lifecycle.Group
 	moved    chan struct{} // the state is another one, for followDNS
 
@@ -52,56 +90,121 @@ type network struct {
 
 	mu sync.Mutex
 	// guarded by mu
-	info   control.Cluster
-	dns    dnsState
-	root   *rootapi.Client
-	wanted rootapi.Network
-	state  rootapi.State
-	closed bool
+	sessions []*session // in the order in which they joined
+	dns      dnsState
+	root     *rootapi.Client
+	wanted   rootapi.Network
+	state    rootapi.State
+	closed   bool
 }
 
-// openNetwork creates the VIF through the root daemon and starts the stack and the resolver behind it.
-func openNetwork(ctx context.Context, s *session, info control.Cluster) (_ *network, err error) {
-	n := &network{s: s, group: lifecycle.New(context.Background(), s.log), moved: make(chan struct{}, 1), info: info}
-	defer func() {
-		if err != nil {
-			n.close()
-		}
-	}()
+func newNetwork(v *vif) *network {
+	return &network{vif: v, log: v.log, group: lifecycle.New(context.Background(), v.log), moved: make(chan struct{}, 1)}
+}
+
+// add makes a session's cluster a part of the network. For the first it creates the VIF through the root daemon and starts the stack and
+// the resolver behind it.
+func (n *network) add(ctx context.Context, s *session, info control.Cluster) error {
 	servers, err := s.cluster.ServerAddrs(ctx)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	for _, a := range servers {
-		n.exclude = append(n.exclude, netip.PrefixFrom(a, a.BitLen()))
+	if s.addrs, err = newAddresses(s.cfg.network, servers, s.manager.Key, s.log); err != nil {
+		return err
 	}
-	if n.addrs, err = newAddresses(s.cfg.network, servers, s.manager.Key, s.log); err != nil {
-		return nil, err
+	s.addrs.cluster.Session = s.cfg.name
+	s.addrs.around = func() ([]subnets.Cluster, []subnets.Subnet) { return n.around(s) }
+	if n.vif.outside != nil {
+		s.addrs.existing = noRoutes
 	}
-	if s.cfg.outside != nil {
-		n.addrs.existing = noRoutes
+	s.addrs.learn(ctx, info)
+	if n.stack != nil {
+		if err := n.change(func() { n.addLocked(s) }); err != nil {
+			return uerr.Wrap(err, uerr.Internal, "see the root daemon's log with: doppel status", "the root daemon could not change the network")
+		}
+		return nil
 	}
-	n.addrs.learn(ctx, info)
-	if err := n.startResolver(info); err != nil {
-		return nil, err
+	return n.start(ctx, s)
+}
+
+// addLocked has a session's names and addresses found from now on.
+func (n *network) addLocked(s *session) {
+	n.sessions = append(n.sessions, s)
+	n.setNamesLocked()
+}
+
+func (n *network) start(ctx context.Context, s *session) error {
+	if err := n.startResolver(); err != nil {
+		return err
 	}
-	if n.root, err = s.cfg.root(ctx, n.rootOptions()); err != nil {
-		return nil, err
+	n.mu.Lock()
+	n.addLocked(s)
+	n.mu.Unlock()
+	if err := n.listenDNS(); err != nil {
+		return err
+	}
+	var err error
+	if n.root, err = n.vif.root(ctx, n.rootOptions()); err != nil {
+		return err
 	}
 	n.wanted = n.desiredLocked()
 	st, tun, err := n.root.SetNetwork(ctx, n.wanted)
 	if err != nil {
-		return nil, uerr.Wrap(err, uerr.Internal, "see the root daemon's log with: doppel status", "the root daemon could not set up the network")
+		return uerr.Wrap(err, uerr.Internal, "see the root daemon's log with: doppel status", "the root daemon could not set up the network")
 	}
 	n.setState(st)
 	if err := n.startStack(tun); err != nil {
-		return nil, err
+		return err
 	}
+	n.group.Go("root daemon", n.watchRoot)
 	n.group.Go("dns", n.followDNS)
-	if s.cfg.outside == nil {
-		n.group.Go("routes", func(ctx context.Context) error { return n.addrs.follow(ctx, n.renew) })
+	if n.vif.outside == nil {
+		n.group.Go("routes", n.followRoutes)
 	}
-	return n, nil
+	return nil
+}
+
+// remove takes a session out and says whether it was the last; then nothing is left on the laptop.
+func (n *network) remove(s *session) (last bool) {
+	n.mu.Lock()
+	others := slices.ContainsFunc(n.sessions, func(o *session) bool { return o != s })
+	n.mu.Unlock()
+	if !others {
+		n.close()
+		return true
+	}
+	err := n.change(func() {
+		n.sessions = slices.DeleteFunc(slices.Clone(n.sessions), func(o *session) bool { return o == s })
+		n.setNamesLocked()
+	})
+	if err != nil {
+		n.log.Warn("network not changed", "err", err)
+	}
+	return false
+}
+
+// members are the sessions in the order in which they joined.
+func (n *network) members() []*session {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.sessions // replaced as a whole
+}
+
+// around is what a session's subnets have to yield to: the clusters that came before, and the subnets that the others have here.
+func (n *network) around(s *session) (before []subnets.Cluster, others []subnets.Subnet) {
+	mine := false
+	for _, o := range n.members() {
+		if o == s {
+			mine = true
+			continue
+		}
+		c, p := o.addrs.decided()
+		others = append(others, p.Subnets...)
+		if !mine {
+			before = append(before, c)
+		}
+	}
+	return before, others
 }
 
 func (n *network) startStack(tun *os.File) error {
@@ -112,7 +215,7 @@ func (n *network) startStack(tun *os.File) error {
 	if err != nil {
 		return errors.Join(err, tun.Close())
 	}
-	n.stack, err = netstack.New(netstack.Config{Device: dev, DialTCP: n.dialTCP, DialUDP: n.dialUDP, DialEcho: n.dialEcho, Log: n.s.log})
+	n.stack, err = netstack.New(netstack.Config{Device: dev, DialTCP: n.dialTCP, DialUDP: n.dialUDP, DialEcho: n.dialEcho, Log: n.log})
 	if err != nil {
 		return errors.Join(err, dev.Close())
 	}
@@ -122,12 +225,20 @@ func (n *network) startStack(tun *os.File) error {
 
 // rootOptions has the root daemon tell us of new resolvers: DHCP, a VPN, another network.
 func (n *network) rootOptions() rootapi.Options {
-	return rootapi.Options{Changed: n.setState, Log: n.s.log}
+	return rootapi.Options{Changed: n.setState, Log: n.log}
 }
 
-// desiredLocked is the state asked of the root daemon for what the cluster says of itself.
+// desiredLocked is the state asked of the root daemon for what the clusters say of themselves.
 func (n *network) desiredLocked() rootapi.Network {
-	w := rootapi.Network{Name: vifName, Exclude: n.exclude, DNS: n.desiredDNSLocked(), Routes: n.addrs.current().Routes()}
+	w := rootapi.Network{Name: vifName, DNS: n.desiredDNSLocked()}
+	for _, s := range n.sessions {
+		c, p := s.addrs.decided()
+		for _, a := range c.Servers {
+			w.Exclude = append(w.Exclude, netip.PrefixFrom(a, a.BitLen()))
+		}
+		w.Routes = append(w.Routes, p.Routes()...)
+	}
+	w.Routes = osroute.Tidy(w.Routes)
 	w.Addrs = vifAddrs(w.Routes)
 	return w
 }
@@ -142,22 +253,43 @@ func vifAddrs(routes []netip.Prefix) []netip.Prefix {
 	return out
 }
 
-// setCluster follows changes of the cluster's names and subnets.
-func (n *network) setCluster(info control.Cluster) {
-	n.addrs.learn(n.group.Context(), info)
+// setCluster follows changes of a cluster's names and subnets. Those of later sessions may have to yield to them.
+func (n *network) setCluster(s *session, info control.Cluster) {
+	s.addrs.learn(n.group.Context(), info)
+	for _, o := range n.members() {
+		if o != s {
+			o.addrs.look(n.group.Context())
+		}
+	}
 	n.renew()
 }
 
-// renew puts the names and the plan for the subnets in force.
-func (n *network) renew() {
-	n.change(func() {
-		n.info = n.addrs.known()
-		n.resolver.SetNames(names(n.addrs.here(n.info), n.s.cluster.Namespace, n.s.cfg.dns))
+// followRoutes decides anew whenever the laptop's routes have changed, until ctx ends.
+func (n *network) followRoutes(ctx context.Context) error {
+	err := netwatch.Watch(ctx, func() {
+		changed := false
+		for _, s := range n.members() {
+			changed = s.addrs.look(ctx) || changed
+		}
+		if changed {
+			n.renew()
+		}
 	})
+	if err != nil { // all works until a VPN comes up
+		n.log.Warn("changes of the routes are not seen", "err", err)
+	}
+	return nil
+}
+
+// renew puts the names and the plans for the subnets in force.
+func (n *network) renew() {
+	if err := n.change(n.setNamesLocked); err != nil {
+		n.log.Warn("network not changed", "err", err)
+	}
 }
 
 // change does fn under mu and asks the root daemon for what is desired then, if that is something else.
-func (n *network) change(fn func()) {
+func (n *network) change(fn func()) error {
 	n.apply.Lock()
 	defer n.apply.Unlock()
 	n.mu.Lock()
@@ -168,21 +300,21 @@ func (n *network) change(fn func()) {
 	root, closed := n.root, n.closed
 	n.mu.Unlock()
 	if same || closed || root == nil {
-		return
+		return nil
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), rootRecovery)
 	defer cancel()
 	st, _, err := root.SetNetwork(ctx, w)
 	if err != nil {
-		n.s.log.Warn("network not changed", "err", err)
-		return
+		return err
 	}
 	n.setState(st)
+	return nil
 }
 
 func (n *network) setState(st rootapi.State) {
 	for _, w := range st.Warnings {
-		n.s.log.Warn("root daemon", "detail", w)
+		n.log.Warn("root daemon", "detail", w)
 	}
 	n.resolver.SetUpstreams(st.Resolvers)
 	n.mu.Lock()
@@ -194,8 +326,21 @@ func (n *network) setState(st rootapi.State) {
 	}
 }
 
-// run watches the stack and the root daemon until ctx ends.
+// run waits for the network's end, which is the session's, until ctx ends.
 func (n *network) run(ctx context.Context) error {
+	select {
+	case <-ctx.Done():
+		return nil
+	case <-n.group.Context().Done():
+	}
+	if n.isClosed() {
+		return nil
+	}
+	return context.Cause(n.group.Context())
+}
+
+// watchRoot gets a root daemon that is gone back, until ctx ends.
+func (n *network) watchRoot(ctx context.Context) error {
 	for {
 		n.mu.Lock()
 		root := n.root
@@ -203,14 +348,12 @@ func (n *network) run(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-n.group.Context().Done():
-			return context.Cause(n.group.Context())
 		case <-root.Done():
 		}
 		if ctx.Err() != nil || n.isClosed() {
 			return nil
 		}
-		n.s.log.Warn("the root daemon is gone, starting it again")
+		n.log.Warn("the root daemon is gone, starting it again")
 		if err := n.recoverRoot(ctx); err != nil {
 			return err
 		}
@@ -224,7 +367,7 @@ func (n *network) recoverRoot(ctx context.Context) error {
 	var err error
 	for ctx.Err() == nil {
 		var root *rootapi.Client
-		if root, err = n.s.cfg.root(ctx, n.rootOptions()); err == nil {
+		if root, err = n.vif.root(ctx, n.rootOptions()); err == nil {
 			n.mu.Lock()
 			n.root = root
 			w := n.wanted
@@ -262,7 +405,7 @@ func (n *network) close() {
 	if root != nil {
 		ctx, cancel := context.WithTimeout(context.Background(), 3*time.Second)
 		if _, _, err := root.SetNetwork(ctx, rootapi.Network{}); err != nil {
-			n.s.log.Debug("root daemon's part not removed by request", "err", err) // it goes with the connection
+			n.log.Debug("root daemon's part not removed by request", "err", err) // it goes with the connection
 		}
 		cancel()
 		_ = root.Close()
@@ -272,7 +415,7 @@ func (n *network) close() {
 		n.resolver.Close()
 	}
 	if err := n.group.Wait(); err != nil {
-		n.s.log.Debug("network ended with", "err", err)
+		n.log.Debug("network ended with", "err", err)
 	}
 }
 
@@ -283,7 +426,7 @@ func (n *network) dialTCP(ctx context.Context, src, dst netip.AddrPort) (flow.St
 		}
 		return flow.FromTCP(c.(*net.TCPConn)), nil
 	}
-	if o := n.s.cfg.outside; o != nil {
+	if o := n.vif.outside; o != nil {
 		if s, ok, err := o.DialTCP(ctx, dst); ok {
 			return s, err
 		}
@@ -302,7 +445,7 @@ func (n *network) dialUDP(ctx context.Context, src, dst netip.AddrPort) (flow.Pa
 		}
 		return flow.FromUDP(c.(*net.UDPConn)), nil
 	}
-	if o := n.s.cfg.outside; o != nil {
+	if o := n.vif.outside; o != nil {
 		if p, ok, err := o.DialUDP(ctx, dst); ok {
 			return p, err
 		}
@@ -315,22 +458,22 @@ func (n *network) dialUDP(ctx context.Context, src, dst netip.AddrPort) (flow.Pa
 }
 
 func (n *network) dialEcho(ctx context.Context, src, dst netip.Addr) (flow.Packets, error) {
-	m := n.s.link.Session()
+	s, workload, real := n.owner(netip.AddrPortFrom(dst, 0))
+	if s == nil || workload != "" { // agents send no pings
+		return nil, syscall.EHOSTUNREACH
+	}
+	m := s.link.Session()
 	if m == nil {
 		return nil, os.ErrDeadlineExceeded
 	}
-	workload, real, ok := n.real(netip.AddrPortFrom(dst, 0))
-	if !ok || workload != "" { // agents send no pings
-		return nil, syscall.EHOSTUNREACH
-	}
 	st, err := tunnel.DialEcho(ctx, m, src, real.Addr())
 	if err != nil {
-		return nil, err
+		return nil, ofFlow(err)
 	}
 	return st, nil
 }
 
-// flows counts what the laptop did so far.
+// flows counts what the laptop did so far, with all clusters.
 func (n *network) flows() *localapi.Flows {
 	t, q := n.stack.Stats(), n.resolver.Stats()
 	return &localapi.Flows{

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"os"
 	"reflect"
 	"slices"
@@ -20,7 +21,6 @@ import (
 	"github.com/doppel-dev/doppel/internal/localapi"
 	"github.com/doppel-dev/doppel/internal/mux"
 	"github.com/doppel-dev/doppel/internal/netwatch"
-	"github.com/doppel-dev/doppel/internal/rootapi"
 	"github.com/doppel-dev/doppel/internal/tunnel"
 	"github.com/doppel-dev/doppel/internal/uerr"
 	"github.com/doppel-dev/doppel/internal/wire"
@@ -38,15 +38,15 @@ const (
 )
 
 type sessionConfig struct {
+	name      string // by which the user calls it
 	cluster   *kube.Cluster
 	managerNS string
 	dns       localapi.DNSOptions
 	network   localapi.NetworkOptions
-	root      func(context.Context, rootapi.Options) (*rootapi.Client, error)
+	vif       *vif
 	log       *slog.Logger
 	progress  localapi.Progress
 	ended     func(*session, error)
-	outside   Outside // nil: the laptop's own routes lead the cluster's addresses alone to us
 }
 
 // session is this laptop in one cluster: the Session object, the tunnel, the network and the intercepts.
@@ -58,14 +58,16 @@ type session struct {
 	manager  kube.ManagerInfo
 	identity *tunnel.Identity
 	group    *lifecycle.Group
+	entrance entrance
 
 	link       *tunnel.Link
-	net        *network
+	addrs      *addresses // once it is in the network
 	intercepts *intercepts
 	firstInfo  chan control.Cluster
 
 	mu sync.Mutex
 	// guarded by mu
+	net        *network
 	object     *v1alpha1.Session
 	renew      time.Duration // zero until the first tunnel was up
 	down       error         // why the tunnel is down; nil when it is up
@@ -76,6 +78,9 @@ type session struct {
 // openSession does everything a connect does; when it fails nothing is left behind.
 func openSession(ctx context.Context, cfg sessionConfig) (*session, error) {
 	s := &session{cfg: cfg, cluster: cfg.cluster, log: cfg.log, firstInfo: make(chan control.Cluster, 1)}
+	s.entrance.attach = func(ctx context.Context, t kube.Transport) (net.Conn, error) {
+		return s.cluster.Attach(ctx, s.cfg.managerNS, t)
+	}
 	s.intercepts = newIntercepts(s)
 	if err := s.introduce(ctx); err != nil {
 		return nil, err
@@ -91,6 +96,7 @@ func openSession(ctx context.Context, cfg sessionConfig) (*session, error) {
 		return nil, err
 	}
 	s.group.Go("renewal", s.renewals)
+	s.group.Go("better transport", s.seekBetter)
 	go func() {
 		<-s.group.Context().Done()
 		if err := context.Cause(s.group.Context()); !errors.Is(err, lifecycle.ErrStopped) {
@@ -162,7 +168,7 @@ func (s *session) join(ctx context.Context) error {
 		return uerr.New(uerr.Cluster, fmt.Sprintf("look at it with: kubectl -n %s logs deploy/traffic-manager", s.cfg.managerNS), "the traffic-manager does not say what the cluster's network is")
 	}
 	s.cfg.progress("Setting up the network")
-	n, err := openNetwork(ctx, s, info)
+	n, err := s.cfg.vif.join(ctx, s, info)
 	if err != nil {
 		return err
 	}
@@ -170,7 +176,7 @@ func (s *session) join(ctx context.Context) error {
 	s.net = n
 	s.mu.Unlock()
 	s.group.Go("network", n.run)
-	for _, w := range n.addrs.workloads() {
+	for _, w := range s.addrs.workloads() {
 		if err := s.intercepts.egress(ctx, w, s.cfg.progress); err != nil {
 			return err
 		}
@@ -227,14 +233,16 @@ func (s *session) dial(ctx context.Context, old *mux.Session) (*mux.Session, wir
 func (s *session) attach(ctx context.Context, old *mux.Session) (*mux.Session, wire.HelloReply, error) {
 	ctx, cancel := context.WithTimeout(ctx, connectTimeout) // what hangs accepts connections too
 	defer cancel()
-	raw, err := s.cluster.Attach(ctx, s.cfg.managerNS)
-	if err != nil {
-		return nil, wire.HelloReply{}, err
-	}
-	return tunnel.Client(ctx, raw, tunnel.ClientConfig{
-		Identity: s.identity, Peer: s.manager.Key, Resume: old,
-		Hello: wire.Hello{Version: wire.Version, Product: buildinfo.Version, Role: wire.RoleLaptop, Session: s.uid()},
+	var m *mux.Session
+	var reply wire.HelloReply
+	err := s.entrance.open(ctx, func(ctx context.Context, raw net.Conn) (err error) {
+		m, reply, err = tunnel.Client(ctx, raw, tunnel.ClientConfig{
+			Identity: s.identity, Peer: s.manager.Key, Resume: old,
+			Hello: wire.Hello{Version: wire.Version, Product: buildinfo.Version, Role: wire.RoleLaptop, Session: s.uid()},
+		})
+		return err
 	})
+	return m, reply, err
 }
 
 // networkChanged makes sure that nothing waits for connections of a network that is no more.
@@ -327,7 +335,7 @@ func (s *session) onCluster(c control.Cluster) {
 	n := s.net
 	s.mu.Unlock()
 	if n != nil {
-		n.setCluster(c)
+		n.setCluster(s, c)
 	}
 }
 
@@ -368,7 +376,7 @@ func (s *session) close(remove bool) {
 	n := s.net
 	s.mu.Unlock()
 	if n != nil {
-		n.close()
+		s.cfg.vif.leave(n, s)
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancel()
@@ -395,12 +403,20 @@ func (s *session) same(c *kube.Cluster, managerNS string) bool {
 	return s.cluster.Context == c.Context && s.cluster.Namespace == c.Namespace && s.cluster.Server == c.Server && s.cluster.SameUser(c) && s.cfg.managerNS == managerNS
 }
 
-// sameNetwork refuses other options for the network than those that are in force; none is no wish.
-func (s *session) sameNetwork(o localapi.NetworkOptions) error {
-	if reflect.DeepEqual(o, localapi.NetworkOptions{}) || reflect.DeepEqual(o, s.cfg.network) {
-		return nil
+// wanted refuses a connect that asks for something else than what this session is; no options are no wish.
+func (s *session) wanted(req localapi.ConnectRequest, c *kube.Cluster) error {
+	const hint = "end it first with: doppel quit"
+	switch {
+	case !reflect.DeepEqual(req.Network, localapi.NetworkOptions{}) && !reflect.DeepEqual(req.Network, s.cfg.network):
+		return uerr.New(uerr.Conflict, hint, "connected already with other subnets")
+	case !s.same(c, req.ManagerNamespace) && req.Name != "":
+		return uerr.New(uerr.Conflict, "end it first with: doppel quit --use "+req.Name+"; or choose another name", "connection %s is to context %s, namespace %s", req.Name, s.cluster.Context, s.cluster.Namespace)
+	case !s.same(c, req.ManagerNamespace):
+		return uerr.New(uerr.Conflict, hint+"; or connect beside it with --name", "connected already to context %s, namespace %s", s.cluster.Context, s.cluster.Namespace)
+	case !req.DNS.IsZero() && !reflect.DeepEqual(req.DNS, s.cfg.dns):
+		return uerr.New(uerr.Conflict, hint, "connected already with other DNS options")
 	}
-	return uerr.New(uerr.Conflict, "end it first with: doppel quit", "connected already with other subnets")
+	return nil
 }
 
 func (s *session) status() (*localapi.Session, *localapi.RootStatus) {
@@ -408,9 +424,9 @@ func (s *session) status() (*localapi.Session, *localapi.RootStatus) {
 	o, n, down, renewErr := s.object, s.net, s.down, s.renewErr
 	s.mu.Unlock()
 	out := &localapi.Session{
-		Context: s.cluster.Context, Namespace: s.cluster.Namespace, Server: s.cluster.Server, User: s.user,
+		Connection: s.cfg.name, Context: s.cluster.Context, Namespace: s.cluster.Namespace, Server: s.cluster.Server, User: s.user,
 		Name: o.Name, UID: string(o.UID), ManagerNamespace: s.cfg.managerNS, ManagerVersion: s.manager.Version,
-		Tunnel: "up", Reach: localapi.Reach{Namespaces: o.Spec.Reach.Namespaces, Outside: o.Spec.Reach.Outside},
+		Tunnel: "up", Transport: s.entrance.status(), Reach: localapi.Reach{Namespaces: o.Spec.Reach.Namespaces, Outside: o.Spec.Reach.Outside},
 	}
 	out.Intercepts, out.Problems = s.intercepts.all()
 	if down != nil {
@@ -425,7 +441,7 @@ func (s *session) status() (*localapi.Session, *localapi.RootStatus) {
 	if n == nil {
 		return out, nil
 	}
-	out.Subnets = n.addrs.list()
+	out.Subnets = s.addrs.list()
 	out.Problems = append(out.Problems, n.problems()...)
 	out.Flows = n.flows()
 	return out, n.status()

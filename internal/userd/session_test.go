@@ -239,6 +239,14 @@ func (c *cluster) until(what string, ok func() bool) {
 // connect opens a session without a network of the laptop: that takes root and is the end-to-end tests'.
 func (c *cluster) connect() *session {
 	c.t.Helper()
+	s := c.session()
+	c.start(s)
+	return s
+}
+
+// session makes one that does not dial yet.
+func (c *cluster) session() *session {
+	c.t.Helper()
 	file := filepath.Join(c.t.TempDir(), "config")
 	text := fmt.Sprintf(`{apiVersion: v1, kind: Config, current-context: x, clusters: [{name: c, cluster: {server: %q}}],
 users: [{name: u, user: {token: t}}], contexts: [{name: x, context: {cluster: c, user: u, namespace: shop}}]}`, c.URL)
@@ -254,6 +262,7 @@ users: [{name: u, user: {token: t}}], contexts: [{name: x, context: {cluster: c,
 		cfg:     sessionConfig{cluster: kc, managerNS: "doppel", log: log, progress: func(string, ...any) {}},
 		cluster: kc, log: log, user: "ada", manager: kube.ManagerInfo{Key: c.id.Fingerprint(), Version: "test"}, firstInfo: make(chan control.Cluster, 1),
 	}
+	s.entrance.attach = func(ctx context.Context, t kube.Transport) (net.Conn, error) { return kc.Attach(ctx, "doppel", t) }
 	s.intercepts = newIntercepts(s)
 	if s.identity, err = tunnel.NewIdentity("laptop"); err != nil {
 		c.t.Fatal(err)
@@ -261,11 +270,14 @@ users: [{name: u, user: {token: t}}], contexts: [{name: x, context: {cluster: c,
 	if err := s.createObject(c.t.Context()); err != nil {
 		c.t.Fatal(err)
 	}
-	s.group = lifecycle.New(context.Background(), log)
-	s.link = tunnel.NewLink(tunnel.LinkConfig{Dial: s.dial, Serve: s.serve, OnUp: s.onUp, OnDown: s.onDown, OnRetry: s.onRetry, Permanent: s.permanent, Log: log})
+	return s
+}
+
+func (c *cluster) start(s *session) {
+	s.group = lifecycle.New(context.Background(), s.log)
+	s.link = tunnel.NewLink(tunnel.LinkConfig{Dial: s.dial, Serve: s.serve, OnUp: s.onUp, OnDown: s.onDown, OnRetry: s.onRetry, Permanent: s.permanent, Log: s.log})
 	s.group.Go("tunnel", s.link.Run)
 	c.t.Cleanup(func() { s.close(true) })
-	return s
 }
 
 func (c *cluster) up(s *session) {

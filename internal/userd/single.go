@@ -45,9 +45,9 @@ func OpenSingle(ctx context.Context, cfg SingleConfig) (*Single, error) {
 		return nil, err
 	}
 	s, err := openSession(ctx, sessionConfig{
-		cluster: cluster, managerNS: cmp.Or(req.ManagerNamespace, DefaultManagerNamespace), root: cfg.Root, log: cfg.Log, progress: cfg.Progress,
-		ended:   func(_ *session, err error) { cfg.Ended(err) },
-		outside: cfg.Outside,
+		cluster: cluster, managerNS: cmp.Or(req.ManagerNamespace, DefaultManagerNamespace), log: cfg.Log, progress: cfg.Progress,
+		ended: func(_ *session, err error) { cfg.Ended(err) },
+		vif:   &vif{root: cfg.Root, outside: cfg.Outside, log: cfg.Log},
 	})
 	if err != nil {
 		return nil, err

@@ -15,7 +15,6 @@ import (
 
 	"github.com/doppel-dev/doppel/internal/control"
 	"github.com/doppel-dev/doppel/internal/localapi"
-	"github.com/doppel-dev/doppel/internal/netwatch"
 	"github.com/doppel-dev/doppel/internal/osroute"
 	"github.com/doppel-dev/doppel/internal/resolver"
 	"github.com/doppel-dev/doppel/internal/subnets"
@@ -39,6 +38,7 @@ type addresses struct {
 	pools    []netip.Prefix
 	existing func() ([]osroute.Existing, error)
 	probe    func(ctx context.Context, link string, to netip.AddrPort, key string) error
+	around   func() (before []subnets.Cluster, others []subnets.Subnet) // see network.around; nil: there is no other session
 	log      *slog.Logger
 
 	deciding sync.Mutex // one decision at a time; it may probe
@@ -118,7 +118,7 @@ func (a *addresses) learn(ctx context.Context, info control.Cluster) bool {
 	defer a.deciding.Unlock()
 	a.mu.Lock()
 	a.info = info
-	a.cluster.Services, a.cluster.Pods = info.ServiceCIDRs, info.PodCIDRs
+	a.cluster.Services, a.cluster.Pods, a.cluster.Nodes = info.ServiceCIDRs, info.PodCIDRs, info.Nodes
 	a.mu.Unlock()
 	return a.decide(ctx)
 }
@@ -139,7 +139,15 @@ func (a *addresses) decide(ctx context.Context) bool {
 	c, info, before := a.cluster, a.info, a.plan
 	a.mu.Unlock()
 	c.Direct = a.direct(ctx, c, info, others)
-	plan := subnets.Decide(subnets.Facts{Clusters: []subnets.Cluster{c}, Others: others, Pools: a.pools, Reserved: own, Before: before})
+	var earlier []subnets.Cluster
+	var taken []subnets.Subnet
+	if a.around != nil {
+		earlier, taken = a.around()
+	}
+	plan := subnets.Decide(subnets.Facts{
+		Clusters: append(earlier, c), Others: others, Pools: a.pools, Reserved: own,
+		Before: subnets.Plan{Subnets: slices.Concat(before.Subnets, taken)},
+	}).Only(c.Session)
 	if reflect.DeepEqual(plan, before) {
 		return false
 	}
@@ -223,19 +231,6 @@ func probeManager(ctx context.Context, link string, to netip.AddrPort, key strin
 	return tunnel.Probe(ctx, raw, key)
 }
 
-// follow calls changed whenever the laptop's routes have changed the plan, until ctx ends.
-func (a *addresses) follow(ctx context.Context, changed func()) error {
-	err := netwatch.Watch(ctx, func() {
-		if a.look(ctx) {
-			changed()
-		}
-	})
-	if err != nil { // all works until a VPN comes up
-		a.log.Warn("changes of the routes are not seen", "err", err)
-	}
-	return nil
-}
-
 // known is what the cluster said of itself last.
 func (a *addresses) known() control.Cluster {
 	a.mu.Lock()
@@ -244,15 +239,21 @@ func (a *addresses) known() control.Cluster {
 }
 
 func (a *addresses) current() subnets.Plan {
+	_, p := a.decided()
+	return p
+}
+
+// decided is what the session has and wants, and what became of it.
+func (a *addresses) decided() (subnets.Cluster, subnets.Plan) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	return a.plan
+	return a.cluster, a.plan
 }
 
 // here is the cluster's information in the laptop's addresses.
 func (a *addresses) here(info control.Cluster) control.Cluster {
-	p := a.current()
-	info.ServiceCIDRs, info.PodCIDRs = p.Of("", subnets.Service), p.Of("", subnets.Pod)
+	c, p := a.decided()
+	info.ServiceCIDRs, info.PodCIDRs = p.Of(c.Session, subnets.Service), p.Of(c.Session, subnets.Pod)
 	return info
 }
 
@@ -278,12 +279,12 @@ func (a *addresses) workloads() []string {
 // mapped has the cluster's DNS answer in the laptop's addresses.
 func (a *addresses) mapped(ask resolver.Ask) resolver.Ask {
 	return func(ctx context.Context, query []byte) ([]byte, error) {
-		p := a.current()
-		if !p.Maps("") {
+		c, p := a.decided()
+		if !p.Maps(c.Session) {
 			return ask(ctx, query)
 		}
 		return resolver.Translated(ask, resolver.Translation{
-			Here: func(c netip.Addr) netip.Addr { return p.Here("", c) },
+			Here: func(a netip.Addr) netip.Addr { return p.Here(c.Session, a) },
 			There: func(l netip.Addr) netip.Addr {
 				if _, c, ok := p.Find(l); ok {
 					return c

@@ -2,12 +2,15 @@
 package userd
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"log/slog"
 	"net/http"
 	"os"
-	"reflect"
+	"regexp"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -39,12 +42,14 @@ type Daemon struct {
 	log  *slog.Logger
 	stop context.CancelFunc
 
+	vif *vif
+
 	connecting sync.Mutex // one connect or quit at a time
 
 	mu sync.Mutex
 	// guarded by mu
-	session *session
-	ended   string // why the last session ended by itself
+	sessions []*session // in the order in which they were made
+	ended    string     // why the last session ended by itself
 }
 
 // New validates the configuration.
@@ -52,7 +57,7 @@ func New(cfg Config) (*Daemon, error) {
 	if cfg.Socket == "" || cfg.RootSocket == nil || cfg.Root == nil || cfg.Log == nil {
 		return nil, errors.New("userd: incomplete configuration")
 	}
-	return &Daemon{cfg: cfg, log: cfg.Log}, nil
+	return &Daemon{cfg: cfg, log: cfg.Log, vif: &vif{root: cfg.Root, log: cfg.Log}}, nil
 }
 
 // Run serves until ctx ends or a quit asks for it; the session is ended in order.
@@ -83,31 +88,69 @@ func (d *Daemon) Run(ctx context.Context) error {
 	case err = <-served:
 	case <-ctx.Done():
 	}
-	d.end()
+	d.end(d.all())
 	sctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
 	defer cancel()
 	return errors.Join(err, srv.Shutdown(sctx)) // lets the answer to quit out
 }
 
-// current returns the session, or an error that says what to do.
-func (d *Daemon) current() (*session, error) {
+// all are the sessions.
+func (d *Daemon) all() []*session {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if d.session == nil {
-		return nil, uerr.New(uerr.NotConnected, "connect first with: doppel connect", "not connected")
-	}
-	return d.session, nil
+	return slices.Clone(d.sessions)
 }
 
-// end ends the session, if there is one.
-func (d *Daemon) end() {
-	d.mu.Lock()
-	s := d.session
-	d.session = nil
-	d.mu.Unlock()
-	if s != nil {
-		s.close(true)
+// use returns the session that want chooses (localapi.Choice), or an error that says what to do.
+func (d *Daemon) use(want string) (*session, error) { return choose(d.all(), want) }
+
+func choose(all []*session, want string) (*session, error) {
+	if len(all) == 0 {
+		return nil, uerr.New(uerr.NotConnected, "connect first with: doppel connect", "not connected")
 	}
+	re, err := regexp.Compile(want)
+	if err != nil {
+		return nil, uerr.Wrap(err, uerr.Usage, "give the name of a connection, or a regular expression", "--use")
+	}
+	var names, found []string
+	var s *session
+	for _, o := range all {
+		names = append(names, o.cfg.name)
+		switch {
+		case o.cfg.name == want:
+			return o, nil
+		case re.MatchString(o.cfg.name):
+			found, s = append(found, o.cfg.name), o
+		}
+	}
+	switch len(found) {
+	case 0:
+		return nil, uerr.New(uerr.NotFound, "there is: "+strings.Join(names, ", "), "no connection %q", want)
+	case 1:
+		return s, nil
+	}
+	return nil, uerr.New(uerr.Usage, "choose one with --use NAME", "there are several connections: %s", strings.Join(found, ", "))
+}
+
+// end ends sessions, the last first: it yielded to those before it.
+func (d *Daemon) end(all []*session) {
+	for _, s := range slices.Backward(all) {
+		if d.take(s) {
+			s.close(true)
+		}
+	}
+}
+
+// take removes a session from the list; false: it is not there any more.
+func (d *Daemon) take(s *session) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	i := slices.Index(d.sessions, s)
+	if i < 0 {
+		return false
+	}
+	d.sessions = slices.Delete(slices.Clone(d.sessions), i, i+1)
+	return true
 }
 
 func (d *Daemon) connect(ctx context.Context, req localapi.ConnectRequest, progress localapi.Progress) (localapi.ConnectResult, error) {
@@ -124,63 +167,85 @@ func (d *Daemon) connect(ctx context.Context, req localapi.ConnectRequest, progr
 	if err != nil {
 		return localapi.ConnectResult{}, err
 	}
-	if s, err := d.current(); err == nil {
-		if err := s.sameNetwork(req.Network); err != nil {
+	if s := d.meant(req.Name, cluster, req.ManagerNamespace); s != nil {
+		if err := s.wanted(req, cluster); err != nil {
 			return localapi.ConnectResult{}, err
 		}
-		if !s.same(cluster, req.ManagerNamespace) {
-			return localapi.ConnectResult{}, uerr.New(uerr.Conflict, "end it first with: doppel quit", "connected already to context %s, namespace %s", s.cluster.Context, s.cluster.Namespace)
-		}
-		if !req.DNS.IsZero() && !reflect.DeepEqual(req.DNS, s.cfg.dns) {
-			return localapi.ConnectResult{}, uerr.New(uerr.Conflict, "end it first with: doppel quit", "connected already with other DNS options")
-		}
-		return localapi.ConnectResult{Status: d.snapshot(), Reused: true, Elapsed: time.Since(start)}, nil
+		return localapi.ConnectResult{Status: d.snapshot(s), Reused: true, Elapsed: time.Since(start)}, nil
 	}
 	s, err := openSession(ctx, sessionConfig{
-		cluster: cluster, managerNS: req.ManagerNamespace, dns: req.DNS, network: req.Network, root: d.cfg.Root, log: d.log, progress: progress, ended: d.forget,
+		name: cmp.Or(req.Name, cluster.Context), cluster: cluster, managerNS: req.ManagerNamespace, dns: req.DNS, network: req.Network,
+		vif: d.vif, log: d.log, progress: progress, ended: d.forget,
 	})
 	if err != nil {
 		return localapi.ConnectResult{}, err
 	}
 	d.mu.Lock()
-	d.session, d.ended = s, ""
+	d.sessions, d.ended = append(slices.Clone(d.sessions), s), ""
 	d.mu.Unlock()
 	if g := s.group.Context(); g.Err() != nil { // ended before it was known here
 		d.forget(s, context.Cause(g))
 	}
-	return localapi.ConnectResult{Status: d.snapshot(), Elapsed: time.Since(start)}, nil
+	return localapi.ConnectResult{Status: d.snapshot(s), Elapsed: time.Since(start)}, nil
+}
+
+// meant is the session that a connect is about: the one of that name; without a name one to the same cluster, else the first. nil: a new one.
+func (d *Daemon) meant(name string, c *kube.Cluster, managerNS string) *session {
+	all := d.all()
+	for _, s := range all {
+		if name != "" && s.cfg.name == name || name == "" && s.same(c, managerNS) {
+			return s
+		}
+	}
+	if name != "" || len(all) == 0 {
+		return nil
+	}
+	return all[0]
 }
 
 // forget is called when a session ended by itself.
 func (d *Daemon) forget(s *session, err error) {
 	d.log.Error("session ended", "err", err)
+	if !d.take(s) {
+		return
+	}
 	d.mu.Lock()
-	mine := d.session == s
-	if mine {
-		d.session, d.ended = nil, err.Error()
-	}
+	d.ended = err.Error()
 	d.mu.Unlock()
-	if mine {
-		s.close(false)
-	}
+	s.close(false)
 }
 
-func (d *Daemon) status(ctx context.Context, _ localapi.Empty, _ localapi.Progress) (localapi.Status, error) {
-	st := d.snapshot()
-	if s, err := d.current(); err == nil && st.Session != nil {
-		st.Session.LatencyMS = float64(s.latency(ctx).Microseconds()) / 1000
+func (d *Daemon) status(ctx context.Context, req localapi.StatusRequest, _ localapi.Progress) (localapi.Status, error) {
+	all := d.all()
+	if req.Use != "" {
+		s, err := choose(all, req.Use)
+		if err != nil {
+			return localapi.Status{}, err
+		}
+		all = []*session{s}
+	}
+	st := d.snapshot(all...)
+	for i, s := range all {
+		out := st.Session
+		if i > 0 {
+			out = &st.Others[i-1]
+		}
+		out.LatencyMS = float64(s.latency(ctx).Microseconds()) / 1000
 	}
 	return st, nil
 }
 
-func (d *Daemon) snapshot() localapi.Status {
+func (d *Daemon) snapshot(all ...*session) localapi.Status {
 	d.mu.Lock()
-	ended := d.ended
+	st := localapi.Status{Version: buildinfo.Version, PID: os.Getpid(), LogFile: d.cfg.LogFile, Ended: d.ended, Connected: len(all) > 0}
 	d.mu.Unlock()
-	st := localapi.Status{Version: buildinfo.Version, PID: os.Getpid(), LogFile: d.cfg.LogFile, Ended: ended}
-	if s, err := d.current(); err == nil {
-		st.Connected = true
-		st.Session, st.Root = s.status()
+	for i, s := range all {
+		out, root := s.status()
+		if i == 0 {
+			st.Session, st.Root = out, root
+		} else {
+			st.Others = append(st.Others, *out)
+		}
 	}
 	return st
 }
@@ -188,7 +253,15 @@ func (d *Daemon) snapshot() localapi.Status {
 func (d *Daemon) quit(ctx context.Context, req localapi.QuitRequest, progress localapi.Progress) (localapi.Empty, error) {
 	d.connecting.Lock()
 	defer d.connecting.Unlock()
-	d.end()
+	ending := d.all()
+	if req.Use != "" {
+		s, err := choose(ending, req.Use)
+		if err != nil {
+			return localapi.Empty{}, err
+		}
+		ending = []*session{s}
+	}
+	d.end(ending)
 	if !req.Stop {
 		return localapi.Empty{}, nil
 	}
@@ -201,7 +274,7 @@ func (d *Daemon) quit(ctx context.Context, req localapi.QuitRequest, progress lo
 }
 
 func (d *Daemon) list(ctx context.Context, req localapi.ListRequest, _ localapi.Progress) (localapi.ListResult, error) {
-	s, err := d.current()
+	s, err := d.use(req.Use)
 	if err != nil {
 		return localapi.ListResult{}, err
 	}
@@ -209,7 +282,7 @@ func (d *Daemon) list(ctx context.Context, req localapi.ListRequest, _ localapi.
 }
 
 func (d *Daemon) intercept(ctx context.Context, req localapi.InterceptRequest, progress localapi.Progress) (localapi.Intercept, error) {
-	s, err := d.current()
+	s, err := d.use(req.Use)
 	if err != nil {
 		return localapi.Intercept{}, err
 	}
@@ -217,7 +290,13 @@ func (d *Daemon) intercept(ctx context.Context, req localapi.InterceptRequest, p
 }
 
 func (d *Daemon) leave(ctx context.Context, req localapi.LeaveRequest, _ localapi.Progress) (localapi.Empty, error) {
-	s, err := d.current()
+	all := d.all()
+	if req.Use == "" && len(all) > 1 {
+		if with := slices.DeleteFunc(slices.Clone(all), func(s *session) bool { return !s.intercepts.has(req.Name) }); len(with) > 0 {
+			all = with
+		}
+	}
+	s, err := choose(all, req.Use)
 	if err != nil {
 		return localapi.Empty{}, err
 	}

@@ -1,0 +1,261 @@
+package kube
+
+import (
+	"context"
+	"crypto/tls"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/moby/spdystream"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/portforward"
+	clientforward "k8s.io/client-go/tools/portforward"
+	"k8s.io/client-go/transport/websocket"
+	"k8s.io/streaming/pkg/httpstream"
+
+	"github.com/doppel-dev/doppel/internal/tunnel"
+	"github.com/doppel-dev/doppel/internal/uerr"
+)
+
+// Transport is a way through the API server to the traffic-manager.
+type Transport string
+
+// The transports. A port-forward goes through the pod's kubelet instead of the pod network.
+const (
+	ServiceProxy     Transport = "service proxy"
+	WebSocketForward Transport = "WebSocket port-forward"
+	SPDYForward      Transport = "SPDY port-forward"
+)
+
+// Transports are all of them, the better first: a port-forward carries half as much.
+var Transports = []Transport{ServiceProxy, WebSocketForward, SPDYForward}
+
+// managerPort is where the manager's pod serves /attach: the containerPort "api" of the chart.
+const managerPort = 10250
+
+// attachTimeout bounds one Attach. An API server tries for half a minute to reach a pod that it cannot reach.
+const attachTimeout = 4 * time.Second
+
+// Attach opens a connection to the traffic-manager, in which a tunnel's handshake can begin (D1). Obstructed judges its errors.
+func (c *Cluster) Attach(ctx context.Context, ns string, t Transport) (net.Conn, error) {
+	ctx, cancel := context.WithTimeout(ctx, attachTimeout)
+	defer cancel()
+	if t == ServiceProxy {
+		rt, err := c.attachTransport()
+		if err != nil {
+			return nil, err
+		}
+		conn, err := tunnel.Upgrade(ctx, rt, fmt.Sprintf("%s/api/v1/namespaces/%s/services/http:%s:api/proxy/attach", strings.TrimSuffix(c.Server, "/"), ns, managerName))
+		return conn, c.explainAttach(err, ns)
+	}
+	m, err := c.Manager(ctx, ns) // now: a manager's pod does not live as long as a session
+	if err != nil {
+		return nil, err
+	}
+	if m.Pod == "" {
+		return nil, uerr.New(uerr.Cluster, "upgrade the manager with: doppel helm upgrade", "the traffic-manager does not say which pod it is")
+	}
+	conn, err := c.forward(ctx, ns, m.Pod, t)
+	return conn, c.explainForward(err, ns)
+}
+
+func (c *Cluster) explainAttach(err error, ns string) error {
+	var ue *tunnel.UpgradeError
+	if !errors.As(err, &ue) {
+		return c.explain(err, "reach the traffic-manager")
+	}
+	ue.Body = statusMessage(ue.Body)
+	return explainUpgrade(ue, ns)
+}
+
+func (c *Cluster) explainForward(err error, ns string) error {
+	var ue *tunnel.UpgradeError
+	var fe *httpstream.UpgradeFailureError
+	denied := false
+	switch {
+	case errors.As(err, &ue):
+		ue.Body = statusMessage(ue.Body)
+		denied = ue.Status == http.StatusForbidden || ue.Status == http.StatusUnauthorized
+	case errors.As(err, &fe):
+		denied = apierrors.IsForbidden(fe.Cause) || apierrors.IsUnauthorized(fe.Cause)
+		err = fe.Cause
+	default:
+		return c.explain(err, "reach the traffic-manager")
+	}
+	if denied {
+		return uerr.Wrap(err, uerr.Denied, fmt.Sprintf("you need the rights to get and create pods/portforward in namespace %s (chart value clientRbac.portForward)", ns), "the API server does not let you forward ports")
+	}
+	return uerr.Wrap(err, uerr.Cluster, "", "reach the traffic-manager")
+}
+
+// statusMessage is the message of a Kubernetes Status, or the text as it is if it is none.
+func statusMessage(body string) string {
+	var st metav1.Status
+	if json.Unmarshal([]byte(body), &st) == nil && st.Message != "" {
+		return st.Message
+	}
+	return body
+}
+
+// Obstructed says whether err, of Attach or of a handshake on a connection of Attach, may be the transport's fault, so that another
+// transport may do better. Who lacks a right, what does not run, another key than the pinned one and an API server that cannot be
+// reached are no faults of the transport.
+func Obstructed(err error) bool {
+	var ue *tunnel.UpgradeError
+	var strange tls.RecordHeaderError
+	var op *net.OpError
+	switch {
+	case errors.As(err, &ue):
+		return obstructed(ue)
+	case errors.As(err, &op) && op.Op == "dial":
+		return false
+	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE):
+		return true // something on the way ended a connection whose protocol it does not like
+	case errors.As(err, &strange), errors.Is(err, context.DeadlineExceeded):
+		return true
+	}
+	return false
+}
+
+func obstructed(e *tunnel.UpgradeError) bool {
+	switch e.Status {
+	case http.StatusForbidden, http.StatusUnauthorized, http.StatusNotFound:
+		return false
+	case http.StatusServiceUnavailable:
+		return !strings.Contains(e.Body, "no endpoints available") // no pod is ready
+	case http.StatusInternalServerError:
+		return !strings.Contains(e.Body, "connection refused") // the API server got there, and nobody listens
+	}
+	return true
+}
+
+// forward opens the port of a pod, as kubectl port-forward does, and asks there for the tunnel.
+func (c *Cluster) forward(ctx context.Context, ns, pod string, t Transport) (net.Conn, error) {
+	u, err := url.Parse(fmt.Sprintf("%s/api/v1/namespaces/%s/pods/%s/portforward", strings.TrimSuffix(c.Server, "/"), ns, pod))
+	if err != nil {
+		return nil, err
+	}
+	dial := c.forwardSPDY
+	if t == WebSocketForward {
+		dial = c.forwardWebSocket
+	}
+	raw, err := dial(ctx, u)
+	if err != nil {
+		return nil, err
+	}
+	port, err := openPort(raw, managerPort)
+	if err != nil {
+		_ = raw.Close()
+		return nil, fmt.Errorf("forward port %d of pod %s: %w", managerPort, pod, err)
+	}
+	rt := &http.Transport{DisableKeepAlives: true, DialContext: func(context.Context, string, string) (net.Conn, error) { return port, nil }}
+	conn, err := tunnel.Upgrade(ctx, rt, "http://"+managerName+"/attach")
+	if err != nil {
+		if f := port.failure(); f != nil {
+			err = f
+		}
+		_ = port.Close()
+		return nil, fmt.Errorf("forward port %d of pod %s: %w", managerPort, pod, err)
+	}
+	return conn, nil
+}
+
+// forwardSPDY has the API server switch to SPDY.
+func (c *Cluster) forwardSPDY(ctx context.Context, u *url.URL) (net.Conn, error) {
+	rt, err := c.attachTransport()
+	if err != nil {
+		return nil, err
+	}
+	req, err := http.NewRequest(http.MethodPost, u.String(), nil) //nolint:noctx // UpgradeTo sets it
+	if err != nil {
+		return nil, err
+	}
+	req.Header.Set(httpstream.HeaderProtocolVersion, portforward.PortForwardV1Name)
+	return tunnel.UpgradeTo(ctx, rt, req, "SPDY/3.1")
+}
+
+// forwardWebSocket is the same inside a WebSocket (KEP-4006).
+func (c *Cluster) forwardWebSocket(ctx context.Context, u *url.URL) (net.Conn, error) {
+	rt, holder, err := websocket.RoundTripperFor(c.config)
+	if err != nil {
+		return nil, err
+	}
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, u.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+	conn, err := websocket.Negotiate(rt, holder, req, portforward.WebsocketsSPDYTunnelingPortForwardV1)
+	if err != nil {
+		return nil, err
+	}
+	return clientforward.NewTunnelingConnection("doppel", conn), nil
+}
+
+// portConn is the data stream of a forwarded port. Only Close interrupts a Read or Write.
+type portConn struct {
+	*spdystream.Stream
+	raw  net.Conn
+	said chan error // what the kubelet says about the port, once
+}
+
+// openPort opens a stream for the kubelet's errors, then one for data (k8s.io/client-go/tools/portforward). It does not wait for
+// answers: a port that cannot be opened shows when it is used.
+func openPort(raw net.Conn, port int) (*portConn, error) {
+	conn, err := spdystream.NewConnection(raw, false)
+	if err != nil {
+		return nil, err
+	}
+	go conn.Serve(spdystream.NoOpStreamHandler) // ends with raw
+	open := func(kind string) (*spdystream.Stream, error) {
+		return conn.CreateStream(http.Header{
+			corev1.StreamType: {kind}, corev1.PortHeader: {strconv.Itoa(port)}, corev1.PortForwardRequestIDHeader: {"0"},
+		}, nil, false)
+	}
+	failures, err := open(corev1.StreamTypeError)
+	if err != nil {
+		return nil, err
+	}
+	data, err := open(corev1.StreamTypeData)
+	if err != nil {
+		return nil, err
+	}
+	p := &portConn{Stream: data, raw: raw, said: make(chan error, 1)}
+	go func() {
+		b, err := io.ReadAll(io.LimitReader(failures, maxFailure))
+		if len(b) > 0 {
+			err = errors.New(strings.TrimSpace(string(b)))
+		}
+		p.said <- err
+	}()
+	return p, nil
+}
+
+// maxFailure is how much the kubelet may say about a port, in bytes; it comes on a stream of its own, failureDelay later at most.
+const (
+	maxFailure   = 1024
+	failureDelay = 200 * time.Millisecond
+)
+
+// failure is what the kubelet has said about the port, or nil.
+func (p *portConn) failure() error {
+	select {
+	case err := <-p.said:
+		return err
+	case <-time.After(failureDelay):
+		return nil
+	}
+}
+
+// Close ends the whole forward; closing the stream alone would leave its connection.
+func (p *portConn) Close() error { return p.raw.Close() }
