@@ -11,6 +11,7 @@ import (
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 )
@@ -129,11 +130,11 @@ func TestBadInputWithManager(t *testing.T) {
 	for _, b := range []badEnd{
 		{"no port", intercept("dataprocessingservice"), 2, "no port", "-p 8080"},
 		{"port is no number", intercept("dataprocessingservice", "-p", "http"), 2, "LOCAL[:REMOTE]", ""},
-		{"unknown workload", intercept("nosuch", "-p", "3000"), 1, `no Deployment "nosuch"`, "doppel list"},
+		{"unknown workload", intercept("nosuch", "-p", "3000"), 1, `no workload "nosuch"`, "doppel list"},
 		{"unknown namespace", intercept("dataprocessingservice", "-p", "3000", "-n", "nosuch"), 1, "no namespace nosuch", "get ns"},
 		{"unknown port", intercept("dataprocessingservice", "-p", "3000:4711"), 1, `"4711"; there is 3000 (http)`, "-p LOCAL:REMOTE"},
-		{"no service and no port", intercept("lonely", "-p", "3000"), 1, "no TCP port", "containerPort"},
-		{"cannot be rolled", intercept("recreate", "-p", "3000"), 5, "Recreate", ""},
+		{"no service and no port", intercept("lonely", "-p", "3000"), 1, "no port: no service", "containerPort"},
+		{"cannot be rolled", intercept("recreate", "-p", "3000"), 5, "Recreate", "--recreate"},
 		{"unknown intercept", []string{"doppel", "leave", "nosuch"}, 1, `no intercept "nosuch"`, "doppel list"},
 		{"another namespace", []string{"doppel", "connect", "-n", "default"}, 1, "connected already", "doppel quit"},
 	} {
@@ -152,6 +153,45 @@ func TestBadInputWithManager(t *testing.T) {
 		}
 		other.run(t, "doppel", "quit", "-s")
 		l.run(t, "doppel", "leave", "dataprocessingservice")
+	})
+
+	t.Run("pod security", func(t *testing.T) {
+		c.deployment(t, ns, "unnamed", []corev1.ContainerPort{{ContainerPort: 8080}}, nil)
+		label := func(ctx context.Context, value string) {
+			patch := fmt.Appendf(nil, `{"metadata":{"labels":{"pod-security.kubernetes.io/enforce":%s}}}`, value)
+			if _, err := c.core.CoreV1().Namespaces().Patch(ctx, ns, types.MergePatchType, patch, metav1.PatchOptions{}); err != nil {
+				t.Error(err)
+			}
+		}
+		label(t.Context(), `"baseline"`)
+		defer label(context.Background(), "null")
+		badEnd{"", intercept("unnamed", "-p", "3009"), 5, "pod security standard of namespace " + ns + " (baseline)", "targetPort"}.check(t, l)
+	})
+
+	t.Run("quota", func(t *testing.T) { // neither a Deployment nor a StatefulSet, which has no condition for it, waits in vain
+		c.statefulSet(t, ns, "db", 2)
+		q := &corev1.ResourceQuota{ObjectMeta: metav1.ObjectMeta{Name: "tight"}, Spec: corev1.ResourceQuotaSpec{Hard: corev1.ResourceList{corev1.ResourceLimitsCPU: resource.MustParse("1")}}}
+		if _, err := c.core.CoreV1().ResourceQuotas(ns).Create(t.Context(), q, metav1.CreateOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		remove := func(ctx context.Context) error {
+			return c.core.CoreV1().ResourceQuotas(ns).Delete(ctx, q.Name, metav1.DeleteOptions{})
+		}
+		t.Cleanup(func() { _ = remove(context.Background()) })
+		eventually(t, 10*time.Second, func() error { // the quota controller has counted
+			got, err := c.core.CoreV1().ResourceQuotas(ns).Get(t.Context(), q.Name, metav1.GetOptions{})
+			if err == nil && len(got.Status.Hard) == 0 {
+				err = errors.New("no status yet")
+			}
+			return err
+		})
+		for _, name := range []string{"verylargedatastore", "db"} {
+			badEnd{"", intercept(name, "-p", "3009"), 5, "must specify limits.cpu", "get pods"}.check(t, l)
+		}
+		if err := remove(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		c.available(t, ns, "verylargedatastore")
 	})
 
 	t.Run("webhook unreachable", func(t *testing.T) {
@@ -226,6 +266,26 @@ func (c *cluster) deployment(t *testing.T, ns, name string, ports []corev1.Conta
 		t.Fatal(err)
 	}
 	c.available(t, ns, name)
+}
+
+// statefulSet creates one of the sample's data store and waits until its pods are ready.
+func (c *cluster) statefulSet(t *testing.T, ns, name string, replicas int32) {
+	t.Helper()
+	labels := map[string]string{"app": name}
+	s := &appsv1.StatefulSet{ObjectMeta: metav1.ObjectMeta{Name: name}, Spec: appsv1.StatefulSetSpec{
+		Replicas: &replicas, Selector: &metav1.LabelSelector{MatchLabels: labels}, PodManagementPolicy: appsv1.ParallelPodManagement,
+		Template: corev1.PodTemplateSpec{ObjectMeta: metav1.ObjectMeta{Labels: labels}, Spec: corev1.PodSpec{Containers: []corev1.Container{{
+			Name: "app", Image: "ghcr.io/doppel-dev/colors:0.1.0-dev", Args: []string{"verylargedatastore"}, Ports: []corev1.ContainerPort{{Name: "http", ContainerPort: 8080}},
+		}}}},
+	}}
+	c.create(t, ns, s)
+	eventually(t, time.Minute, func() error {
+		got, err := c.core.AppsV1().StatefulSets(ns).Get(t.Context(), name, metav1.GetOptions{})
+		if err == nil && got.Status.ReadyReplicas != replicas {
+			err = fmt.Errorf("%d pods of %s are ready", got.Status.ReadyReplicas, name)
+		}
+		return err
+	})
 }
 
 // breakWebhook lets the API server call a port that nobody listens on, until the test ends.

@@ -71,6 +71,11 @@ func attacks() []attack {
 			_, err := w.manager.of(kind).Create(ctx, object(kind, w.alice), metav1.CreateOptions{})
 			return err
 		}},
+		{name: "take over without the right", kinds: []string{"Intercept"}, want: "right to takeover", run: func(ctx context.Context, w *policyWorld, kind string, _ *unstructured.Unstructured) error {
+			return create(ctx, w.bob, kind, func(o *unstructured.Unstructured) {
+				_ = unstructured.SetNestedField(o.Object, true, "spec", "takeover")
+			})
+		}},
 		{name: "create in another's name by apply", want: "must be the name", run: func(ctx context.Context, w *policyWorld, kind string, _ *unstructured.Unstructured) error {
 			o := object(kind, w.alice)
 			o.SetGenerateName("")

@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -61,6 +62,25 @@ func TestTeam(t *testing.T) {
 	louise.run(t, "doppel", "leave", "dataprocessingservice")
 	if got := ask("http1", "louise", "mary", "nobody"); got != "green orange green" {
 		t.Errorf("after one has left: %s", got)
+	}
+
+	// Whose intercept is ended by somebody is told by whom.
+	louise.run(t, "doppel", "intercept", "dataprocessingservice", "-p", "3000", "--http-match=blog-demo-id=mary", "--takeover")
+	if got := ask("http1", "louise", "mary", "nobody"); got != "green blue green" {
+		t.Errorf("after a takeover: %s", got)
+	}
+	want(t, mary.run(t, "doppel", "status"), "intercept dataprocessingservice has ended: port 3000 of dataprocessingservice was taken over by admin at ")
+	mary.run(t, "doppel", "intercept", "dataprocessingservice", "-p", "3000", "--http-match=blog-demo-id=jean")
+	if err := c.core.Discovery().RESTClient().Delete().AbsPath("/apis/doppel.dev/v1alpha1/namespaces/" + ns + "/intercepts").Do(t.Context()).Error(); err != nil {
+		t.Fatal(err)
+	}
+	for _, l := range []*laptop{louise, mary} {
+		eventually(t, 5*time.Second, func() error {
+			if out := l.run(t, "doppel", "status"); !strings.Contains(out, "intercept dataprocessingservice has ended: it was removed in the cluster at ") {
+				return errors.New(out)
+			}
+			return nil
+		})
 	}
 	mary.run(t, "doppel", "quit", "-s")
 	if got := ask("http1", "louise", "mary", "nobody"); got != "green green green" {

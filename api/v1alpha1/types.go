@@ -125,6 +125,8 @@ type InterceptSpec struct {
 	Container string `json:"container,omitempty"`
 	// Recreate accepts that the workload is interrupted while its pods are replaced, where that cannot be done otherwise.
 	Recreate bool `json:"recreate,omitempty"`
+	// Takeover ends intercepts of others that are in the way. Its creator needs the right to takeover intercepts.
+	Takeover bool `json:"takeover,omitempty"`
 	// HTTP narrows the intercept to HTTP requests that match; without it all connections are taken.
 	HTTP *HTTPMatch `json:"http,omitempty"`
 	// Target is where on the laptop the traffic ends (host:port), for people to read.

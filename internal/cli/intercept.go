@@ -52,6 +52,7 @@ specific match wins; one that would leave it open who gets a request is refused 
 	f.StringVar(&req.Service, "service", "", "the service, if several lead to the workload")
 	f.StringVar(&req.Container, "container", "", "the container, if several have such a port")
 	m.register(f)
+	f.BoolVar(&req.Takeover, "takeover", false, "end intercepts of others that are in the way (needs the right to takeover intercepts)")
 	f.BoolVar(&req.Recreate, "recreate", false, "replace the workload's pods even if that interrupts it for a moment")
 	useFlag(f, &req.Use, "the only one")
 	f.DurationVar(&req.Timeout, "timeout", cmp.Or(time.Duration(a.config.Intercept.Timeout), defaultInterceptTimeout), "how long it may take to become active")

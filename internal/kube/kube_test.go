@@ -517,7 +517,8 @@ func TestKindOf(t *testing.T) {
 	db := &appsv1.StatefulSet{}
 	s := newAPIServer(t, map[string]any{
 		"GET " + deployments + "/web": ptr(deployment("web")), "GET " + statefulSets + "/db": db, "GET " + statefulSets + "/web": db,
-		"GET " + daemonSets + "/db": forbidden(), // one who may not see a kind has none of it
+		"GET /api/v1/namespaces/shop": &corev1.Namespace{},
+		"GET " + daemonSets + "/db":   forbidden(), // one who may not see a kind has none of it
 	})
 	if kind, err := s.c.KindOf(t.Context(), "shop", "db"); err != nil || kind != "StatefulSet" {
 		t.Errorf("%s, %v", kind, err)
@@ -527,6 +528,8 @@ func TestKindOf(t *testing.T) {
 	denied := newAPIServer(t, map[string]any{"GET " + deployments + "/web": forbidden()})
 	_, err = denied.c.KindOf(t.Context(), "shop", "web")
 	wantError(t, err, uerr.Denied, "look for web", "administrator")
+	_, err = s.c.KindOf(t.Context(), "elsewhere", "web")
+	wantError(t, err, uerr.NotFound, "no namespace elsewhere", "kubectl get ns")
 	_, err = s.c.KindOf(t.Context(), "shop", "nope")
 	wantError(t, err, uerr.NotFound, `no workload "nope" in namespace shop`, "doppel list -n shop")
 }

@@ -175,6 +175,9 @@ func (c *Cluster) KindOf(ctx context.Context, ns, name string) (kind string, err
 	case len(found) == 0 && denied != nil:
 		return "", c.explain(denied, "look for "+name)
 	case len(found) == 0:
+		if _, err := c.core.CoreV1().Namespaces().Get(ctx, ns, metav1.GetOptions{}); apierrors.IsNotFound(err) {
+			return "", uerr.Wrap(err, uerr.NotFound, "look at the namespaces with: kubectl get ns", "no namespace %s", ns)
+		}
 		return "", uerr.New(uerr.NotFound, "see what there is with: doppel list -n "+ns, "no workload %q in namespace %s", name, ns)
 	case len(found) == 1:
 		return found[0], nil

@@ -187,6 +187,7 @@ type InterceptRequest struct {
 	Service   string        `json:"service,omitempty"`
 	Container string        `json:"container,omitempty"`
 	Match     match.Rule    `json:"match,omitzero"`     // which HTTP requests; zero: all connections
+	Takeover  bool          `json:"takeover,omitempty"` // end intercepts of others that are in the way
 	Recreate  bool          `json:"recreate,omitempty"` // replace pods although that interrupts the workload
 	Timeout   time.Duration `json:"timeout,omitempty"`
 }

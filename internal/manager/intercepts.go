@@ -16,6 +16,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 
 	"github.com/doppel-dev/doppel/api/v1alpha1"
+	"github.com/doppel-dev/doppel/internal/agentcfg"
 	"github.com/doppel-dev/doppel/internal/inject"
 	"github.com/doppel-dev/doppel/internal/kinds"
 	"github.com/doppel-dev/doppel/internal/match"
@@ -43,7 +44,8 @@ type interceptReconciler struct {
 type restart struct {
 	workload workloadKey
 	old      map[types.UID]bool // the pods that it is to replace
-	done     bool               // the intercept has been active since: pods that come up without an agent later are worth another
+	at       time.Time
+	done     bool // the intercept has been active since: pods that come up without an agent later are worth another
 }
 
 // problem is a reason for which an intercept can never become active.
@@ -167,6 +169,11 @@ func (r *interceptReconciler) engage(ctx context.Context, in *v1alpha1.Intercept
 func (r *interceptReconciler) progress(ctx context.Context, in *v1alpha1.Intercept, w *workload, port inject.Taken, st v1alpha1.InterceptStatus) (v1alpha1.InterceptStatus, error) {
 	re, restarted := r.restarted[in.UID]
 	restarted = restarted && !re.done
+	if restarted {
+		if err := r.m.failedCreate(ctx, w, re.at); err != nil {
+			return st, err
+		}
+	}
 	view := w.view(string(port.Protocol), port.ContainerPort, re.old, func(pod types.UID) bool { return r.m.agents.serves(pod, in.UID) })
 	st.Agents = int32(view.serving)
 	for i := range w.pods {
@@ -188,12 +195,15 @@ func (r *interceptReconciler) progress(ctx context.Context, in *v1alpha1.Interce
 		if reason, msg := w.cannotReplace(port, in.Spec.Recreate); msg != "" {
 			return st, fail(reason, "%s", msg)
 		}
+		if err := r.admits(ctx, w, port); err != nil {
+			return st, err
+		}
 		if w.How == kinds.ByController {
 			if err := w.restart(ctx, r.m.ctrl.GetClient()); err != nil {
 				return st, fail("RestartRefused", "the workload could not be restarted: %v", err)
 			}
 		}
-		r.restarted[in.UID] = restart{workload: w.key, old: w.withoutAgent(string(port.Protocol), port.ContainerPort)}
+		r.restarted[in.UID] = restart{workload: w.key, at: time.Now(), old: w.withoutAgent(string(port.Protocol), port.ContainerPort)}
 		st.Message = "restarting the workload to install the traffic-agent"
 	case view.missing > 0:
 		return st, fail("NotInjected", "pod %s came up without a traffic-agent: the API server did not reach the agent-injector webhook", view.missingPod)
@@ -215,6 +225,21 @@ func (r *interceptReconciler) progress(ctx context.Context, in *v1alpha1.Interce
 		}
 	}
 	return st, nil
+}
+
+// admits refuses, before anything is restarted, pods that the namespace would not let in (Pod Security Admission, KEP-2579).
+func (r *interceptReconciler) admits(ctx context.Context, w *workload, port inject.Taken) error {
+	if port.Way != agentcfg.ByRedirect {
+		return nil
+	}
+	var ns corev1.Namespace
+	if err := r.m.ctrl.GetAPIReader().Get(ctx, client.ObjectKey{Name: w.key.Namespace}, &ns); err != nil {
+		return client.IgnoreNotFound(err)
+	}
+	if level := ns.Labels["pod-security.kubernetes.io/enforce"]; level == "baseline" || level == "restricted" {
+		return fail("PodSecurity", "port %d has to be redirected by a container with NET_ADMIN, which the pod security standard of namespace %s (%s) does not let in", port.ContainerPort, ns.Name, level)
+	}
+	return nil
 }
 
 // conflict refuses a port that an older intercept of the same workload holds, or requests of it that both would take; the answer names the holder.
@@ -239,6 +264,10 @@ func (r *interceptReconciler) conflict(ctx context.Context, in *v1alpha1.Interce
 		}
 		holder := fmt.Sprintf("port %d of %s is intercepted%s by %s (intercept %s since %s)", port.ContainerPort, in.Spec.Workload.Name, what, o.Spec.User, o.Spec.Name, o.CreationTimestamp.Format(time.TimeOnly))
 		switch {
+		case in.Spec.Takeover:
+			if err := r.takeOver(ctx, o, in, port); err != nil {
+				return "", err
+			}
 		case r.m.laptops.tunnel(types.UID(o.Spec.Session)) != nil:
 			return "", fail("PortHeld", "%s", holder)
 		case o.Spec.User == in.Spec.User:
@@ -252,6 +281,17 @@ func (r *interceptReconciler) conflict(ctx context.Context, in *v1alpha1.Interce
 		}
 	}
 	return "", nil
+}
+
+// takeOver ends an intercept for another one. It stays as an object, which tells its laptop why.
+func (r *interceptReconciler) takeOver(ctx context.Context, o, by *v1alpha1.Intercept, port inject.Taken) error {
+	r.m.cfg.Log.Info("intercept is taken over", "intercept", o.Namespace+"/"+o.Name, "user", o.Spec.User, "by", by.Spec.User)
+	r.m.engaged.remove(o.UID)
+	st := v1alpha1.InterceptStatus{
+		State: v1alpha1.InterceptFailed, Reason: "TakenOver", Ports: o.Status.Ports, Container: o.Status.Container,
+		Message: fmt.Sprintf("port %d of %s was taken over by %s at %s", port.ContainerPort, o.Spec.Workload.Name, by.Spec.User, time.Now().Format(time.TimeOnly)),
+	}
+	return r.writeStatus(ctx, o, st)
 }
 
 // takes says whether an intercept has the port. What is engaged is known here before the cache has the status that says so.
@@ -280,7 +320,7 @@ func (r *interceptReconciler) gone(ctx context.Context, name types.NamespacedNam
 	}
 	r.m.engaged.remove(uid)
 	if re, ok := r.restarted[uid]; ok {
-		if err := r.heal(ctx, re.workload); err != nil {
+		if err := r.heal(ctx, re); err != nil {
 			return err // and look again
 		}
 	}
@@ -290,7 +330,8 @@ func (r *interceptReconciler) gone(ctx context.Context, name types.NamespacedNam
 }
 
 // heal restarts a workload whose agents could not start, once nobody intercepts it any more: its pods then come up without them.
-func (r *interceptReconciler) heal(ctx context.Context, key workloadKey) error {
+func (r *interceptReconciler) heal(ctx context.Context, re restart) error {
+	key := re.workload
 	if len(r.m.engaged.of(key)) > 0 {
 		return nil
 	}
@@ -298,6 +339,9 @@ func (r *interceptReconciler) heal(ctx context.Context, key workloadKey) error {
 	var p *problem
 	if errors.As(err, &p) {
 		return nil // the workload is gone too
+	}
+	if err == nil {
+		err = r.m.failedCreate(ctx, w, re.at)
 	}
 	if err != nil {
 		return err

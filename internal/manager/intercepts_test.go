@@ -409,6 +409,8 @@ func TestConflict(t *testing.T) {
 		change func(*v1alpha1.Intercept) // of the older one, which is eve's
 		away   bool                      // eve's laptop
 		mine   *v1alpha1.HTTPMatch
+		take   bool // mine is to take over
+		taken  bool // and has
 		state  v1alpha1.InterceptState
 		reason string
 		msg    string
@@ -421,6 +423,8 @@ func TestConflict(t *testing.T) {
 		"failed":               {change: func(in *v1alpha1.Intercept) { in.Status.State = v1alpha1.InterceptFailed }, state: v1alpha1.InterceptActive},
 		"younger":              {change: func(in *v1alpha1.Intercept) { in.CreationTimestamp = metav1.NewTime(time.Now().Add(time.Hour)) }, state: v1alpha1.InterceptActive},
 		"another namespace":    {change: func(in *v1alpha1.Intercept) { in.Namespace = "other" }, state: v1alpha1.InterceptActive},
+		"taken over":           {take: true, state: v1alpha1.InterceptActive, taken: true},
+		"no need to take over": {take: true, change: func(in *v1alpha1.Intercept) { in.Spec.HTTP = byUser("eve") }, mine: byUser("ada"), state: v1alpha1.InterceptActive},
 		"her laptop is away":   {away: true, state: v1alpha1.InterceptPending, msg: "waiting for the end of its session"},
 		"my other laptop away": {away: true, change: func(in *v1alpha1.Intercept) { in.Spec.User = "ada" }, state: v1alpha1.InterceptActive, evicts: true},
 		"other requests":       {change: func(in *v1alpha1.Intercept) { in.Spec.HTTP = byUser("eve") }, mine: byUser("ada"), state: v1alpha1.InterceptActive},
@@ -440,7 +444,7 @@ func TestConflict(t *testing.T) {
 			}
 			st := older.Status
 			mine := intercept("in-1", "ada", "mine")
-			mine.Spec.HTTP = tt.mine
+			mine.Spec.HTTP, mine.Spec.Takeover = tt.mine, tt.take
 			r := newReconciler(t, older, mine, session("hers", "eve", "k2"))
 			older.Status = st
 			r.must(r.kc.Status().Update(t.Context(), older))
@@ -453,6 +457,9 @@ func TestConflict(t *testing.T) {
 			wantStatus(t, name, got, tt.state, tt.reason, tt.msg)
 			if gone := !r.world.get(older); gone != tt.evicts {
 				t.Errorf("the older one is gone: %v", gone)
+			}
+			if got := older.Status; (got.Reason == "TakenOver") != tt.taken || tt.taken && !strings.Contains(got.Message, "port 8080 of web was taken over by ada at ") {
+				t.Errorf("the older one was told %+v", got)
 			}
 		})
 	}

@@ -70,6 +70,24 @@ func (m *Manager) loadWorkload(ctx context.Context, ns string, ref v1alpha1.Work
 	return w, err
 }
 
+// failedCreate finds out why the controller of a set cannot create pods since a restart: other than a Deployment, it says so by events only.
+func (m *Manager) failedCreate(ctx context.Context, w *workload, since time.Time) error {
+	if w.Kind != kinds.StatefulSet && w.Kind != kinds.DaemonSet {
+		return nil
+	}
+	var list corev1.EventList
+	of := client.MatchingFields{"involvedObject.uid": string(w.Object.GetUID()), "reason": "FailedCreate"}
+	if err := m.ctrl.GetAPIReader().List(ctx, &list, client.InNamespace(w.key.Namespace), of); err != nil {
+		return err
+	}
+	for _, e := range list.Items {
+		if !e.LastTimestamp.Time.Before(since.Truncate(time.Second)) { // events know whole seconds
+			w.Failure = e.Message
+		}
+	}
+	return nil
+}
+
 // podsOf lists a workload's pods, but for those that have ended.
 func (m *Manager) podsOf(ctx context.Context, w *kinds.Info) ([]corev1.Pod, error) {
 	if p, ok := w.Object.(*corev1.Pod); ok {

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
 	"slices"
@@ -46,6 +47,7 @@ type intercepts struct {
 	states   map[string]control.Intercept // by UID, as the manager last said
 	change   chan struct{}                // closed when states is replaced
 	problems []string                     // what the manager says is wrong with itself
+	lost     map[string]string            // by name: why an intercept ended that nobody here left
 }
 
 // intercept is one intercept of ours. Its fields are constant; object is replaced as a whole under the set's lock. Until it has been
@@ -54,10 +56,11 @@ type intercept struct {
 	name   string
 	target netip.AddrPort
 	object *v1alpha1.Intercept
+	active bool // has been; guarded by the set's lock
 }
 
 func newIntercepts(s *session) *intercepts {
-	return &intercepts{s: s, byName: map[string]*intercept{}, states: map[string]control.Intercept{}, change: make(chan struct{})}
+	return &intercepts{s: s, byName: map[string]*intercept{}, lost: map[string]string{}, states: map[string]control.Intercept{}, change: make(chan struct{})}
 }
 
 // create makes an intercept and waits until it is active. Whatever ends the wait otherwise removes what was created.
@@ -99,6 +102,9 @@ func (x *intercepts) establish(ctx context.Context, in *intercept, timeout time.
 		x.mend(st)
 		return localapi.Intercept{}, err
 	}
+	x.mu.Lock()
+	in.active = true
+	x.mu.Unlock()
 	return x.view(in, st), nil
 }
 
@@ -130,7 +136,7 @@ func (x *intercepts) plan(req localapi.InterceptRequest) (v1alpha1.InterceptSpec
 	return v1alpha1.InterceptSpec{
 		User: x.s.user, Session: x.s.uid(), Name: req.Name,
 		Port: remote, Service: req.Service, Container: req.Container, HTTP: v1alpha1.NewHTTPMatch(req.Match), Target: target.String(),
-		Recreate: req.Recreate,
+		Recreate: req.Recreate, Takeover: req.Takeover,
 	}, target, nil
 }
 
@@ -161,6 +167,7 @@ func (x *intercepts) reserve(in *intercept) error {
 		}
 	}
 	x.byName[in.name] = in
+	delete(x.lost, in.name)
 	return nil
 }
 
@@ -234,10 +241,12 @@ func hintFor(in control.Intercept) string {
 		return "name the port with -p LOCAL:REMOTE"
 	case "Gap":
 		return "replace them all the same with: --recreate"
+	case "PodSecurity":
+		return "give the container port a name and let every Service say that name in targetPort: it is then taken without a privilege"
 	case "Owned":
 		return "intercept that: see doppel list -n " + in.Namespace
 	case "PortHeld":
-		return "take other requests (--http-match), talk to them, or wait until they leave; see: doppel list -n " + in.Namespace
+		return "take other requests (--http-match), talk to them, or end theirs with --takeover if you may; see: doppel list -n " + in.Namespace
 	case "NotInjected":
 		return "can the API server reach the traffic-manager's pod on port 10250? (firewalls of private clusters)"
 	case "AgentNotStarted":
@@ -249,7 +258,9 @@ func hintFor(in control.Intercept) string {
 // discard removes an intercept, also when the caller is gone.
 func (x *intercepts) discard(in *intercept) {
 	x.mu.Lock()
-	delete(x.byName, in.name)
+	if x.byName[in.name] == in {
+		delete(x.byName, in.name)
+	}
 	o := in.object
 	x.mu.Unlock()
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
@@ -278,8 +289,13 @@ func (x *intercepts) leave(ctx context.Context, name string) error {
 		x.mu.Unlock()
 		return uerr.New(uerr.Conflict, "interrupt that command, or wait for it", "intercept %s is just being created", name)
 	}
+	why, lost := x.lost[name]
+	delete(x.lost, name)
 	delete(x.byName, name) // from now on the app in the cluster answers
 	x.mu.Unlock()
+	if lost {
+		return uerr.New(uerr.Conflict, "nothing is left to do", "intercept %s had ended already: %s", name, why)
+	}
 	if in == nil {
 		return uerr.New(uerr.NotFound, "see your intercepts with: doppel list -i", "no intercept %q of yours", name)
 	}
@@ -353,7 +369,7 @@ func (x *intercepts) resume(ctx context.Context, session string) {
 	}
 }
 
-// update takes the manager's word on all our intercepts. One that somebody deleted in the cluster is forgotten here too.
+// update takes the manager's word on all our intercepts. One that somebody has ended is forgotten here too, but for the reason.
 func (x *intercepts) update(m control.Intercepts) {
 	states := make(map[string]control.Intercept, len(m.Items))
 	for _, i := range m.Items {
@@ -362,12 +378,21 @@ func (x *intercepts) update(m control.Intercepts) {
 	x.mu.Lock()
 	for name, in := range x.byName {
 		uid := string(in.object.UID)
-		if _, had := x.states[uid]; had {
-			if _, has := states[uid]; !has && in.object.Spec.Session == string(x.s.uid()) {
-				x.s.log.Warn("intercept was removed in the cluster", "intercept", name)
-				delete(x.byName, name)
-			}
+		_, had := x.states[uid]
+		st, has := states[uid]
+		why := ""
+		switch {
+		case had && !has && in.object.Spec.Session == string(x.s.uid()):
+			why = "it was removed in the cluster at " + time.Now().Format(time.TimeOnly)
+		case in.active && st.State == string(v1alpha1.InterceptFailed):
+			why = st.Message
+			go x.discard(&intercept{name: name, object: in.object})
+		default:
+			continue
 		}
+		x.s.log.Warn("intercept ended", "intercept", name, "why", why)
+		x.lost[name] = why
+		delete(x.byName, name)
 	}
 	x.states, x.problems = states, m.Problems
 	close(x.change)
@@ -418,7 +443,11 @@ func (x *intercepts) all() ([]localapi.Intercept, []string) {
 		out = append(out, x.view(in, x.states[string(in.object.UID)]))
 	}
 	slices.SortFunc(out, func(a, b localapi.Intercept) int { return cmp.Compare(a.Name, b.Name) })
-	return out, x.problems
+	problems := slices.Clone(x.problems)
+	for _, name := range slices.Sorted(maps.Keys(x.lost)) {
+		problems = append(problems, fmt.Sprintf("intercept %s has ended: %s", name, x.lost[name]))
+	}
+	return out, problems
 }
 
 func (x *intercepts) view(in *intercept, st control.Intercept) localapi.Intercept {

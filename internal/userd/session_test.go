@@ -607,6 +607,43 @@ func TestRejected(t *testing.T) {
 	}
 }
 
+// An intercept that somebody ends is told of, until its name is used again or it is left.
+func TestInterceptEnded(t *testing.T) {
+	for name, tt := range map[string]struct {
+		then func(*cluster)
+		why  string
+	}{
+		"taken over": {func(c *cluster) {
+			c.say("intercepts-2", "Failed", "TakenOver", "port 8080 of web was taken over by mary")
+		}, "port 8080 of web was taken over by mary"},
+		"deleted": {func(c *cluster) {
+			c.set(func() { delete(c.states, "intercepts-2"); delete(c.intercepts, "intercepts-2") })
+		}, "it was removed in the cluster at "},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := newCluster(t)
+			s := c.connect()
+			done := create(t.Context(), s, localapi.InterceptRequest{Name: "web", Port: "3000"})
+			c.until("it was created", func() bool { c.mu.Lock(); defer c.mu.Unlock(); return c.count == 2 })
+			c.say("intercepts-2", "Active", "", "")
+			if o := <-done; o.err != nil {
+				t.Fatal(o.err)
+			}
+			tt.then(c)
+			var problems []string
+			c.until("status tells", func() bool { st, _ := s.status(); problems = st.Problems; return len(problems) > 0 })
+			if want := "intercept web has ended: " + tt.why; !strings.HasPrefix(problems[0], want) {
+				t.Errorf("told %q", problems)
+			}
+			c.until("the object is gone", func() bool { return c.names() == "sessions-1" })
+			wantError(t, s.intercepts.leave(t.Context(), "web"), uerr.Conflict, "intercept web had ended already: "+tt.why, "nothing is left to do")
+			if st, _ := s.status(); len(st.Problems) != 0 {
+				t.Errorf("still told %q", st.Problems)
+			}
+		})
+	}
+}
+
 // Ending removes the objects, intercepts first.
 func TestClose(t *testing.T) {
 	c := newCluster(t)
