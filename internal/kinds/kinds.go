@@ -139,6 +139,17 @@ func New(kind string) metav1.Object {
 	return nil
 }
 
+// APIVersion is the group and version of the workload's kind.
+func (i *Info) APIVersion() string {
+	switch i.Kind {
+	case Pod:
+		return corev1.SchemeGroupVersion.String()
+	case Job, CronJob:
+		return batchv1.SchemeGroupVersion.String()
+	}
+	return appsv1.SchemeGroupVersion.String()
+}
+
 // Name is the workload's kind and name.
 func (i *Info) Name() string { return i.Kind + " " + i.Object.GetName() }
 

@@ -57,7 +57,7 @@ func (w *watchers) notify() {
 
 // setupControllers registers the reconcilers.
 func (m *Manager) setupControllers(context.Context) error {
-	r := &interceptReconciler{m: m, restarted: map[types.UID]restart{}, names: map[types.NamespacedName]types.UID{}}
+	r := &interceptReconciler{m: m, restarted: map[types.UID]restart{}, inForce: map[types.UID]record{}, names: map[types.NamespacedName]types.UID{}}
 	return builder.ControllerManagedBy(m.ctrl).
 		Named("intercepts").
 		For(&v1alpha1.Intercept{}).

@@ -36,6 +36,8 @@ type interceptReconciler struct {
 	m *Manager
 	// restarted remembers for which intercepts a restart was asked for, so that a missed injection is noticed and not repeated for ever.
 	restarted map[types.UID]restart
+	// inForce remembers what has to be said when an intercept ends.
+	inForce map[types.UID]record
 	// names finds the UID of an intercept that is gone.
 	names map[types.NamespacedName]types.UID
 }
@@ -94,6 +96,7 @@ func (r *interceptReconciler) Reconcile(ctx context.Context, req reconcile.Reque
 	if errors.As(err, &p) {
 		st = v1alpha1.InterceptStatus{State: v1alpha1.InterceptFailed, Reason: p.reason, Message: p.msg, Ports: st.Ports, Container: st.Container, Replace: st.Replace}
 		r.m.engaged.remove(in.UID)
+		r.ended(ctx, in.UID)
 	} else if err != nil {
 		return reconcile.Result{}, err
 	}
@@ -162,7 +165,12 @@ func (r *interceptReconciler) engage(ctx context.Context, in *v1alpha1.Intercept
 	r.m.engaged.set(engagement{
 		UID: in.UID, Session: types.UID(in.Spec.Session), Workload: w.key, Protocol: string(port.Protocol), Port: port.ContainerPort, Match: m.Rule(), Egress: egress,
 	})
-	return r.progress(ctx, in, w, port, st)
+	st, err = r.progress(ctx, in, w, port, st)
+	if _, told := r.inForce[in.UID]; err == nil && st.State == v1alpha1.InterceptActive && !told {
+		r.inForce[in.UID] = newRecord(in, sess, w, port)
+		r.m.tell(ctx, in.UID, r.inForce[in.UID], eventBegan)
+	}
+	return st, err
 }
 
 // progress has the workload's pods replaced if they lack the agent, and otherwise counts the agents that know the intercept.
@@ -287,6 +295,7 @@ func (r *interceptReconciler) conflict(ctx context.Context, in *v1alpha1.Interce
 func (r *interceptReconciler) takeOver(ctx context.Context, o, by *v1alpha1.Intercept, port inject.Taken) error {
 	r.m.cfg.Log.Info("intercept is taken over", "intercept", o.Namespace+"/"+o.Name, "user", o.Spec.User, "by", by.Spec.User)
 	r.m.engaged.remove(o.UID)
+	r.ended(ctx, o.UID)
 	st := v1alpha1.InterceptStatus{
 		State: v1alpha1.InterceptFailed, Reason: "TakenOver", Ports: o.Status.Ports, Container: o.Status.Container,
 		Message: fmt.Sprintf("port %d of %s was taken over by %s at %s", port.ContainerPort, o.Spec.Workload.Name, by.Spec.User, time.Now().Format(time.TimeOnly)),
@@ -319,6 +328,7 @@ func (r *interceptReconciler) gone(ctx context.Context, name types.NamespacedNam
 		return nil
 	}
 	r.m.engaged.remove(uid)
+	r.ended(ctx, uid)
 	if re, ok := r.restarted[uid]; ok {
 		if err := r.heal(ctx, re); err != nil {
 			return err // and look again
@@ -327,6 +337,14 @@ func (r *interceptReconciler) gone(ctx context.Context, name types.NamespacedNam
 	delete(r.restarted, uid)
 	delete(r.names, name)
 	return nil
+}
+
+// ended tells of the end of an intercept that was in force.
+func (r *interceptReconciler) ended(ctx context.Context, uid types.UID) {
+	if rec, ok := r.inForce[uid]; ok {
+		delete(r.inForce, uid)
+		r.m.tell(ctx, uid, rec, eventEnded)
+	}
 }
 
 // heal restarts a workload whose agents could not start, once nobody intercepts it any more: its pods then come up without them.

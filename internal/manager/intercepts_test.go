@@ -36,7 +36,7 @@ func newReconciler(t *testing.T, objs ...client.Object) *reconciler {
 	objs = append(objs, rs, webDeployment(), webService(), session("mine", "ada", "k"))
 	w := newWorld(t, objs...)
 	w.laptops.tunnels["mine"] = &mux.Session{}
-	return &reconciler{w, &interceptReconciler{m: w.Manager, restarted: map[types.UID]restart{}, names: map[types.NamespacedName]types.UID{}}}
+	return &reconciler{w, &interceptReconciler{m: w.Manager, restarted: map[types.UID]restart{}, inForce: map[types.UID]record{}, names: map[types.NamespacedName]types.UID{}}}
 }
 
 // look reconciles an intercept and returns its status, and when it is looked at again.
@@ -131,6 +131,20 @@ func TestIntercept(t *testing.T) {
 		t.Errorf("%d agents, looked at again after %s, %d restarts", st.Agents, again, r.restarts())
 	}
 
+	events := func(reason string) string {
+		var list corev1.EventList
+		r.must(r.kc.List(t.Context(), &list))
+		for _, e := range list.Items {
+			if e.Reason == reason && e.InvolvedObject.Kind == "Deployment" && e.InvolvedObject.Name == "web" && e.InvolvedObject.APIVersion == "apps/v1" {
+				return e.Message
+			}
+		}
+		return ""
+	}
+	if got := events(eventBegan); got != "port 8080 (TCP) by ada, from doppel on ada's laptop, intercept web" || events(eventEnded) != "" {
+		t.Errorf("events say %q, %q", got, events(eventEnded))
+	}
+
 	// A pod that comes up without an agent much later is worth another restart, but only one.
 	r.addPod("late-1", "rs-2", ready1)
 	st, _ = r.look("in-1")
@@ -145,6 +159,9 @@ func TestIntercept(t *testing.T) {
 		t.Error("a failed intercept is in force")
 	}
 
+	if got := events(eventEnded); !strings.HasPrefix(got, "port 8080 (TCP) by ada") {
+		t.Errorf("the end's event says %q", got)
+	}
 	in := intercept("in-1", "", "")
 	r.delete(in)
 	if st, _ := r.look("in-1"); st.State != "gone" || len(r.names)+len(r.restarted) != 0 {

@@ -244,7 +244,7 @@ func meta(ns, name string) metav1.ObjectMeta {
 }
 
 func session(name, user, key string) *v1alpha1.Session {
-	return &v1alpha1.Session{ObjectMeta: meta("doppel", name), Spec: v1alpha1.SessionSpec{User: user, Key: key, RenewTime: metav1.NowMicro()}}
+	return &v1alpha1.Session{ObjectMeta: meta("doppel", name), Spec: v1alpha1.SessionSpec{User: user, Key: key, Client: "doppel on " + user + "'s laptop", RenewTime: metav1.NowMicro()}}
 }
 
 func intercept(name, user, session string) *v1alpha1.Intercept {
