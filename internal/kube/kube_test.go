@@ -352,8 +352,16 @@ func TestAttach(t *testing.T) {
 			}
 		})
 	}
+	silent := newAPIServer(t, map[string]any{"GET " + attachPath: http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() })})
+	ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond) // instead of attachTimeout
+	defer cancel()
+	_, err := silent.c.Attach(ctx, "doppel", ServiceProxy)
+	wantError(t, err, uerr.Cluster, "the API server does not get through to the traffic-manager", "port 10250 of the pods in namespace doppel")
+	if !Obstructed(err) {
+		t.Error("another transport is not tried")
+	}
 	c := load(t, "http://127.0.0.1:1")
-	_, err := c.Attach(t.Context(), "doppel", ServiceProxy)
+	_, err = c.Attach(t.Context(), "doppel", ServiceProxy)
 	wantError(t, err, uerr.Cluster, "reach the traffic-manager: the API server at http://127.0.0.1:1 cannot be reached", "is a VPN needed")
 }
 
