@@ -122,6 +122,53 @@ END
 		}
 		works(t, sa, connect(file(t, "x", clientcmdapi.AuthInfo{TokenFile: f}, nil), "x")...)
 	})
+	t.Run("token file, rotated", func(t *testing.T) {
+		f := filepath.Join(dir, "rotated")
+		replace := func(name string) (token string, revoke func()) { // as a kubelet replaces a projected token
+			secret := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: name, Namespace: ns}}
+			ok(c.core.CoreV1().Secrets(ns).Create(t.Context(), secret, metav1.CreateOptions{}))(t)
+			tr := ok(c.core.CoreV1().ServiceAccounts(ns).CreateToken(t.Context(), "guest", &authenticationv1.TokenRequest{
+				Spec: authenticationv1.TokenRequestSpec{BoundObjectRef: &authenticationv1.BoundObjectReference{Kind: "Secret", APIVersion: "v1", Name: name}},
+			}, metav1.CreateOptions{}))(t)
+			if err := errors.Join(os.WriteFile(f+".new", []byte(tr.Status.Token), 0o600), os.Rename(f+".new", f)); err != nil {
+				t.Fatal(err)
+			}
+			return tr.Status.Token, func() {
+				if err := c.core.CoreV1().Secrets(ns).Delete(t.Context(), name, metav1.DeleteOptions{}); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		old, revoke := replace("token-1")
+		l.run(t, connect(file(t, "x", clientcmdapi.AuthInfo{TokenFile: f}, nil), "x")...)
+		defer l.run(t, "doppel", "quit")
+		revoke()
+		eventually(t, 40*time.Second, func() error { // the API server knows a good token for 10 s
+			tr, err := c.core.AuthenticationV1().TokenReviews().Create(t.Context(), &authenticationv1.TokenReview{Spec: authenticationv1.TokenReviewSpec{Token: old}}, metav1.CreateOptions{})
+			if err == nil && tr.Status.Authenticated {
+				err = errors.New("the old token is good")
+			}
+			return err
+		})
+		if r := l.try(t, "doppel", "list"); !strings.Contains(r.stderr, "does not accept your credentials") {
+			t.Errorf("with the expired token: %v", r)
+		}
+		replace("token-2")
+		eventually(t, 20*time.Second, func() error {
+			if r := l.try(t, "doppel", "list"); strings.Contains(r.stderr, "does not accept your credentials") {
+				return fmt.Errorf("with the new token: %v", r)
+			}
+			return nil
+		})
+		l.link(t, "down") // the tunnel needs another connection, and so a token
+		l.link(t, "up")
+		eventually(t, 20*time.Second, func() error {
+			if r := l.try(t, "curl", "-s", "-m", "3", "dataprocessingservice:3000/color"); !strings.Contains(r.stdout, "green") {
+				return fmt.Errorf("%v", r)
+			}
+			return nil
+		})
+	})
 	t.Run("exec plugin, renewed", func(t *testing.T) {
 		user, calls := plugin(t, 2*time.Second)
 		l.run(t, connect(file(t, "x", user, nil), "x")...)

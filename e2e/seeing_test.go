@@ -24,6 +24,10 @@ func TestSeeing(t *testing.T) {
 		if r.code != 1 || !strings.Contains(r.stdout, "fail  traffic-manager") || !strings.Contains(r.stdout, "-> install it with: doppel helm install") {
 			t.Errorf("%v", r)
 		}
+		want(t, r.stdout, "ok    subnets", "10.96.0.0/16")
+		l.sh(t, "ip link add vpn0 type veth peer name vpn1 && ip addr add 10.96.7.1/24 dev vpn0 && ip link set vpn0 up && ip link set vpn1 up")
+		want(t, l.try(t, "doppel", "doctor", "-n", ns).stdout, "warn  subnets", "10.96.0.0/16 overlaps 10.96.7.0/24 of vpn0", "--allow-conflicting-subnets 10.96.0.0/16")
+		l.sh(t, "ip link del vpn0")
 	})
 	l.run(t, "doppel", "connect", "-n", ns)
 	l.colors(t, "blue", "127.0.0.1:3000")
@@ -32,7 +36,7 @@ func TestSeeing(t *testing.T) {
 		out := l.run(t, "doppel", "doctor", "-n", ns)
 		for _, check := range []string{
 			"configuration", "TUN device", "nftables", "resolvers", "user daemon", "root daemon", "kubeconfig", "API server", "clock", "right to connect",
-			"right to intercept", "traffic-manager", "way in", "reach", "injection webhook", "tunnel", "routes", "DNS", "lookup",
+			"right to intercept", "traffic-manager", "way in", "reach", "injection webhook", "tunnel", "routes", "subnets", "DNS", "lookup",
 		} {
 			if !strings.Contains(out, "\nok    "+check+" ") && !strings.HasPrefix(out, "ok    "+check+" ") {
 				t.Errorf("%s is not ok:\n%s", check, out)
@@ -60,6 +64,34 @@ func TestSeeing(t *testing.T) {
 		if s := st.Session; s.LatencyMS <= 0 || s.Flows.Total == 0 || s.Flows.DownBytes == 0 || s.Flows.DNSCluster == 0 {
 			t.Errorf("%+v", s)
 		}
+	})
+	t.Run("idle conversations end", func(t *testing.T) {
+		udpOpen := func() (open int, total uint64) {
+			var st struct {
+				Session struct {
+					Flows struct {
+						UDPOpen int
+						Total   uint64
+					}
+				}
+			}
+			if err := json.Unmarshal([]byte(l.run(t, "doppel", "status", "-o", "json")), &st); err != nil {
+				t.Fatal(err)
+			}
+			return st.Session.Flows.UDPOpen, st.Session.Flows.Total
+		}
+		_, before := udpOpen()
+		server := strings.Split(c.clusterIP(t, "kube-system", "kube-dns"), ":")[0]
+		want(t, l.run(t, "dig", "+short", "@"+server, "dataprocessingservice."+ns+".svc.cluster.local"), "10.96.") // a conversation of port 53: 5 s
+		if _, total := udpOpen(); total <= before {
+			t.Errorf("%d flows, %d before", total, before)
+		}
+		eventually(t, 30*time.Second, func() error {
+			if open, _ := udpOpen(); open > 0 {
+				return fmt.Errorf("%d UDP conversations are open", open)
+			}
+			return nil
+		})
 	})
 	t.Run("completion", func(t *testing.T) {
 		want(t, l.run(t, "doppel", "__complete", "intercept", "very"), "verylargejavaservice")

@@ -127,5 +127,18 @@ func TestTransports(t *testing.T) {
 			want(t, l.run(t, "doppel", "doctor", "--kubeconfig", file, "-n", ns), "way in", tt.transport+" connects in")
 		})
 	}
+	// The API server is on the node, and so is the pod: what it sends there is dropped, as by a private cluster's firewall. The kubelet reaches the
+	// pod from inside.
+	t.Run("no way to the pod", func(t *testing.T) {
+		pods := ok(c.core.CoreV1().Pods(managerNS).List(t.Context(), metav1.ListOptions{LabelSelector: "app.kubernetes.io/name=traffic-manager"}))(t)
+		rules := "table ip transports { chain output { type filter hook output priority filter; ip daddr " + pods.Items[0].Status.PodIP + " tcp dport 10250 drop; }; }"
+		c.node(t, "nft", rules)
+		defer c.node(t, "nft", "delete", "table", "ip", "transports")
+		began := time.Now()
+		l.run(t, "doppel", "connect", "--kubeconfig", account, "-n", ns)
+		t.Logf("connected in %v", time.Since(began).Round(time.Millisecond))
+		want(t, l.run(t, "doppel", "status"), "Transport  : WebSocket port-forward", "not by service proxy: the API server does not get through")
+		want(t, l.run(t, "curl", "-s", "-m", "5", "dataprocessingservice:3000/color"), "green")
+	})
 	l.run(t, "doppel", "quit", "-s")
 }

@@ -26,6 +26,7 @@ var checks = map[string]func(addr string) error{
 	"tcp reset amid data":         checkCutOff,
 	"tcp close with data, server": checkRudeServer,
 	"tcp close with data, client": checkRudeClient,
+	"tcp keepalive":               checkKeepAlive,
 	"udp sizes":                   checkUDPSizes,
 	"udp refused":                 checkUDPRefused,
 	"udp many conversations":      checkUDPMany,
@@ -216,6 +217,29 @@ func checkRudeClient(addr string) error {
 		return err
 	}
 	return wantLast(addr, func(l last) bool { return l.Sink == rudeBytes })
+}
+
+// checkKeepAlive says nothing while the kernel asks every second whether the peer lives: without an answer to two questions it would end the
+// connection (tcp(7), TCP_KEEPCNT).
+func checkKeepAlive(addr string) error {
+	c, err := dial(addr, portEcho)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	if err := c.SetKeepAliveConfig(net.KeepAliveConfig{Enable: true, Idle: time.Second, Interval: time.Second, Count: 2}); err != nil {
+		return err
+	}
+	_ = c.SetReadDeadline(time.Now().Add(4500 * time.Millisecond))
+	if _, err := c.Read(make([]byte, 1)); !errors.Is(err, os.ErrDeadlineExceeded) {
+		return fmt.Errorf("the idle connection ended: %w", err)
+	}
+	_ = c.SetReadDeadline(time.Now().Add(echoTimeout))
+	if _, err := c.Write([]byte{1}); err != nil {
+		return err
+	}
+	_, err = io.ReadFull(c, make([]byte, 1))
+	return err
 }
 
 func udp(addr string, port int) (net.Conn, error) {

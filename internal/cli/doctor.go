@@ -117,7 +117,7 @@ func (a *app) diagnose(ctx context.Context, c *checkup, k *kubeFlags) {
 	checkMachine(ctx, c)
 	st := a.checkDaemons(ctx, c)
 	if ctx.Err() == nil {
-		checkCluster(ctx, c, k)
+		checkCluster(ctx, c, k, st.Session == nil)
 	}
 	if st.Session != nil {
 		checkConnection(ctx, c, st)
@@ -166,8 +166,8 @@ func (a *app) checkDaemons(ctx context.Context, c *checkup) localapi.Status {
 	return st
 }
 
-// checkCluster looks at the cluster with the user's own credentials.
-func checkCluster(ctx context.Context, c *checkup, k *kubeFlags) {
+// checkCluster looks at the cluster with the user's own credentials; before says that this machine is not connected.
+func checkCluster(ctx context.Context, c *checkup, k *kubeFlags, before bool) {
 	cluster, err := kube.Load(k.Options)
 	if err != nil {
 		c.failed("kubeconfig", err)
@@ -188,6 +188,9 @@ func checkCluster(ctx context.Context, c *checkup, k *kubeFlags) {
 		c.add("clock", checkOK, "as the cluster's", "")
 	}
 	checkRights(ctx, c, cluster, k.managerNS)
+	if before {
+		checkSubnets(ctx, c, cluster)
+	}
 	c.show("Looking for the traffic-manager")
 	m, err := cluster.Manager(ctx, k.managerNS)
 	if err != nil {
@@ -318,6 +321,9 @@ func checkConnection(ctx context.Context, c *checkup, st localapi.Status) {
 			c.add("routes", checkFail, "no subnet of the cluster is routed into "+r.Interface, "see the problems below; a VPN may have the same subnets")
 		} else {
 			c.add("routes", checkOK, fmt.Sprintf("%d subnets into %s", len(r.Routes), r.Interface), "")
+		}
+		if len(s.Subnets) > 0 {
+			c.list = append(c.list, judgeSubnets(s.Subnets))
 		}
 		if r.DNS == "" || r.DNS == "none" {
 			c.add("DNS", checkFail, "the laptop's DNS is not captured: cluster names do not resolve", "see the problems below")

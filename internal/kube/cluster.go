@@ -125,6 +125,9 @@ func checkContext(raw clientcmdapi.Config, name string, rules *clientcmd.ClientC
 func newCluster(cfg *rest.Config, cc clientcmd.ClientConfig, name, ns string) (*Cluster, error) {
 	c := &Cluster{Context: name, Namespace: ns, Server: cfg.Host, config: cfg, raw: cc}
 	cfg.Wrap(c.clock.wrap)
+	if file := cfg.BearerTokenFile; file != "" {
+		cfg.Wrap(func(rt http.RoundTripper) http.RoundTripper { return &tokenTransport{rt, file} })
+	}
 	cfg.UserAgent = "doppel/" + buildinfo.Version
 	cfg.QPS, cfg.Burst = 50, 100
 	core, err := kubernetes.NewForConfig(cfg)

@@ -24,6 +24,7 @@ import (
 	"go.uber.org/goleak"
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
@@ -351,8 +352,16 @@ func TestAttach(t *testing.T) {
 			}
 		})
 	}
+	silent := newAPIServer(t, map[string]any{"GET " + attachPath: http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() })})
+	ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond) // instead of attachTimeout
+	defer cancel()
+	_, err := silent.c.Attach(ctx, "doppel", ServiceProxy)
+	wantError(t, err, uerr.Cluster, "the API server does not get through to the traffic-manager", "port 10250 of the pods in namespace doppel")
+	if !Obstructed(err) {
+		t.Error("another transport is not tried")
+	}
 	c := load(t, "http://127.0.0.1:1")
-	_, err := c.Attach(t.Context(), "doppel", ServiceProxy)
+	_, err = c.Attach(t.Context(), "doppel", ServiceProxy)
 	wantError(t, err, uerr.Cluster, "reach the traffic-manager: the API server at http://127.0.0.1:1 cannot be reached", "is a VPN needed")
 }
 
@@ -660,5 +669,30 @@ func TestServerAddrs(t *testing.T) {
 	got, err = (&Cluster{Server: "https://k8s.invalid", config: proxied}).ServerAddrs(t.Context())
 	if err != nil || len(got) != 1 || got[0] != netip.MustParseAddr("192.0.2.8") {
 		t.Errorf("behind a proxy: %v, %v", got, err)
+	}
+}
+
+func TestSubnets(t *testing.T) {
+	const cidrs, nodes = "GET /apis/networking.k8s.io/v1/servicecidrs", "GET /api/v1/nodes"
+	list := &corev1.NodeList{Items: []corev1.Node{{Spec: corev1.NodeSpec{PodCIDRs: []string{"10.244.0.0/24", "fd00:244::/64"}}}, {}, {Spec: corev1.NodeSpec{PodCIDRs: []string{"10.244.1.0/24"}}}}}
+	services := &networkingv1.ServiceCIDRList{Items: []networkingv1.ServiceCIDR{{Spec: networkingv1.ServiceCIDRSpec{CIDRs: []string{"10.96.0.0/16", "nonsense"}}}}}
+	for name, tt := range map[string]struct {
+		answers map[string]any
+		want    string
+		msg     string
+	}{
+		"all":         {map[string]any{cidrs: services, nodes: list}, "[10.96.0.0/16] [10.244.0.0/24 fd00:244::/64 10.244.1.0/24]", ""},
+		"before 1.33": {map[string]any{nodes: list}, "[] [10.244.0.0/24 fd00:244::/64 10.244.1.0/24]", ""},
+		"no services": {map[string]any{cidrs: forbidden(), nodes: list}, "", "list the service subnets"},
+		"no nodes":    {map[string]any{cidrs: services, nodes: forbidden()}, "", "list the nodes"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s, p, err := newAPIServer(t, tt.answers).c.Subnets(t.Context())
+			if tt.msg != "" {
+				wantError(t, err, uerr.Denied, tt.msg, "ask an administrator")
+			} else if got := fmt.Sprint(s, " ", p); err != nil || strings.Join(strings.Fields(got), " ") != tt.want {
+				t.Errorf("%s, %v", got, err)
+			}
+		})
 	}
 }

@@ -2,6 +2,7 @@ package kube
 
 import (
 	"context"
+	"net/netip"
 	"slices"
 	"sync"
 
@@ -71,6 +72,37 @@ func (c *Cluster) Namespaces(ctx context.Context) ([]string, error) {
 		out = append(out, list.Items[i].Name)
 	}
 	return out, nil
+}
+
+// Subnets are those of the cluster's services and pods, as far as the API says them; not everybody may see them.
+func (c *Cluster) Subnets(ctx context.Context) (services, pods []netip.Prefix, err error) {
+	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
+	defer cancel()
+	cidrs, err := c.core.NetworkingV1().ServiceCIDRs().List(ctx, metav1.ListOptions{})
+	if err != nil && !apierrors.IsNotFound(err) { // before Kubernetes 1.33 there are none
+		return nil, nil, c.explain(err, "list the service subnets")
+	}
+	for i := range cidrs.Items {
+		services = append(services, prefixes(cidrs.Items[i].Spec.CIDRs)...)
+	}
+	nodes, err := c.core.CoreV1().Nodes().List(ctx, metav1.ListOptions{})
+	if err != nil {
+		return nil, nil, c.explain(err, "list the nodes")
+	}
+	for i := range nodes.Items {
+		pods = append(pods, prefixes(nodes.Items[i].Spec.PodCIDRs)...)
+	}
+	return services, pods, nil
+}
+
+func prefixes(texts []string) []netip.Prefix {
+	var out []netip.Prefix
+	for _, t := range texts {
+		if p, err := netip.ParsePrefix(t); err == nil {
+			out = append(out, p.Masked())
+		}
+	}
+	return out
 }
 
 // Right is something that somebody may or may not do; without a namespace in the whole cluster.

@@ -72,11 +72,14 @@ func (c *Cluster) Attach(ctx context.Context, ns string, t Transport) (net.Conn,
 
 func (c *Cluster) explainAttach(err error, ns string) error {
 	var ue *tunnel.UpgradeError
-	if !errors.As(err, &ue) {
-		return c.explain(err, "reach the traffic-manager")
+	switch {
+	case errors.As(err, &ue):
+		ue.Body = statusMessage(ue.Body)
+		return explainUpgrade(ue, ns)
+	case errors.Is(err, context.DeadlineExceeded) && Obstructed(err): // connected, and then no answer
+		return uerr.Wrap(err, uerr.Cluster, fmt.Sprintf("can the API server reach port %d of the pods in namespace %s? (firewalls of private clusters)", managerPort, ns), "the API server does not get through to the traffic-manager")
 	}
-	ue.Body = statusMessage(ue.Body)
-	return explainUpgrade(ue, ns)
+	return c.explain(err, "reach the traffic-manager")
 }
 
 func (c *Cluster) explainForward(err error, ns string) error {
