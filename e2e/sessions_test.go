@@ -11,6 +11,7 @@ import (
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/tools/clientcmd"
 )
 
 // backLimit bounds how long the laptop may take to be back after what was away has returned. The target is one second, which is
@@ -53,6 +54,9 @@ func TestSessionsLast(t *testing.T) {
 		net := gw[:strings.LastIndex(gw, ".")]
 		l.sh(t, "ip -4 addr flush dev eth0; ip addr add "+net+".77/24 dev eth0; ip route add default via "+gw)
 		l.link(t, "up")
+		up := time.Now()
+		l.online(t)
+		t.Logf("the network itself was back %v after the link was set up", time.Since(up).Round(time.Millisecond)) // the kernel takes up to a second (link_watch.c)
 		back(t, "link down, up with another address", time.Now(), keep)
 		eventually(t, 30*time.Second, func() error {
 			if s := fetch.last(); s != "complete: EOF" {
@@ -105,6 +109,17 @@ func TestSessionsLast(t *testing.T) {
 
 	want(t, l.run(t, "doppel", "status"), "Tunnel     : up")
 	l.run(t, "doppel", "quit", "-s")
+}
+
+// online returns when the laptop reaches the API server, whatever doppel does.
+func (l *laptop) online(t *testing.T) {
+	t.Helper()
+	cfg, err := clientcmd.BuildConfigFromFlags("", l.c.kubeconfig)
+	if err != nil {
+		t.Fatal(err)
+	}
+	host, port, _ := strings.Cut(strings.TrimPrefix(cfg.Host, "https://"), ":")
+	l.sh(t, "until nc -z -w 1 "+host+" "+port+"; do sleep 0.02; done")
 }
 
 func (l *laptop) link(t *testing.T, state string) {

@@ -14,6 +14,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	authenticationv1 "k8s.io/api/authentication/v1"
@@ -54,6 +55,8 @@ type Cluster struct {
 	raw       clientcmd.ClientConfig
 	user      string // known after WhoAmI
 	clock     clock
+
+	from atomic.Pointer[netip.Addr] // this machine's address of the last connection that was to be attached
 }
 
 // requestTimeout bounds every single request, so that a slow API server is told from a dead one.
@@ -274,7 +277,24 @@ func (c *Cluster) attachTransport() (http.RoundTripper, error) {
 			if err != nil {
 				return nil, err
 			}
+			if a, ok := conn.LocalAddr().(*net.TCPAddr); ok {
+				local := a.AddrPort().Addr().Unmap().WithZone("")
+				c.from.Store(&local)
+			}
 			return conn, tunnel.Tune(conn)
 		},
+	})
+}
+
+// Stranded says whether this machine no longer has the address that it attached from: nothing comes through such a connection any more.
+func (c *Cluster) Stranded() bool {
+	from := c.from.Load()
+	if from == nil {
+		return false
+	}
+	addrs, err := net.InterfaceAddrs()
+	return err == nil && !slices.ContainsFunc(addrs, func(a net.Addr) bool {
+		n, ok := a.(*net.IPNet)
+		return ok && n.IP.Equal(from.AsSlice())
 	})
 }

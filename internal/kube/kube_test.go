@@ -309,6 +309,27 @@ func TestManager(t *testing.T) {
 	}
 }
 
+// A connection is stranded when the address that it was made from is another machine's by now.
+func TestStranded(t *testing.T) {
+	s := newAPIServer(t, map[string]any{"GET " + attachPath: http.HandlerFunc(tunnel.UpgradeHandler(func(c net.Conn) { _ = c.Close() }).ServeHTTP)})
+	if s.c.Stranded() {
+		t.Error("before there was one")
+	}
+	conn, err := s.c.Attach(t.Context(), "doppel", ServiceProxy)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if s.c.Stranded() || s.c.from.Load() == nil {
+		t.Error("from this machine's loopback")
+	}
+	elsewhere := netip.MustParseAddr("192.0.2.1") // RFC 5737: nobody's
+	s.c.from.Store(&elsewhere)
+	if !s.c.Stranded() {
+		t.Error("from an address that nobody has")
+	}
+}
+
 func TestAttach(t *testing.T) {
 	upgrade := tunnel.UpgradeHandler(func(c net.Conn) {
 		defer c.Close()

@@ -248,6 +248,9 @@ func (s *session) attach(ctx context.Context, old *mux.Session) (*mux.Session, w
 // networkChanged makes sure that nothing waits for connections of a network that is no more.
 func (s *session) networkChanged() {
 	s.cluster.CloseIdle()
+	if m := s.link.Session(); m != nil && s.cluster.Stranded() {
+		m.Drop(errors.New("this machine no longer has the address that the tunnel was made from"))
+	}
 	s.link.Check()
 }
 
