@@ -107,6 +107,44 @@ func TestSessionsLast(t *testing.T) {
 		back(t, "manager upgraded", time.Now(), startLines(t, l.command, "keep", server))
 	})
 
+	// The laptop sleeps for longer than the manager keeps its session: it gets another one, with its intercepts.
+	t.Run("asleep for longer than the session", func(t *testing.T) {
+		l.run(t, "doppel", "helm", "upgrade", "--set", "session.lostGrace=2s")
+		t.Cleanup(func() { l.run(t, "doppel", "helm", "upgrade", "--set", "session.lostGrace=30s") })
+		l.colors(t, "blue", "127.0.0.1:3000")
+		l.run(t, "doppel", "intercept", "dataprocessingservice", "-p", "3000")
+		addr := c.clusterIP(t, ns, "dataprocessingservice")
+		keep := startLines(t, l.command, "keep", server)
+		old := l.sessionUID(t)
+		l.sh(t, "pkill -STOP -x doppel-rootd; pkill -STOP -f '[d]oppel daemon'")
+		l.link(t, "down")
+		if out, err := c.lab("restart", "kube-apiserver"); err != nil { // the manager notices at once instead of by three pings in a minute
+			t.Fatalf("%v\n%s", err, out)
+		}
+		eventually(t, 90*time.Second, func() error { return c.none(t, "namespaces/"+managerNS+"/sessions") })
+		l.link(t, "up")
+		l.sh(t, "pkill -CONT -f '[d]oppel daemon'; pkill -CONT -x doppel-rootd")
+		woken := time.Now()
+		eventually(t, backLimit, func() error {
+			if s := keep.last(); !strings.HasPrefix(s, "ended") {
+				return fmt.Errorf("a connection of the old session: %s", s)
+			}
+			return nil
+		})
+		t.Logf("connections of the old session were reset %v after waking up", time.Since(woken).Round(time.Millisecond))
+		eventually(t, backLimit, func() error {
+			if r := l.try(t, "curl", "-s", "-m", "2", svc); !strings.Contains(r.stdout, "blue") {
+				return fmt.Errorf("the service by name: %v", r)
+			}
+			return nil
+		})
+		eventually(t, backLimit, func() error { return c.is(t, addr, "blue") })
+		t.Logf("the intercept was back %v after waking up", time.Since(woken).Round(time.Millisecond))
+		if l.sessionUID(t) == old {
+			t.Error("it is the old session")
+		}
+	})
+
 	want(t, l.run(t, "doppel", "status"), "Tunnel     : up")
 	l.run(t, "doppel", "quit", "-s")
 }
