@@ -26,7 +26,7 @@ type taken struct {
 	count   int32
 	change  func(any) // the object before it is created
 
-	args []string // of doppel intercept, behind NAME and -p LOCAL
+	args []string // of doppel intercept: what follows -p LOCAL, and flags
 	gap  string   // what doppel says without --recreate; "": it needs none
 	ask  string   // network of the client: tcp
 	both string   // what another network on the same number answers: the pod, as ever
@@ -51,7 +51,7 @@ func TestWorkloads(t *testing.T) {
 		{name: "number", kind: "Deployment", service: byNumber},
 		{name: "localhost", kind: "Deployment", service: byNumber, listen: []string{"tcp://127.0.0.1:7000"}},
 		{name: "podip", kind: "Deployment", service: byNumber, listen: []string{"tcp://${POD_IP}:7000"}},
-		{name: "noservice", kind: "Deployment", ports: named},
+		{name: "noservice", kind: "Deployment", ports: named, listen: []string{"tcp://:7000", "tcp://127.0.0.1:7500"}, args: []string{"", "--to-pod=7500"}},
 		{name: "udpname", kind: "Deployment", ask: "udp", listen: []string{"udp://:7000"}, ports: []corev1.ContainerPort{{Name: "probe", Protocol: corev1.ProtocolUDP, ContainerPort: 7000}}, service: &corev1.ServiceSpec{
 			Ports: []corev1.ServicePort{{Protocol: corev1.ProtocolUDP, Port: 80, TargetPort: intstr.FromString("probe")}},
 		}},
@@ -100,7 +100,11 @@ func TestWorkloads(t *testing.T) {
 				local := 7100 + i
 				network := or(r.ask, "tcp")
 				l.start(t, bin, "name", "laptop "+r.name, fmt.Sprintf("%s://127.0.0.1:%d", network, local))
-				args := []string{"doppel", "intercept", r.name, "-p", fmt.Sprint(local) + strings.Join(r.args, "")}
+				args := []string{"doppel", "intercept", r.name, "-p", fmt.Sprint(local)}
+				if len(r.args) > 0 {
+					args[4] += r.args[0]
+					args = append(args, r.args[1:]...)
+				}
 				if r.gap != "" {
 					res := l.try(t, args...)
 					if res.code == 0 || !strings.Contains(res.stderr, r.gap) || !strings.Contains(res.stderr, "--recreate") {
@@ -119,6 +123,9 @@ func TestWorkloads(t *testing.T) {
 					if err := c.says(t, bin, ns, other, r.name); err != nil {
 						t.Error("the other protocol of the number: ", err)
 					}
+				}
+				if r.name == "noservice" {
+					want(t, l.run(t, bin, "who", "tcp", "127.0.0.1:7500"), r.name)
 				}
 				if r.name == "replicas" { // scaling while intercepted
 					patch := []byte(`{"spec":{"replicas":5}}`)

@@ -125,6 +125,9 @@ type InterceptSpec struct {
 	Container string `json:"container,omitempty"`
 	// Recreate accepts that the workload is interrupted while its pods are replaced, where that cannot be done otherwise.
 	Recreate bool `json:"recreate,omitempty"`
+	// ToPod are TCP ports on the loopback of the workload's pods that the laptop may connect to.
+	// +kubebuilder:validation:MaxItems=32
+	ToPod []int32 `json:"toPod,omitempty"`
 	// Takeover ends intercepts of others that are in the way. Its creator needs the right to takeover intercepts.
 	Takeover bool `json:"takeover,omitempty"`
 	// HTTP narrows the intercept to HTTP requests that match; without it all connections are taken.

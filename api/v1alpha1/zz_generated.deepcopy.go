@@ -117,6 +117,11 @@ func (in *InterceptList) DeepCopyObject() runtime.Object {
 func (in *InterceptSpec) DeepCopyInto(out *InterceptSpec) {
 	*out = *in
 	out.Workload = in.Workload
+	if in.ToPod != nil {
+		in, out := &in.ToPod, &out.ToPod
+		*out = make([]int32, len(*in))
+		copy(*out, *in)
+	}
 	if in.HTTP != nil {
 		in, out := &in.HTTP, &out.HTTP
 		*out = new(HTTPMatch)

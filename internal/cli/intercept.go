@@ -51,6 +51,7 @@ specific match wins; one that would leave it open who gets a request is refused 
 	f.StringVar(&req.Address, "address", cmp.Or(a.config.Intercept.Address, defaultAddress), "where the local process listens")
 	f.StringVar(&req.Service, "service", "", "the service, if several lead to the workload")
 	f.StringVar(&req.Container, "container", "", "the container, if several have such a port")
+	f.Int32SliceVar(&req.ToPod, "to-pod", nil, "TCP ports that containers beside the app serve on localhost: the same ports of 127.0.0.1 here lead to them")
 	m.register(f)
 	f.BoolVar(&req.Takeover, "takeover", false, "end intercepts of others that are in the way (needs the right to takeover intercepts)")
 	f.BoolVar(&req.Recreate, "recreate", false, "replace the workload's pods even if that interrupts it for a moment")
@@ -95,6 +96,9 @@ func writeIntercept(w io.Writer, in localapi.Intercept) {
 		for _, l := range in.Match.Lines() {
 			fmt.Fprintf(w, "                    %s\n", l)
 		}
+	}
+	for _, p := range in.ToPod {
+		fmt.Fprintf(w, "   To the pod     : 127.0.0.1:%d\n", p)
 	}
 	if in.Message != "" {
 		fmt.Fprintf(w, "   Message        : %s\n", in.Message)

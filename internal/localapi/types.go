@@ -187,6 +187,7 @@ type InterceptRequest struct {
 	Service   string        `json:"service,omitempty"`
 	Container string        `json:"container,omitempty"`
 	Match     match.Rule    `json:"match,omitzero"`     // which HTTP requests; zero: all connections
+	ToPod     []int32       `json:"toPod,omitempty"`    // TCP ports of the pod's loopback that are reached at the same ones here
 	Takeover  bool          `json:"takeover,omitempty"` // end intercepts of others that are in the way
 	Recreate  bool          `json:"recreate,omitempty"` // replace pods although that interrupts the workload
 	Timeout   time.Duration `json:"timeout,omitempty"`
@@ -205,6 +206,7 @@ type Intercept struct {
 	// Match says which HTTP requests are taken; zero: all connections.
 	Match  match.Rule `json:"match,omitzero"`
 	Target string     `json:"target,omitempty"`
+	ToPod  []int32    `json:"toPod,omitempty"`
 	User   string     `json:"user,omitempty"`
 	Mine   bool       `json:"mine"`
 }

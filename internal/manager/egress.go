@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net/netip"
+	"slices"
 
 	"k8s.io/apimachinery/pkg/types"
 
@@ -16,11 +17,12 @@ import (
 // permission: the API server let the session's user create it in the workload's namespace.
 func (a *agents) egress(session types.UID, r *mux.Request, h wire.InterceptHeader) {
 	g, ok := a.m.engaged.get(types.UID(h.Intercept))
-	if !ok || !g.Egress || g.Session != session {
+	if !ok || g.Session != session || !g.Egress && len(g.ToPod) == 0 {
 		_ = r.Reject(wire.CodeNotFound, "no such intercept")
 		return
 	}
-	if !mayEgress(h.Dst) {
+	toPod := h.Proto == wire.ProtoTCP && h.Dst.Addr().Unmap().IsLoopback() && slices.Contains(g.ToPod, int32(h.Dst.Port()))
+	if !toPod && (!g.Egress || !mayEgress(h.Dst)) {
 		_ = r.Reject(wire.CodeUnreachable, "not an address that a pod is asked to reach")
 		return
 	}

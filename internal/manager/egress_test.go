@@ -5,6 +5,8 @@ import (
 	"errors"
 	"io"
 	"net/netip"
+	"slices"
+	"strings"
 	"testing"
 
 	"github.com/doppel-dev/doppel/internal/mux"
@@ -39,7 +41,9 @@ func TestEgress(t *testing.T) {
 	theirs := egress
 	theirs.UID, theirs.Session = "out-2", "theirs"
 	plain := engagement{UID: "in-1", Session: "mine", Workload: web, Protocol: "TCP", Port: 8080}
-	for _, g := range []engagement{egress, theirs, plain} {
+	forward := plain
+	forward.UID, forward.ToPod = "in-2", []int32{9000}
+	for _, g := range []engagement{egress, theirs, plain, forward} {
 		w.engaged.set(g)
 	}
 	if _, code := open("out-1", db); code != wire.CodeUnreachable {
@@ -47,7 +51,7 @@ func TestEgress(t *testing.T) {
 	}
 	a := w.agent("web-1")
 	w.until("the agent knows", func() bool { return w.agents.serves("web-1", "out-1") })
-	if got := a.table(); len(got) != 1 || got[0] != "in-1" {
+	if got := a.table(); strings.Join(slices.Sorted(slices.Values(got)), " ") != "in-1 in-2" {
 		t.Errorf("traffic is taken for %v", got)
 	}
 	a.connect(func(r *mux.Request, h wire.InterceptHeader) {
@@ -81,6 +85,9 @@ func TestEgress(t *testing.T) {
 		"the pod's loopback":           {"out-1", "127.0.0.1:1", wire.CodeRefused}, // asked
 		"cloud metadata":               {"out-1", "169.254.169.254:80", wire.CodeUnreachable},
 		"another session's":            {"out-2", "10.3.0.7:5432", wire.CodeNotFound},
+		"a port of --to-pod":           {"in-2", "127.0.0.1:9000", wire.CodeRefused}, // asked
+		"not a port of --to-pod":       {"in-2", "127.0.0.1:9001", wire.CodeUnreachable},
+		"beyond the pod":               {"in-2", "10.3.0.7:9000", wire.CodeUnreachable},
 		"an intercept of traffic":      {"in-1", "10.3.0.7:5432", wire.CodeNotFound},
 		"an intercept that is unknown": {"out-9", "10.3.0.7:5432", wire.CodeNotFound},
 	} {

@@ -26,6 +26,7 @@ type engagement struct {
 	Port     uint16
 	Match    match.Rule // zero: all connections
 	Egress   bool       // the port's traffic stays; the agents connect for the session
+	ToPod    []int32    // the agents connect for the session to these ports on their loopback
 }
 
 // engagements is the set of intercepts in force; it is rebuilt from the Intercept objects after a restart.
@@ -115,8 +116,10 @@ func (e *engagements) table(w workloadKey) control.Table {
 	e.mu.Unlock()
 	t := control.Table{Generation: gen, Items: []control.TableEntry{}}
 	for _, g := range e.of(w) {
-		if g.Egress {
+		if g.Egress || len(g.ToPod) > 0 {
 			t.Egress = append(t.Egress, string(g.UID))
+		}
+		if g.Egress {
 			continue
 		}
 		t.Items = append(t.Items, control.TableEntry{Intercept: string(g.UID), Protocol: g.Protocol, ContainerPort: g.Port, Match: g.Match})

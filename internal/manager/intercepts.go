@@ -163,7 +163,7 @@ func (r *interceptReconciler) engage(ctx context.Context, in *v1alpha1.Intercept
 		}
 	}
 	r.m.engaged.set(engagement{
-		UID: in.UID, Session: types.UID(in.Spec.Session), Workload: w.key, Protocol: string(port.Protocol), Port: port.ContainerPort, Match: m.Rule(), Egress: egress,
+		UID: in.UID, Session: types.UID(in.Spec.Session), Workload: w.key, Protocol: string(port.Protocol), Port: port.ContainerPort, Match: m.Rule(), Egress: egress, ToPod: in.Spec.ToPod,
 	})
 	st, err = r.progress(ctx, in, w, port, st)
 	if _, told := r.inForce[in.UID]; err == nil && st.State == v1alpha1.InterceptActive && !told {

@@ -57,6 +57,7 @@ type intercept struct {
 	target netip.AddrPort
 	object *v1alpha1.Intercept
 	active bool // has been; guarded by the set's lock
+	toPod  *toPod
 }
 
 func newIntercepts(s *session) *intercepts {
@@ -74,8 +75,17 @@ func (x *intercepts) create(ctx context.Context, req localapi.InterceptRequest, 
 		return localapi.Intercept{}, err
 	}
 	in := &intercept{name: req.Name, target: target, object: &v1alpha1.Intercept{ObjectMeta: metav1.ObjectMeta{Namespace: ns}, Spec: spec}}
+	if in.toPod, err = listenToPod(spec.ToPod); err != nil {
+		return localapi.Intercept{}, err
+	}
 	progress("Creating intercept %s in namespace %s", req.Name, ns)
-	return x.establish(ctx, in, cmp.Or(req.Timeout, defaultInterceptTimeout), progress)
+	v, err := x.establish(ctx, in, cmp.Or(req.Timeout, defaultInterceptTimeout), progress)
+	if err != nil {
+		in.toPod.close()
+		return v, err
+	}
+	in.toPod.serve(x, in)
+	return v, nil
 }
 
 // establish creates the object and waits until it is active.
@@ -136,7 +146,7 @@ func (x *intercepts) plan(req localapi.InterceptRequest) (v1alpha1.InterceptSpec
 	return v1alpha1.InterceptSpec{
 		User: x.s.user, Session: x.s.uid(), Name: req.Name,
 		Port: remote, Service: req.Service, Container: req.Container, HTTP: v1alpha1.NewHTTPMatch(req.Match), Target: target.String(),
-		Recreate: req.Recreate, Takeover: req.Takeover,
+		Recreate: req.Recreate, Takeover: req.Takeover, ToPod: req.ToPod,
 	}, target, nil
 }
 
@@ -305,6 +315,7 @@ func (x *intercepts) leave(ctx context.Context, name string) error {
 		x.mu.Unlock()
 		return err
 	}
+	in.toPod.close()
 	return x.waitGone(ctx, string(in.object.UID))
 }
 
@@ -331,13 +342,17 @@ func (x *intercepts) waitGone(ctx context.Context, uid string) error {
 func (x *intercepts) removeAll(ctx context.Context) {
 	x.mu.Lock()
 	var objects []*v1alpha1.Intercept
-	for _, in := range x.byName {
+	all := slices.Collect(maps.Values(x.byName))
+	for _, in := range all {
 		if in.object.UID != "" { // else whoever creates it removes it: the session has ended
 			objects = append(objects, in.object)
 		}
 	}
 	x.byName = map[string]*intercept{}
 	x.mu.Unlock()
+	for _, in := range all {
+		in.toPod.close()
+	}
 	for _, o := range objects {
 		if err := x.s.cluster.DeleteIntercept(ctx, o); err != nil {
 			x.s.log.Warn("intercept not deleted; it ends with the session", "intercept", o.Spec.Name, "err", err)
@@ -357,7 +372,7 @@ func (x *intercepts) resume(ctx context.Context, session string) {
 	x.mu.Unlock()
 	for _, in := range stale {
 		spec := in.object.Spec
-		spec.Session = session
+		spec.Session, spec.Takeover = session, false // that was meant for then
 		o, err := x.s.cluster.CreateIntercept(ctx, in.object.Namespace, spec)
 		if err != nil {
 			x.s.log.Error("intercept not resumed", "intercept", in.name, "err", err)
@@ -393,6 +408,7 @@ func (x *intercepts) update(m control.Intercepts) {
 		x.s.log.Warn("intercept ended", "intercept", name, "why", why)
 		x.lost[name] = why
 		delete(x.byName, name)
+		go in.toPod.close()
 	}
 	x.states, x.problems = states, m.Problems
 	close(x.change)
@@ -462,7 +478,7 @@ func describe(o *v1alpha1.Intercept, session string) localapi.Intercept {
 	v := localapi.Intercept{
 		Name: o.Spec.Name, Namespace: o.Namespace, Kind: o.Spec.Workload.Kind, Workload: o.Spec.Workload.Name,
 		State: cmp.Or(strings.ToUpper(string(o.Status.State)), "PENDING"), Message: o.Status.Message,
-		Match: o.Spec.HTTP.Rule(), Target: o.Spec.Target, User: o.Spec.User, Mine: o.Spec.Session == session,
+		Match: o.Spec.HTTP.Rule(), Target: o.Spec.Target, ToPod: o.Spec.ToPod, User: o.Spec.User, Mine: o.Spec.Session == session,
 	}
 	if len(o.Status.Ports) > 0 {
 		v.Port, v.Protocol = uint16(o.Status.Ports[0].ContainerPort), o.Status.Ports[0].Protocol

@@ -12,6 +12,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"sync"
@@ -179,7 +180,14 @@ func (c *cluster) serveTunnel(raw net.Conn) {
 		return
 	}
 	c.set(func() { c.tunnel = s })
-	_ = tunnel.Serve(context.Background(), s, tunnel.Handlers{Watch: func(ctx context.Context, method string, _ []byte, send func(any) error) error {
+	_ = tunnel.Serve(context.Background(), s, tunnel.Handlers{Intercept: func(r *mux.Request, h wire.InterceptHeader) {
+		st, err := r.Accept(nil) // the pod says what it was asked for
+		if err != nil {
+			return
+		}
+		_, _ = fmt.Fprintf(st, "%s %s", h.Intercept, h.Dst)
+		_ = st.Close()
+	}, Watch: func(ctx context.Context, method string, _ []byte, send func(any) error) error {
 		if method == control.LaptopCluster {
 			_ = send(control.Cluster{Domain: "cluster.test", Services: map[string][]control.Service{}})
 			<-ctx.Done()
@@ -326,7 +334,7 @@ func TestIntercept(t *testing.T) {
 	spec := c.intercepts["intercepts-2"].Spec
 	c.mu.Unlock()
 	want := v1alpha1.InterceptSpec{User: "ada", Session: "sessions-1", Name: "web", Workload: v1alpha1.WorkloadRef{Kind: "Deployment", Name: "web"}, Port: "http", Service: "web", Container: "app", Target: "127.0.0.1:3000"}
-	if spec != want {
+	if !reflect.DeepEqual(spec, want) {
 		t.Errorf("created %+v", spec)
 	}
 	wantError(t, s.intercepts.leave(t.Context(), "nope"), uerr.NotFound, `no intercept "nope" of yours`, "doppel list -i")
@@ -604,6 +612,44 @@ func TestRejected(t *testing.T) {
 			c.set(func() { c.reject = nil })
 			c.up(s)
 		})
+	}
+}
+
+// A local process reaches ports of the pod's loopback as long as the intercept lasts.
+func TestToPod(t *testing.T) {
+	c := newCluster(t)
+	s := c.connect()
+	busy, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	port := int32(busy.Addr().(*net.TCPAddr).Port)
+	req := localapi.InterceptRequest{Name: "web", Port: "3000", ToPod: []int32{port}}
+	o := <-create(t.Context(), s, req)
+	wantError(t, o.err, uerr.Conflict, fmt.Sprintf("--to-pod %d", port), "something listens on 127.0.0.1")
+	if c.names() != "sessions-1" {
+		t.Errorf("created %s", c.names())
+	}
+	_ = busy.Close()
+	done := create(t.Context(), s, req)
+	c.until("it was created", func() bool { c.mu.Lock(); defer c.mu.Unlock(); return c.count == 2 })
+	c.say("intercepts-2", "Active", "", "")
+	if o := <-done; o.err != nil || len(o.in.ToPod) != 1 {
+		t.Fatalf("%+v", o)
+	}
+	conn, err := net.Dial("tcp", busy.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if b, err := io.ReadAll(conn); err != nil || string(b) != "intercepts-2 "+busy.Addr().String() {
+		t.Errorf("%q, %v", b, err)
+	}
+	if err := s.intercepts.leave(t.Context(), "web"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := net.Dial("tcp", busy.Addr().String()); err == nil {
+		t.Error("the port is still open after the intercept's end")
 	}
 }
 
