@@ -83,13 +83,13 @@ func attacks() []attack {
 			_, err := w.bob.of(kind).Apply(ctx, o.GetName(), o, metav1.ApplyOptions{FieldManager: "x"})
 			return err
 		}},
-		{name: "re-use a name", want: "generateName", run: func(ctx context.Context, w *policyWorld, kind string, v *unstructured.Unstructured) error {
+		{name: "re-use a name", kinds: sessionOnly, want: "generateName", run: func(ctx context.Context, w *policyWorld, kind string, v *unstructured.Unstructured) error {
 			if err := w.alice.of(kind).Delete(ctx, v.GetName(), metav1.DeleteOptions{}); err != nil {
 				return err
 			}
 			return create(ctx, w.bob, kind, func(o *unstructured.Unstructured) { o.SetGenerateName(""); o.SetName(v.GetName()) })
 		}},
-		{name: "choose a name beside generateName", want: "generateName", run: func(ctx context.Context, w *policyWorld, kind string, _ *unstructured.Unstructured) error {
+		{name: "choose a name beside generateName", kinds: sessionOnly, want: "generateName", run: func(ctx context.Context, w *policyWorld, kind string, _ *unstructured.Unstructured) error {
 			return create(ctx, w.bob, kind, func(o *unstructured.Unstructured) { o.SetName(fmt.Sprintf("mine-%d", time.Now().UnixNano())) })
 		}},
 		{name: "create with a finalizer", want: "finalizers or ownerReferences", run: func(ctx context.Context, w *policyWorld, kind string, _ *unstructured.Unstructured) error {

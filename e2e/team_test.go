@@ -9,6 +9,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"k8s.io/apimachinery/pkg/types"
 )
 
 // TestTeam is two people who take different requests of one service, and a third caller who notices nothing.
@@ -83,6 +85,50 @@ func TestTeam(t *testing.T) {
 		})
 	}
 	mary.run(t, "doppel", "quit", "-s")
+
+	// What somebody declares in the cluster waits for a laptop of theirs that accepts it, and outlives its session.
+	declared := fmt.Appendf(nil, `{"apiVersion": "doppel.dev/v1alpha1", "kind": "Intercept", "metadata": {"name": "declared", "namespace": %q}, "spec": {
+		"user": "admin", "name": "declared", "workload": {"kind": "Deployment", "name": "dataprocessingservice"}, "target": "127.0.0.1:3000"}}`, ns)
+	apply := func() {
+		t.Helper()
+		path := "/apis/doppel.dev/v1alpha1/namespaces/" + ns + "/intercepts/declared"
+		if err := c.core.Discovery().RESTClient().Patch(types.ApplyPatchType).AbsPath(path).Param("fieldManager", "kubectl").Body(declared).Do(t.Context()).Error(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	apply()
+	apply() // again changes nothing
+	eventually(t, 5*time.Second, func() error {
+		if out := louise.run(t, "doppel", "list"); !strings.Contains(out, "waiting for admin to connect with --accept-intercepts") {
+			return errors.New(out)
+		}
+		return nil
+	})
+	louise.run(t, "doppel", "quit")
+	for range 2 {
+		louise.run(t, "doppel", "connect", "-n", ns, "--accept-intercepts")
+		eventually(t, 10*time.Second, func() error {
+			if got := ask("http1", "nobody"); got != "blue" {
+				return fmt.Errorf("the declared intercept: %s", got)
+			}
+			return nil
+		})
+		want(t, louise.run(t, "doppel", "list", "-i"), "Intercept name : declared", "State          : ACTIVE", "Destination    : 127.0.0.1:3000")
+		louise.run(t, "doppel", "quit")
+		eventually(t, 5*time.Second, func() error {
+			if got := ask("http1", "nobody"); got != "green" {
+				return fmt.Errorf("after quit: %s", got)
+			}
+			return nil
+		})
+	}
+	louise.run(t, "doppel", "connect", "-n", ns, "--accept-intercepts")
+	eventually(t, 10*time.Second, func() error {
+		if r := louise.try(t, "doppel", "leave", "declared"); r.code != 0 {
+			return fmt.Errorf("%v", r)
+		}
+		return nil
+	})
 	if got := ask("http1", "louise", "mary", "nobody"); got != "green green green" {
 		t.Errorf("after both have left: %s", got)
 	}

@@ -32,6 +32,8 @@ type SessionSpec struct {
 	// Reach is what the laptop may reach through the manager. The admission policy checks it against its creator's rights, at creation
 	// and at each renewal.
 	Reach Reach `json:"reach,omitempty"`
+	// AcceptIntercepts lets the session claim intercepts that its user has declared without naming a session.
+	AcceptIntercepts bool `json:"acceptIntercepts,omitempty"`
 	// Client describes the laptop for people: product and version, host name.
 	Client string `json:"client,omitempty"`
 	// RenewTime is set at creation and renewed by the laptop; two missed renewals end the session.
@@ -87,12 +89,18 @@ type SessionList struct {
 
 // +kubebuilder:object:root=true
 // +kubebuilder:subresource:status
+// +kubebuilder:printcolumn:name="Kind",type=string,JSONPath=`.spec.workload.kind`
 // +kubebuilder:printcolumn:name="Workload",type=string,JSONPath=`.spec.workload.name`
 // +kubebuilder:printcolumn:name="Port",type=string,JSONPath=`.spec.port`
 // +kubebuilder:printcolumn:name="User",type=string,JSONPath=`.spec.user`
 // +kubebuilder:printcolumn:name="State",type=string,JSONPath=`.status.state`
 // +kubebuilder:printcolumn:name="Message",type=string,JSONPath=`.status.message`
 // +kubebuilder:printcolumn:name="Age",type=date,JSONPath=`.metadata.creationTimestamp`
+// +kubebuilder:printcolumn:name="Container Port",type=integer,JSONPath=`.status.ports[0].containerPort`,priority=1
+// +kubebuilder:printcolumn:name="Agents",type=integer,JSONPath=`.status.agents`,priority=1
+// +kubebuilder:printcolumn:name="Header",type=string,JSONPath=`.spec.http.headers[*].name`,priority=1
+// +kubebuilder:printcolumn:name="Value",type=string,JSONPath=`.spec.http.headers[*].value`,priority=1
+// +kubebuilder:printcolumn:name="Target",type=string,JSONPath=`.spec.target`,priority=1
 
 // Intercept sends traffic of one workload to the laptop of one session. It stands in the workload's namespace.
 type Intercept struct {
@@ -107,8 +115,9 @@ type Intercept struct {
 type InterceptSpec struct {
 	// User is the creator's name; the policy enforces it.
 	User string `json:"user"`
-	// Session is the UID of the session the traffic goes to; the manager checks that it has the same user.
-	Session string `json:"session"`
+	// Session is the UID of the session the traffic goes to; the manager checks that it has the same user. Empty: a session of that user
+	// which accepts intercepts claims this one.
+	Session string `json:"session,omitempty"`
 	// Name is what the user calls the intercept.
 	Name string `json:"name"`
 	// Workload is what is intercepted.
@@ -170,6 +179,14 @@ type WorkloadRef struct {
 	Name string `json:"name"`
 }
 
+// Holder is the UID of the session that an intercept's traffic goes to, or "".
+func (in *Intercept) Holder() string {
+	if in.Spec.Session != "" {
+		return in.Spec.Session
+	}
+	return in.Status.Session
+}
+
 // InterceptMode is what is wanted of a workload.
 type InterceptMode string
 
@@ -198,6 +215,8 @@ type InterceptStatus struct {
 	Ports []InterceptedPort `json:"ports,omitempty"`
 	// Container is the container whose ports are taken.
 	Container string `json:"container,omitempty"`
+	// Session is the UID of the session that has claimed the intercept, if its spec names none.
+	Session string `json:"session,omitempty"`
 	// Agents counts the pods whose agent serves the intercept.
 	Agents int32 `json:"agents,omitempty"`
 	// Replace is the pod that has to be deleted (a pod without a controller: and made again) before the intercept can go on. The laptop does

@@ -189,8 +189,16 @@ func TestManagerCalls(t *testing.T) {
 	default:
 	}
 
-	go w.mgr.serve(call())
-	s := w.mgr.up()
+	var s *mux.Session
+	w.until("the agent answers the manager", func() bool { // which calls again and again: one call is answered at a time
+		go w.mgr.serve(call())
+		select {
+		case s = <-w.mgr.sessions:
+			return true
+		case <-time.After(200 * time.Millisecond):
+			return false
+		}
+	})
 	w.until("the laptop answers", func() bool { return w.ask() == "laptop" })
 	w.mgr.serve(call()) // one too many: the tunnel that is up stays
 	if got := w.ask(); got != "laptop" || s.Err() != nil {

@@ -122,7 +122,7 @@ func (d *dnsFlags) options() (localapi.DNSOptions, error) {
 }
 
 func (a *app) connectCmd() *cobra.Command {
-	var name string
+	var base localapi.ConnectRequest // what no group of flags has
 	var k kubeFlags
 	var d dnsFlags
 	var n networkFlags
@@ -143,9 +143,10 @@ With a command after --, connect runs it and ends with its exit code, and quits 
 			}
 			return nil
 		},
-		RunE: func(c *cobra.Command, args []string) error { return a.connectRun(c.Context(), name, &k, &d, &n, args) },
+		RunE: func(c *cobra.Command, args []string) error { return a.connectRun(c.Context(), base, &k, &d, &n, args) },
 	}
-	c.Flags().StringVar(&name, "name", a.config.Connect.Name, "name of the connection, to have several at once (default: the context's)")
+	c.Flags().StringVar(&base.Name, "name", a.config.Connect.Name, "name of the connection, to have several at once (default: the context's)")
+	c.Flags().BoolVar(&base.AcceptIntercepts, "accept-intercepts", a.config.Connect.AcceptIntercepts, "let intercepts that you declare in the cluster (kubectl apply) lead to ports of this machine")
 	k.add(c.Flags(), true)
 	d.add(c.Flags())
 	n.add(c.Flags())
@@ -155,8 +156,8 @@ With a command after --, connect runs it and ends with its exit code, and quits 
 	return c
 }
 
-func (a *app) connectRun(ctx context.Context, name string, k *kubeFlags, d *dnsFlags, n *networkFlags, command []string) error {
-	out, err := a.connect(ctx, name, k, d, n)
+func (a *app) connectRun(ctx context.Context, base localapi.ConnectRequest, k *kubeFlags, d *dnsFlags, n *networkFlags, command []string) error {
+	out, err := a.connect(ctx, base, k, d, n)
 	if err != nil {
 		return err
 	}
@@ -188,7 +189,7 @@ func (a *app) connectRun(ctx context.Context, name string, k *kubeFlags, d *dnsF
 
 // connect starts what is missing, from the daemons to the traffic-manager, and connects.
 // A connect that fails stops the daemons again if it was what started them.
-func (a *app) connect(ctx context.Context, name string, k *kubeFlags, d *dnsFlags, n *networkFlags) (out connectOutput, err error) {
+func (a *app) connect(ctx context.Context, base localapi.ConnectRequest, k *kubeFlags, d *dnsFlags, n *networkFlags) (out connectOutput, err error) {
 	if a.configErr != nil {
 		return connectOutput{}, a.configErr
 	}
@@ -197,7 +198,7 @@ func (a *app) connect(ctx context.Context, name string, k *kubeFlags, d *dnsFlag
 	if err != nil {
 		return connectOutput{}, err
 	}
-	req.Name = name
+	req.Name, req.AcceptIntercepts = base.Name, base.AcceptIntercepts
 	if req.DNS, err = d.options(); err != nil {
 		return connectOutput{}, err
 	}

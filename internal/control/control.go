@@ -76,6 +76,8 @@ type Intercept struct {
 	Workload  string `json:"workload"`
 	Port      uint16 `json:"port"`
 	Protocol  string `json:"protocol,omitempty"` // of Port
+	// Declared says that the laptop has claimed the intercept, which somebody made without it.
+	Declared bool `json:"declared,omitempty"`
 	// Replace is the pod (name and UID) that the laptop is to replace: see InterceptStatus.
 	Replace    string `json:"replace,omitempty"`
 	ReplaceUID string `json:"replaceUID,omitempty"`

@@ -112,6 +112,14 @@ func (c *Cluster) CreateIntercept(ctx context.Context, ns string, spec v1alpha1.
 	return out, c.explain(err, "create an intercept in namespace "+ns)
 }
 
+// Intercept reads an intercept.
+func (c *Cluster) Intercept(ctx context.Context, ns, name string) (*v1alpha1.Intercept, error) {
+	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
+	defer cancel()
+	out := &v1alpha1.Intercept{}
+	return out, c.explain(c.resources.Get().Namespace(ns).Resource("intercepts").Name(name).Do(ctx).Into(out), "read intercept "+name)
+}
+
 // DeleteIntercept deletes an intercept; one that is gone already is no error.
 func (c *Cluster) DeleteIntercept(ctx context.Context, in *v1alpha1.Intercept) error {
 	return c.remove(ctx, "intercepts", in.Namespace, in.Name, in.UID, "remove the intercept")

@@ -32,6 +32,7 @@ type ConnectRequest struct {
 	As               string     `json:"as,omitempty"`       // user to impersonate
 	AsGroups         []string   `json:"asGroups,omitempty"` // and groups
 	DNS              DNSOptions `json:"dns,omitzero"`
+	AcceptIntercepts bool       `json:"acceptIntercepts,omitempty"` // claim intercepts that the user has declared in the cluster
 
 	Network NetworkOptions `json:"network,omitzero"`
 }

@@ -85,7 +85,10 @@ func (m *Manager) interceptsOfWorkload(ctx context.Context, o client.Object) []r
 }
 
 func (m *Manager) interceptsOfSession(ctx context.Context, o client.Object) []reconcile.Request {
-	return m.interceptsWhere(ctx, "", func(in *v1alpha1.Intercept) bool { return in.Spec.Session == string(o.GetUID()) })
+	user := o.(*v1alpha1.Session).Spec.User
+	return m.interceptsWhere(ctx, "", func(in *v1alpha1.Intercept) bool {
+		return in.Spec.Session == string(o.GetUID()) || in.Spec.Session == "" && in.Spec.User == user
+	})
 }
 
 func (m *Manager) interceptsWhere(ctx context.Context, ns string, match func(*v1alpha1.Intercept) bool) []reconcile.Request {
@@ -148,12 +151,12 @@ func (m *Manager) interceptsFor(ctx context.Context, session types.UID) ([]contr
 	out := []control.Intercept{}
 	for i := range list.Items {
 		in := &list.Items[i]
-		if in.Spec.Session != string(session) {
+		if in.Holder() != string(session) {
 			continue
 		}
 		c := control.Intercept{
 			UID: string(in.UID), Namespace: in.Namespace, Name: in.Name, State: string(in.Status.State), Reason: in.Status.Reason,
-			Message: in.Status.Message, Agents: in.Status.Agents, Kind: in.Spec.Workload.Kind, Workload: in.Spec.Workload.Name,
+			Message: in.Status.Message, Declared: in.Spec.Session == "", Agents: in.Status.Agents, Kind: in.Spec.Workload.Kind, Workload: in.Spec.Workload.Name,
 		}
 		if len(in.Status.Ports) > 0 {
 			c.Port, c.Protocol = uint16(in.Status.Ports[0].ContainerPort), in.Status.Ports[0].Protocol

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"reflect"
 	"slices"
 	"time"
@@ -80,11 +81,18 @@ func (r *interceptReconciler) Reconcile(ctx context.Context, req reconcile.Reque
 		}
 	}
 	r.names[req.NamespacedName] = in.UID
-	sess, err := r.m.sessionByUID(ctx, types.UID(in.Spec.Session))
+	sess, err := r.session(ctx, &in)
 	if err != nil {
 		return reconcile.Result{}, err
 	}
-	if sess == nil {
+	if sess == nil && in.Spec.Session == "" && in.Status.State != v1alpha1.InterceptFailed {
+		r.m.engaged.remove(in.UID)
+		r.ended(ctx, in.UID)
+		return reconcile.Result{}, r.writeStatus(ctx, &in, v1alpha1.InterceptStatus{
+			State: v1alpha1.InterceptPending, Message: "waiting for " + in.Spec.User + " to connect with --accept-intercepts",
+		})
+	}
+	if sess == nil && in.Spec.Session != "" {
 		r.m.cfg.Log.Info("intercept ended with its session", "intercept", req.NamespacedName.String())
 		return reconcile.Result{}, client.IgnoreNotFound(r.m.ctrl.GetClient().Delete(ctx, &in, client.Preconditions{UID: &in.UID}))
 	}
@@ -100,6 +108,9 @@ func (r *interceptReconciler) Reconcile(ctx context.Context, req reconcile.Reque
 	} else if err != nil {
 		return reconcile.Result{}, err
 	}
+	if in.Spec.Session == "" {
+		st.Session = string(sess.UID)
+	}
 	if err := r.writeStatus(ctx, &in, st); err != nil {
 		return reconcile.Result{}, err
 	}
@@ -113,11 +124,39 @@ func (r *interceptReconciler) Reconcile(ctx context.Context, req reconcile.Reque
 	return reconcile.Result{}, nil
 }
 
+// session is the one that the intercept names or, if it names none, one that claims it: the one that has it already, or else the newest.
+func (r *interceptReconciler) session(ctx context.Context, in *v1alpha1.Intercept) (*v1alpha1.Session, error) {
+	if in.Spec.Session != "" {
+		return r.m.sessionByUID(ctx, types.UID(in.Spec.Session))
+	}
+	var list v1alpha1.SessionList
+	if err := r.m.ctrl.GetClient().List(ctx, &list, client.InNamespace(r.m.cfg.Namespace)); err != nil {
+		return nil, err
+	}
+	var best *v1alpha1.Session
+	for i := range list.Items {
+		s := &list.Items[i]
+		if s.Spec.User != in.Spec.User || !s.Spec.AcceptIntercepts || r.m.laptops.tunnel(s.UID) == nil {
+			continue
+		}
+		if string(s.UID) == in.Status.Session {
+			return s, nil
+		}
+		if best == nil || best.CreationTimestamp.Before(&s.CreationTimestamp) {
+			best = s
+		}
+	}
+	return best, nil
+}
+
 // engage does the next step for an intercept and says where it stands.
 func (r *interceptReconciler) engage(ctx context.Context, in *v1alpha1.Intercept, sess *v1alpha1.Session) (v1alpha1.InterceptStatus, error) {
 	st := v1alpha1.InterceptStatus{State: v1alpha1.InterceptPending}
 	if sess.Spec.User != in.Spec.User {
 		return st, fail("ForeignSession", "the session belongs to another user")
+	}
+	if target, err := netip.ParseAddrPort(in.Spec.Target); in.Spec.Session == "" && (err != nil || !target.Addr().IsLoopback()) {
+		return st, fail("BadTarget", "spec.target is %q and has to be an address of the laptop's loopback with a port, such as 127.0.0.1:3000", in.Spec.Target)
 	}
 	if len(r.m.allowed) > 0 && !slices.Contains(r.m.allowed, in.Namespace) {
 		return st, fail("NamespaceNotAllowed", "the administrator does not allow intercepts in namespace %s", in.Namespace)
@@ -163,7 +202,7 @@ func (r *interceptReconciler) engage(ctx context.Context, in *v1alpha1.Intercept
 		}
 	}
 	r.m.engaged.set(engagement{
-		UID: in.UID, Session: types.UID(in.Spec.Session), Workload: w.key, Protocol: string(port.Protocol), Port: port.ContainerPort, Match: m.Rule(), Egress: egress, ToPod: in.Spec.ToPod,
+		UID: in.UID, Session: sess.UID, Workload: w.key, Protocol: string(port.Protocol), Port: port.ContainerPort, Match: m.Rule(), Egress: egress, ToPod: in.Spec.ToPod,
 	})
 	st, err = r.progress(ctx, in, w, port, st)
 	if _, told := r.inForce[in.UID]; err == nil && st.State == v1alpha1.InterceptActive && !told {
@@ -276,7 +315,7 @@ func (r *interceptReconciler) conflict(ctx context.Context, in *v1alpha1.Interce
 			if err := r.takeOver(ctx, o, in, port); err != nil {
 				return "", err
 			}
-		case r.m.laptops.tunnel(types.UID(o.Spec.Session)) != nil:
+		case r.m.laptops.tunnel(types.UID(o.Holder())) != nil:
 			return "", fail("PortHeld", "%s", holder)
 		case o.Spec.User == in.Spec.User:
 			r.m.cfg.Log.Info("intercept of a lost laptop makes way", "intercept", o.Namespace+"/"+o.Name, "user", o.Spec.User)
@@ -297,7 +336,7 @@ func (r *interceptReconciler) takeOver(ctx context.Context, o, by *v1alpha1.Inte
 	r.m.engaged.remove(o.UID)
 	r.ended(ctx, o.UID)
 	st := v1alpha1.InterceptStatus{
-		State: v1alpha1.InterceptFailed, Reason: "TakenOver", Ports: o.Status.Ports, Container: o.Status.Container,
+		State: v1alpha1.InterceptFailed, Reason: "TakenOver", Session: o.Status.Session, Ports: o.Status.Ports, Container: o.Status.Container,
 		Message: fmt.Sprintf("port %d of %s was taken over by %s at %s", port.ContainerPort, o.Spec.Workload.Name, by.Spec.User, time.Now().Format(time.TimeOnly)),
 	}
 	return r.writeStatus(ctx, o, st)
@@ -377,14 +416,14 @@ func (r *interceptReconciler) writeStatus(ctx context.Context, in *v1alpha1.Inte
 	}
 	base := in.DeepCopy()
 	// The cache may be behind our own last write: the patch carries every field, not only those that differ from what the cache has.
-	base.Status = v1alpha1.InterceptStatus{State: "-", Reason: "-", Message: "-", Container: "-", Agents: -1, Replace: &v1alpha1.PodRef{Name: "-", UID: "-"}, Ports: []v1alpha1.InterceptedPort{{Protocol: "-"}}}
+	base.Status = v1alpha1.InterceptStatus{State: "-", Reason: "-", Message: "-", Container: "-", Session: "-", Agents: -1, Replace: &v1alpha1.PodRef{Name: "-", UID: "-"}, Ports: []v1alpha1.InterceptedPort{{Protocol: "-"}}}
 	in.Status = st
 	r.m.cfg.Log.Info("intercept", "intercept", in.Namespace+"/"+in.Name, "user", in.Spec.User, "state", st.State, "detail", st.Message)
 	return client.IgnoreNotFound(r.m.ctrl.GetClient().Status().Patch(ctx, in, client.MergeFrom(base)))
 }
 
 func statusEqual(a, b v1alpha1.InterceptStatus) bool {
-	return a.State == b.State && a.Reason == b.Reason && a.Message == b.Message && a.Agents == b.Agents && a.Container == b.Container && slices.Equal(a.Ports, b.Ports) && reflect.DeepEqual(a.Replace, b.Replace)
+	return a.State == b.State && a.Reason == b.Reason && a.Message == b.Message && a.Agents == b.Agents && a.Container == b.Container && a.Session == b.Session && slices.Equal(a.Ports, b.Ports) && reflect.DeepEqual(a.Replace, b.Replace)
 }
 
 // facts reads what decides how ports of pods in the namespace can be taken.

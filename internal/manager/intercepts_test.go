@@ -245,6 +245,44 @@ func TestInterceptByDeletion(t *testing.T) {
 	}
 }
 
+// An intercept that names no session is claimed by one of the same user's that accepts such, and waits otherwise.
+func TestInterceptClaimed(t *testing.T) {
+	declared := intercept("in-1", "ada", "")
+	declared.Spec.Target = "127.0.0.1:3000"
+	bad := intercept("in-2", "ada", "")
+	bad.Spec.Target = "10.0.0.7:22"
+	r := newReconciler(t, declared, bad, session("theirs", "eve", "k2"))
+	r.addPod("a", "rs-1", withAgent(8080), ready1)
+	r.acknowledge("a", "in-1")
+	r.laptops.tunnels["theirs"] = &mux.Session{}
+	accept := func(name string, yes bool) {
+		s := &v1alpha1.Session{ObjectMeta: meta("doppel", name)}
+		r.world.get(s)
+		s.Spec.AcceptIntercepts = yes
+		r.must(r.kc.Update(t.Context(), s))
+	}
+	accept("theirs", true)
+	st, _ := r.look("in-1")
+	wantStatus(t, "nobody accepts", st, v1alpha1.InterceptPending, "", "waiting for ada to connect with --accept-intercepts")
+	accept("mine", true)
+	st, _ = r.look("in-1")
+	wantStatus(t, "claimed", st, v1alpha1.InterceptActive, "", "")
+	if g, _ := r.engaged.get("in-1"); st.Session != "mine" || g.Session != "mine" {
+		t.Errorf("claimed by %q, engaged for %q", st.Session, g.Session)
+	}
+	if got, err := r.interceptsFor(t.Context(), "mine"); err != nil || len(got) != 1 || !got[0].Declared {
+		t.Errorf("the laptop is told %+v, %v", got, err)
+	}
+	st, _ = r.look("in-2")
+	wantStatus(t, "beyond the loopback", st, v1alpha1.InterceptFailed, "BadTarget", `spec.target is "10.0.0.7:22"`)
+	delete(r.laptops.tunnels, "mine")
+	st, _ = r.look("in-1")
+	wantStatus(t, "the laptop has gone", st, v1alpha1.InterceptPending, "", "waiting for ada")
+	if len(r.engaged.of(web)) != 0 || st.Session != "" {
+		t.Errorf("still in force for %q", st.Session)
+	}
+}
+
 func TestInterceptFails(t *testing.T) {
 	for name, tt := range map[string]struct {
 		spec        func(*v1alpha1.InterceptSpec)

@@ -28,6 +28,7 @@ type carrier struct {
 	final    bool     // no other connection will be taken
 	epoch    uint64   // counts what attach and detach did
 	reading  bool     // somebody is in conn.Read
+	losing   bool     // lost is being called
 	received uint64   // bytes taken from all connections
 	told     uint64   // of these, what the peer knows
 	kept     chunks   // sent, not acknowledged
@@ -221,13 +222,17 @@ func (c *carrier) fail(conn net.Conn, err error) bool {
 	}
 	mine := c.conn == conn && conn != nil
 	if mine {
-		c.conn = nil
+		c.conn, c.losing = nil, true
 		c.epoch++
 	}
 	c.mu.Unlock()
 	if mine {
 		_ = conn.Close()
 		c.lost(err)
+		c.mu.Lock()
+		c.losing = false
+		c.cond.Broadcast()
+		c.mu.Unlock()
 	}
 	return true
 }
@@ -240,12 +245,12 @@ func (c *carrier) drop(err error) {
 	c.fail(conn, err)
 }
 
-// detach gives up the connection and waits until nobody reads from it.
+// detach gives up the connection and waits until nobody reads from it, and its loss has been told: told later it would pass for the next one's.
 func (c *carrier) detach(err error) (received, epoch uint64, ok bool) {
 	c.drop(err)
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	for c.reading && !c.final {
+	for (c.reading || c.losing) && !c.final {
 		c.cond.Wait()
 	}
 	if c.limit == 0 || c.final || c.conn != nil {

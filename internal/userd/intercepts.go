@@ -60,6 +60,9 @@ type intercept struct {
 	toPod  *toPod
 }
 
+// declared says that the intercept was made without us, and is not ours to remove unless we are told so.
+func (in *intercept) declared() bool { return in.object.UID != "" && in.object.Spec.Session == "" }
+
 func newIntercepts(s *session) *intercepts {
 	return &intercepts{s: s, byName: map[string]*intercept{}, lost: map[string]string{}, states: map[string]control.Intercept{}, change: make(chan struct{})}
 }
@@ -344,7 +347,7 @@ func (x *intercepts) removeAll(ctx context.Context) {
 	var objects []*v1alpha1.Intercept
 	all := slices.Collect(maps.Values(x.byName))
 	for _, in := range all {
-		if in.object.UID != "" { // else whoever creates it removes it: the session has ended
+		if in.object.UID != "" && !in.declared() { // else whoever creates it removes it: the session has ended
 			objects = append(objects, in.object)
 		}
 	}
@@ -365,7 +368,7 @@ func (x *intercepts) resume(ctx context.Context, session string) {
 	x.mu.Lock()
 	var stale []*intercept
 	for _, in := range x.byName {
-		if in.object.UID != "" && in.object.Spec.Session != session {
+		if in.object.UID != "" && !in.declared() && in.object.Spec.Session != session {
 			stale = append(stale, in)
 		}
 	}
@@ -397,11 +400,13 @@ func (x *intercepts) update(m control.Intercepts) {
 		st, has := states[uid]
 		why := ""
 		switch {
-		case had && !has && in.object.Spec.Session == string(x.s.uid()):
+		case had && !has && (in.declared() || in.object.Spec.Session == string(x.s.uid())):
 			why = "it was removed in the cluster at " + time.Now().Format(time.TimeOnly)
 		case in.active && st.State == string(v1alpha1.InterceptFailed):
 			why = st.Message
-			go x.discard(&intercept{name: name, object: in.object})
+			if !in.declared() {
+				go x.discard(&intercept{name: name, object: in.object})
+			}
 		default:
 			continue
 		}
@@ -410,10 +415,54 @@ func (x *intercepts) update(m control.Intercepts) {
 		delete(x.byName, name)
 		go in.toPod.close()
 	}
+	for uid, st := range states {
+		if st.Declared && st.State != string(v1alpha1.InterceptFailed) && !x.knows(uid) {
+			go x.adopt(st)
+		}
+	}
 	x.states, x.problems = states, m.Problems
 	close(x.change)
 	x.change = make(chan struct{})
 	x.mu.Unlock()
+}
+
+// knows says whether an intercept is ours; the lock is held.
+func (x *intercepts) knows(uid string) bool {
+	for _, in := range x.byName {
+		if string(in.object.UID) == uid {
+			return true
+		}
+	}
+	return false
+}
+
+// adopt makes an intercept ours that its user has declared in the cluster. What its object says is believed only as far as the user has
+// agreed to at connect: it is theirs, and it leads to this machine's loopback.
+func (x *intercepts) adopt(st control.Intercept) {
+	o, err := x.s.cluster.Intercept(context.Background(), st.Namespace, st.Name)
+	if err != nil {
+		x.s.log.Warn("declared intercept not taken", "intercept", st.Name, "err", err)
+		return
+	}
+	target, err := netip.ParseAddrPort(o.Spec.Target)
+	if err != nil || !target.Addr().IsLoopback() || o.Spec.User != x.s.user || !x.s.cfg.accept || string(o.UID) != st.UID {
+		x.s.log.Warn("declared intercept not taken", "intercept", st.Name, "err", "it is not for this machine's loopback, or not ours")
+		return
+	}
+	in := &intercept{name: cmp.Or(o.Spec.Name, o.Name), target: target, object: o, active: true}
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if x.knows(st.UID) {
+		return
+	}
+	if x.byName[in.name] != nil {
+		in.name = o.Name
+	}
+	if x.byName[in.name] != nil {
+		in.name = string(o.UID)
+	}
+	delete(x.lost, in.name)
+	x.byName[in.name] = in
 }
 
 // take gives an intercepted flow to the local process; if that does not listen the app in the cluster answers.
@@ -469,7 +518,7 @@ func (x *intercepts) all() ([]localapi.Intercept, []string) {
 func (x *intercepts) view(in *intercept, st control.Intercept) localapi.Intercept {
 	v := describe(in.object, in.object.Spec.Session)
 	v.State, v.Message, v.Port = cmp.Or(strings.ToUpper(st.State), "PENDING"), st.Message, st.Port
-	v.Protocol = st.Protocol
+	v.Protocol, v.Mine = st.Protocol, true
 	return v
 }
 
@@ -478,7 +527,7 @@ func describe(o *v1alpha1.Intercept, session string) localapi.Intercept {
 	v := localapi.Intercept{
 		Name: o.Spec.Name, Namespace: o.Namespace, Kind: o.Spec.Workload.Kind, Workload: o.Spec.Workload.Name,
 		State: cmp.Or(strings.ToUpper(string(o.Status.State)), "PENDING"), Message: o.Status.Message,
-		Match: o.Spec.HTTP.Rule(), Target: o.Spec.Target, ToPod: o.Spec.ToPod, User: o.Spec.User, Mine: o.Spec.Session == session,
+		Match: o.Spec.HTTP.Rule(), Target: o.Spec.Target, ToPod: o.Spec.ToPod, User: o.Spec.User, Mine: o.Holder() == session,
 	}
 	if len(o.Status.Ports) > 0 {
 		v.Port, v.Protocol = uint16(o.Status.Ports[0].ContainerPort), o.Status.Ports[0].Protocol

@@ -43,6 +43,7 @@ type sessionConfig struct {
 	managerNS string
 	dns       localapi.DNSOptions
 	network   localapi.NetworkOptions
+	accept    bool // intercepts that the user has declared in the cluster
 	vif       *vif
 	log       *slog.Logger
 	progress  localapi.Progress
@@ -139,7 +140,7 @@ func (s *session) createObject(ctx context.Context) error {
 		host = "unknown host"
 	}
 	o, err := s.cluster.CreateSession(ctx, s.cfg.managerNS, v1alpha1.SessionSpec{
-		User: s.user, Key: s.identity.Fingerprint(), Namespace: s.cluster.Namespace, Reach: reach,
+		User: s.user, Key: s.identity.Fingerprint(), Namespace: s.cluster.Namespace, Reach: reach, AcceptIntercepts: s.cfg.accept,
 		Client: fmt.Sprintf("doppel/%s %s", buildinfo.Version, host),
 	})
 	if err != nil {

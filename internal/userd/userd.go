@@ -174,7 +174,7 @@ func (d *Daemon) connect(ctx context.Context, req localapi.ConnectRequest, progr
 		return localapi.ConnectResult{Status: d.snapshot(s), Reused: true, Elapsed: time.Since(start)}, nil
 	}
 	s, err := openSession(ctx, sessionConfig{
-		name: cmp.Or(req.Name, cluster.Context), cluster: cluster, managerNS: req.ManagerNamespace, dns: req.DNS, network: req.Network,
+		name: cmp.Or(req.Name, cluster.Context), cluster: cluster, managerNS: req.ManagerNamespace, dns: req.DNS, network: req.Network, accept: req.AcceptIntercepts,
 		vif: d.vif, log: d.log, progress: progress, ended: d.forget,
 	})
 	if err != nil {

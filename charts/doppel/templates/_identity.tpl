@@ -31,12 +31,15 @@ and orphan finalizers that a DELETE asks for are set by the server and are no UP
     "spec.user must be the name by which this cluster knows you, \"" + request.userInfo.username + "\""
   message: spec.user must be the name by which this cluster knows you
   reason: Forbidden
-# Nothing refers to an object by its name. A generated one makes that plain, and makes re-use of a name an accident.
+{{- if eq .resource "sessions" }}
+# Nothing refers to an object by its name. A generated one makes that plain, and makes re-use of a name an accident. Intercepts may be
+# declared by people, who name them.
 - expression: >-
     request.operation != 'CREATE' ||
     (has(object.metadata.generateName) && object.metadata.generateName != '' && object.metadata.name.startsWith(object.metadata.generateName))
   message: the name must come from metadata.generateName
   reason: Forbidden
+{{- end }}
 # Status belongs to the manager, whatever RBAC says.
 - expression: variables.sub == '' || (variables.sub == 'status' && variables.byManager)
   message: only the traffic-manager writes the status of {{ .resource }}
