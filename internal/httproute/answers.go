@@ -99,8 +99,8 @@ func (c *conn) answer(u *upstream, in *reader, ex exchange) (done bool, err erro
 	case err != nil, h.status == 101, h.body == untilClose:
 		c.setMode(u, unending)
 		return true, c.passOn(u, in)
-	case h.status >= 200 && ex.unsent && c.stillUnsent(u):
-		c.setMode(u, unending) // the request's end cannot be known
+	case h.status >= 200 && ex.unsent:
+		c.early(u)
 	}
 	if _, err := c.client.Write(in.peek()[:n]); err != nil {
 		return true, err
@@ -139,11 +139,14 @@ func (c *conn) paid(u *upstream) {
 	c.cond.Broadcast()
 }
 
-// stillUnsent says whether the oldest request's body has not been sent yet.
-func (c *conn) stillUnsent(u *upstream) bool {
+// early notes that u is answering before anything of the oldest request's body has come, if that is so: then the request's end cannot be known.
+func (c *conn) early(u *upstream) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return u.owed[0].unsent
+	if u.owed[0].unsent {
+		u.mode = unending
+		c.cond.Broadcast()
+	}
 }
 
 // passOn passes on everything that comes.

@@ -51,7 +51,7 @@ type upstream struct {
 type exchange struct {
 	method   string
 	switches bool // asks for another protocol
-	unsent   bool // its body waits for 100 Continue and has not been sent
+	unsent   bool // its body waits for 100 Continue, and nothing of it has come
 }
 
 // mode is what the bytes of an upstream's connection are.
@@ -213,7 +213,8 @@ func (c *conn) request(h *requestHead) error {
 	if err != nil {
 		return err
 	}
-	ex := exchange{method: h.method, switches: h.switches, unsent: h.expect && (h.chunked || h.length > 0)}
+	bodyCame := len(c.in.peek()) > len(h.raw)
+	ex := exchange{method: h.method, switches: h.switches, unsent: h.expect && (h.chunked || h.length > 0) && !bodyCame}
 	if err := c.owe(u, ex); err != nil {
 		return err
 	}
@@ -230,9 +231,6 @@ func (c *conn) request(h *requestHead) error {
 	}
 	if err != nil {
 		return err
-	}
-	if ex.unsent {
-		c.bodySent(u)
 	}
 	if ex.switches { // whether what follows is HTTP depends on the answer
 		c.settle(u)
@@ -314,15 +312,6 @@ func (c *conn) owe(u *upstream, ex exchange) error {
 	return nil
 }
 
-// bodySent notes that the body of the last request has been sent.
-func (c *conn) bodySent(u *upstream) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if n := len(u.owed); n > 0 {
-		u.owed[n-1].unsent = false
-	}
-}
-
 // settle waits until u has answered everything.
 func (c *conn) settle(u *upstream) {
 	c.mu.Lock()
@@ -389,7 +378,7 @@ func (c *conn) sendChunked(u *upstream) error {
 }
 
 // moreBody reads more of a body. A client that waits for 100 Continue and got another answer may send its next request instead of the body: then nobody
-// knows what the bytes are (errOdd).
+// knows what the bytes are (errOdd). If some came before that answer was passed on, they are the body.
 func (c *conn) moreBody(u *upstream) error {
 	err := c.in.more()
 	if errors.Is(err, io.EOF) {
@@ -400,6 +389,9 @@ func (c *conn) moreBody(u *upstream) error {
 		defer c.mu.Unlock()
 		if u.mode != http1 {
 			return errOdd
+		}
+		if n := len(u.owed); n > 0 {
+			u.owed[n-1].unsent = false
 		}
 	}
 	return err

@@ -11,6 +11,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/doppel-dev/doppel/internal/flow"
 )
 
 func request(method, path, id, rest string) string {
@@ -418,6 +420,46 @@ func TestExpect(t *testing.T) {
 	c.send(get1("/", ""))
 	if b, err := io.ReadAll(c.r); err == nil && strings.Contains(string(b), "GET") {
 		t.Errorf("the laptop got the next request: %q", b)
+	}
+}
+
+// lingering is a stream that returns from writing a body only when its answer has come.
+type lingering struct {
+	flow.Stream
+	answered chan struct{}
+}
+
+func (l *lingering) Write(p []byte) (int, error) {
+	n, err := l.Stream.Write(p)
+	if strings.HasSuffix(string(p), "hello") {
+		<-l.answered
+	}
+	return n, err
+}
+
+// TestExpectAnsweredAtOnce has a body that waited for 100 Continue, or did not wait, answered before we know that it was sent.
+func TestExpectAnsweredAtOnce(t *testing.T) {
+	for _, wait := range []bool{true, false} {
+		w := newWorld(t)
+		w.at(App, httpServer(t, "app"))
+		w.rule("lou", httpServer(t, "lou"))
+		answered := make(chan struct{})
+		w.wrap = func(s flow.Stream) flow.Stream { return &lingering{s, answered} }
+		c := w.dial()
+		head := request("POST", "/", "", "Expect: 100-continue\r\nContent-Length: 5\r\n\r\n")
+		if wait {
+			c.send(head)
+			if s, _ := c.answer("POST"); s != 100 {
+				t.Fatal(s)
+			}
+			c.send("hello")
+		} else {
+			c.send(head + "hello")
+		}
+		check(t, c, "POST", "app / 5")
+		close(answered)
+		c.send(get1("/", "lou"))
+		check(t, c, "GET", "lou / 0")
 	}
 }
 
