@@ -42,15 +42,17 @@ type upstream struct {
 	s  flow.Stream
 
 	// guarded by conn.mu:
-	owed  []exchange // requests that are not answered
-	mode  mode
-	ended bool // its side has ended
+	owed   []exchange // requests that are not answered
+	mode   mode
+	closes bool // its last answer ends the connection
+	ended  bool // its side has ended
 }
 
 // exchange is a request that waits for its answer.
 type exchange struct {
 	method   string
 	switches bool // asks for another protocol
+	closes   bool // asks for the end of the connection
 	unsent   bool // its body waits for 100 Continue, and nothing of it has come
 }
 
@@ -102,6 +104,8 @@ func (c *conn) close() error {
 		_ = u.s.Close()
 	}
 	_ = c.client.Close()
+	c.mu.Lock() // the context may be ending
+	defer c.mu.Unlock()
 	return c.err
 }
 
@@ -214,7 +218,7 @@ func (c *conn) request(h *requestHead) error {
 		return err
 	}
 	bodyCame := len(c.in.peek()) > len(h.raw)
-	ex := exchange{method: h.method, switches: h.switches, unsent: h.expect && (h.chunked || h.length > 0) && !bodyCame}
+	ex := exchange{method: h.method, switches: h.switches, closes: h.closes, unsent: h.expect && (h.chunked || h.length > 0) && !bodyCame}
 	if err := c.owe(u, ex); err != nil {
 		return err
 	}

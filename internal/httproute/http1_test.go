@@ -128,34 +128,60 @@ func TestLaptopDoesNotTake(t *testing.T) {
 	}
 }
 
-// TestIdleLaptopLost loses a laptop between two requests: the client notices nothing.
+// TestIdleLaptopLost loses a laptop between two requests, by a reset or because its process was ended: the client notices nothing.
 func TestIdleLaptopLost(t *testing.T) {
-	w := newWorld(t)
-	w.at(App, httpServer(t, "app"))
-	cut := make(chan struct{})
-	gone := make(chan struct{})
-	w.rule("lou", rawServer(t, func(c *net.TCPConn, r *bufio.Reader) {
-		if _, err := http.ReadRequest(r); err != nil {
-			return
+	for _, reset := range []bool{true, false} {
+		w := newWorld(t)
+		w.at(App, httpServer(t, "app"))
+		cut := make(chan struct{})
+		gone := make(chan struct{})
+		w.rule("lou", rawServer(t, func(c *net.TCPConn, r *bufio.Reader) {
+			if _, err := http.ReadRequest(r); err != nil {
+				return
+			}
+			io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nlou")
+			<-cut
+			if reset {
+				c.SetLinger(0)
+			}
+			c.Close()
+			close(gone)
+		}))
+		c := w.dial()
+		c.send(get1("/", "lou"))
+		check(t, c, "GET", "lou")
+		w.rule("lou", "")
+		close(cut)
+		<-gone
+		for range 20 { // until the loss is noticed
+			c.send(get1("/", ""))
+			check(t, c, "GET", "app / 0")
 		}
-		io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nlou")
-		<-cut
-		c.SetLinger(0)
-		c.Close()
-		close(gone)
-	}))
-	c := w.dial()
-	c.send(get1("/", "lou"))
-	check(t, c, "GET", "lou")
-	w.rule("lou", "")
-	close(cut)
-	<-gone
-	for range 20 { // until the loss is noticed
-		c.send(get1("/", ""))
+		c.send(get1("/", "lou"))
 		check(t, c, "GET", "app / 0")
 	}
-	c.send(get1("/", "lou"))
-	check(t, c, "GET", "app / 0")
+}
+
+// TestLaptopCloses passes a laptop's FIN on where it belongs to the answer: the answer says so, or the request asked for it.
+func TestLaptopCloses(t *testing.T) {
+	for _, tt := range []struct{ ask, answer string }{
+		{get1("/", "lou"), "HTTP/1.1 200 OK\r\nConnection: x, Close\r\nContent-Length: 3\r\n\r\nlou"},
+		{get1("/", "lou"), "HTTP/1.0 200 OK\r\nContent-Length: 3\r\n\r\nlou"},
+		{request("GET", "/", "lou", "Connection: close\r\n\r\n"), "HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nlou"},
+		{"GET / HTTP/1.0\r\nX-Id: lou\r\n\r\n", "HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nlou"},
+	} {
+		w := newWorld(t)
+		w.at(App, httpServer(t, "app"))
+		w.rule("lou", rawServer(t, func(c *net.TCPConn, r *bufio.Reader) {
+			http.ReadRequest(r)
+			io.WriteString(c, tt.answer)
+		}))
+		c := w.dial()
+		c.send(tt.ask)
+		if got := c.rest(); got != tt.answer {
+			t.Errorf("%q", got)
+		}
+	}
 }
 
 // TestBusyLaptopLost resets the client: its request may have been acted on.
