@@ -22,6 +22,7 @@ import (
 // requests is a service in the cluster whose requests of one user go to a laptop. The servers are called app and lou: names of one length, so that
 // answers differ in nothing else.
 type requests struct {
+	t    *testing.T // whose end is the local process's
 	c    *cluster
 	l    *laptop
 	bin  string
@@ -29,23 +30,28 @@ type requests struct {
 
 	web, grpc string // addresses of the service
 	app       string // of the app's own port, which no agent is in front of
+	stop      func() // ends the local process
 }
 
 // TestRequests intercepts a service by request and asks it in all the protocols that are split by request, from a node of the cluster: what a
 // user's header marks is answered by the laptop, everything else by the app, as the app would without us.
 func TestRequests(t *testing.T) {
 	r := newRequests(t)
-	r.start(t)
 	t.Run("HTTP1", r.http1)
 	t.Run("Odd", r.odd)
 	t.Run("HTTP2", r.http2)
 	t.Run("GRPC", r.gRPC)
+	t.Run("WebSocket", r.webSocket)
+	t.Run("Events", r.events)
+	t.Run("LongPoll", r.longPoll)
+	t.Run("Killed", r.killed)
+	t.Run("Left", r.left)
 }
 
 func newRequests(t *testing.T) *requests {
 	c := theCluster(t)
 	ns := c.namespace(t, "requests")
-	r := &requests{c: c, bin: c.probe(t), dial: c.dialer(t)}
+	r := &requests{t: t, c: c, bin: c.probe(t), dial: c.dialer(t)}
 	labels := map[string]string{"app": "web"}
 	r.l = newLaptop(t, "louise")
 	r.l.withManager(t)
@@ -56,6 +62,7 @@ func newRequests(t *testing.T) *requests {
 			{Name: "http", Port: 80, TargetPort: intstr.FromString("http")}, {Name: "grpc", Port: 81, TargetPort: intstr.FromString("grpc")},
 		}, Selector: labels},
 	})
+	r.start(t)
 	r.l.run(t, "doppel", "connect", "-n", ns)
 	r.intercept(t)
 	r.web = c.clusterIP(t, ns, "web")
@@ -80,16 +87,15 @@ func (r *requests) intercept(t *testing.T) {
 }
 
 // start runs the local process.
-func (r *requests) start(t *testing.T) (stop func()) {
+func (r *requests) start(t *testing.T) {
 	t.Helper()
-	stop = r.l.start(t, r.bin, "web", "lou", "127.0.0.1:3000", "127.0.0.1:3001")
+	r.stop = r.l.start(r.t, r.bin, "web", "lou", "127.0.0.1:3000", "127.0.0.1:3001")
 	eventually(t, 5*time.Second, func() error {
 		if r := r.l.try(t, "curl", "-sf", "-m", "1", "127.0.0.1:3000/"); r.code != 0 {
 			return fmt.Errorf("local process: %v", r)
 		}
 		return nil
 	})
-	return stop
 }
 
 // other is a user whose requests are the app's, with a name as long as the one whose are not.
@@ -107,7 +113,8 @@ func nameOf(user string) string {
 type wire struct {
 	t *testing.T
 	net.Conn
-	r *bufio.Reader
+	r   *bufio.Reader
+	raw bytes.Buffer // what r has read
 }
 
 func (r *requests) connect(t *testing.T, addr string) *wire {
@@ -118,7 +125,9 @@ func (r *requests) connect(t *testing.T, addr string) *wire {
 	}
 	t.Cleanup(func() { c.Close() })
 	c.SetDeadline(time.Now().Add(20 * time.Second))
-	return &wire{t, c, bufio.NewReader(c)}
+	w := &wire{t: t, Conn: c}
+	w.r = bufio.NewReader(io.TeeReader(c, &w.raw))
+	return w
 }
 
 func (w *wire) send(s string) {
@@ -131,20 +140,19 @@ func (w *wire) send(s string) {
 // answer reads a response whole and returns its bytes, with those of the provisional ones before it.
 func (w *wire) answer(name, method string) string {
 	w.t.Helper()
-	var raw bytes.Buffer
-	r := bufio.NewReader(io.TeeReader(w.r, &raw)) // it reads too much only if more was sent than asked for
+	w.raw.Next(w.raw.Len() - w.r.Buffered())
 	for {
-		resp, err := http.ReadResponse(r, &http.Request{Method: method})
+		resp, err := http.ReadResponse(w.r, &http.Request{Method: method})
 		if err != nil {
-			w.t.Fatalf("%s: %v after %.200q", name, err, raw.String())
+			w.t.Fatalf("%s: %v after %.200q", name, err, w.raw.String())
 		}
 		_, err = io.Copy(io.Discard, resp.Body)
 		_ = resp.Body.Close()
 		if err != nil {
-			w.t.Fatalf("%s: %v after %.200q", name, err, raw.String())
+			w.t.Fatalf("%s: %v after %.200q", name, err, w.raw.String())
 		}
 		if resp.StatusCode >= 200 {
-			return timeless(raw.String())
+			return timeless(string(w.raw.Bytes()[:w.raw.Len()-w.r.Buffered()]))
 		}
 	}
 }
