@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"golang.org/x/net/http2"
+	"golang.org/x/net/http2/hpack"
 
 	"github.com/doppel-dev/doppel/internal/flow"
 )
@@ -329,6 +330,72 @@ func TestHTTP2Shutdown(t *testing.T) {
 	}
 	if err := <-down; err != nil {
 		t.Error(err)
+	}
+}
+
+// TestHTTP2GoAwayWithWaiting has a laptop's process go that takes one stream at a time and serves none: those that wait go to its next connection.
+func TestHTTP2GoAwayWithWaiting(t *testing.T) {
+	w := newWorld(t)
+	app, _ := h2Server(t, "app")
+	w.at(App, app)
+	next, _ := h2Server(t, "next")
+	wait, end := make(chan struct{}), make(chan struct{})
+	defer close(end)
+	w.rule("lou", rawServer(t, func(c *net.TCPConn, r *bufio.Reader) {
+		io.ReadFull(r, make([]byte, len(http2.ClientPreface)))
+		fr := http2.NewFramer(c, r)
+		fr.WriteSettings(http2.Setting{ID: http2.SettingMaxConcurrentStreams, Val: 1})
+		for {
+			f, err := fr.ReadFrame()
+			if err != nil {
+				return
+			}
+			if f.Header().Type == http2.FrameHeaders {
+				break
+			}
+		}
+		<-wait
+		fr.WriteGoAway(0, http2.ErrCodeNo, nil)
+		<-end // the connection stays
+	}))
+	c := w.dial()
+	c.send(http2.ClientPreface)
+	fr := http2.NewFramer(c.TCPConn, c.r)
+	fr.ReadMetaHeaders = hpack.NewDecoder(4096, nil)
+	fr.WriteSettings()
+	var head bytes.Buffer
+	enc := hpack.NewEncoder(&head)
+	const streams = 20
+	for i := range uint32(streams) {
+		head.Reset()
+		for _, f := range [][2]string{{":method", "GET"}, {":scheme", "http"}, {":path", "/"}, {":authority", "h"}, {"x-id", "lou"}} {
+			enc.WriteField(hpack.HeaderField{Name: f[0], Value: f[1]})
+		}
+		fr.WriteHeaders(http2.HeadersFrameParam{StreamID: 2*i + 1, BlockFragment: head.Bytes(), EndStream: true, EndHeaders: true})
+	}
+	fr.WritePing(false, [8]byte{1})
+	refused, answered := 0, 0
+	for refused+answered < streams {
+		f, err := fr.ReadFrame()
+		if err != nil {
+			t.Fatalf("%v after %d refused, %d answered", err, refused, answered)
+		}
+		switch f := f.(type) {
+		case *http2.PingFrame: // all has been read
+			w.mu.Lock()
+			w.addrs["lou"] = next
+			w.mu.Unlock()
+			close(wait)
+		case *http2.RSTStreamFrame:
+			refused++
+			if f.StreamID != 1 || f.ErrCode != http2.ErrCodeRefusedStream {
+				t.Errorf("%v", f)
+			}
+		case *http2.DataFrame:
+			if string(f.Data()) == "next / 0" {
+				answered++
+			}
+		}
 	}
 }
 
