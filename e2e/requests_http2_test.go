@@ -94,6 +94,7 @@ func (r *requests) http2(t *testing.T) {
 	t.Run("streams", r.http2Streams)
 	t.Run("reset", r.http2Reset)
 	t.Run("goaway", r.http2GoAway)
+	t.Run("upgrade", r.http2Upgrade)
 }
 
 // http2Streams has many streams at once that carry some megabytes both ways, many times what their windows hold, with trailers.
@@ -202,5 +203,28 @@ func (r *requests) http2GoAway(t *testing.T) {
 		if n := c.dials.Load(); int(n) != 1+i {
 			t.Errorf("%d connections after GOAWAY to %q", n, u)
 		}
+	}
+}
+
+// http2Upgrade offers to go on in HTTP/2 to an app that takes it. The agent does not let it know, since requests would not be told apart any more.
+func (r *requests) http2Upgrade(t *testing.T) {
+	const ask = "GET /h2c HTTP/1.1\r\nHost: h\r\nX-User: %s\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAoAAAAAIAAAAA\r\n\r\n"
+	const takes = "HTTP/1.1 101 Switching Protocols\r\n"
+	direct := r.connect(t, r.app)
+	direct.send(fmt.Sprintf(ask, other))
+	if got := direct.exactly(takes); got != takes {
+		t.Fatalf("the app says %q", got)
+	}
+	w := r.connect(t, r.web)
+	for _, u := range []string{other, "lou", "", "lou"} {
+		w.send(fmt.Sprintf(ask, u))
+		if got := w.answer("an offer", http.MethodGet); !strings.HasPrefix(got, "HTTP/1.1 200 OK\r\n") || !strings.Contains(got, "X-Name: "+nameOf(u)) {
+			t.Errorf("%q got %q", u, got)
+		}
+	}
+	url := "http://" + r.web + "/h2c"
+	out, err := r.c.lab("node", "exec", "--", "curl", "-sS", "--http2", "-H", "X-User: lou", "-w", " %header{x-name} %{num_connects};", url, url, "--next", "-sS", "--http2", "-w", " %header{x-name} %{num_connects};", url)
+	if err != nil || out != "HTTP/1.1 lou 1;HTTP/1.1 lou 0;HTTP/1.1 app 0;" {
+		t.Errorf("curl got %q, %v", out, err)
 	}
 }

@@ -91,6 +91,7 @@ func newWeb(name string) *web {
 		fmt.Fprint(rw, w.count[r.URL.Query().Get("path")])
 	})
 	w.HandleFunc("/ws", w.socket)
+	w.HandleFunc("/h2c", takeH2C)
 	return w
 }
 
@@ -180,6 +181,20 @@ func (w *web) events(rw http.ResponseWriter, r *http.Request) {
 			return
 		}
 	}
+}
+
+// takeH2C says its protocol, and goes on in HTTP/2 when that is offered (RFC 7540, section 3.2); that it would is all that is looked at.
+func takeH2C(rw http.ResponseWriter, r *http.Request) {
+	if r.Header.Get("Upgrade") != "h2c" {
+		fmt.Fprint(rw, r.Proto)
+		return
+	}
+	c, _, err := http.NewResponseController(rw).Hijack()
+	if err != nil {
+		return
+	}
+	defer c.Close()
+	_, _ = io.WriteString(c, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n")
 }
 
 // socket is a WebSocket that sends messages back, and ends with the code with which the client does.

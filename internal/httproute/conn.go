@@ -222,8 +222,11 @@ func (c *conn) request(h *requestHead) error {
 	if err := c.owe(u, ex); err != nil {
 		return err
 	}
-	length, chunked := h.length, h.chunked
-	if _, err := u.s.Write(h.raw); err != nil {
+	length, chunked, head := h.length, h.chunked, h.raw
+	if h.offers {
+		head = h.unoffered()
+	}
+	if _, err := u.s.Write(head); err != nil {
 		return c.lost(u, err)
 	}
 	c.in.discard(len(h.raw))

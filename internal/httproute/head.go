@@ -31,6 +31,7 @@ type requestHead struct {
 	length   int64 // of the body; 0 also where there is none
 	chunked  bool
 	switches bool // asks for another protocol: what follows depends on the answer
+	offers   bool // to go on in HTTP/2
 	expect   bool // waits for 100 Continue
 	closes   bool // is the last one of its connection
 }
@@ -252,7 +253,9 @@ func (h *requestHead) frame() error {
 			}
 		case 7:
 			if h.named(i, "upgrade") {
-				h.switches = true
+				others := withoutH2C(v)
+				h.switches = h.switches || len(others) > 0
+				h.offers = h.offers || len(others) < len(v)
 			}
 		case 10:
 			if h.named(i, "connection") {
@@ -283,6 +286,34 @@ func (h *requestHead) frame() error {
 	h.switches = h.switches || h.method == "CONNECT"
 	h.closes = !kept
 	return nil
+}
+
+// withoutH2C takes "h2c" out of an Upgrade field's value.
+func withoutH2C(v []byte) []byte {
+	var others [][]byte
+	for p := range bytes.SplitSeq(v, []byte(",")) {
+		if !strings.EqualFold(string(bytes.TrimSpace(p)), "h2c") {
+			others = append(others, p)
+		}
+	}
+	return bytes.TrimSpace(bytes.Join(others, []byte(",")))
+}
+
+// unoffered is the head without its offer to go on in HTTP/2 (RFC 7540, section 3.2). An app that took it would leave HTTP/1 with its connection, and
+// whoever got the first request would get all of them. A server may ignore the offer (RFC 9110, section 7.8), and RFC 9113 has none.
+func (h *requestHead) unoffered() []byte {
+	out, at := make([]byte, 0, len(h.raw)), 0
+	for i, f := range h.fields {
+		if !h.named(i, "upgrade") && !h.named(i, "http2-settings") {
+			continue
+		}
+		out = append(out, h.raw[at:f.name.from]...)
+		at = f.value.to + bytes.IndexByte(h.raw[f.value.to:], '\n') + 1
+		if others := withoutH2C(h.bytes(f.value)); h.named(i, "upgrade") && len(others) > 0 {
+			out = append(append(append(out, "Upgrade: "...), others...), "\r\n"...)
+		}
+	}
+	return append(out, h.raw[at:]...)
 }
 
 // keeps says whether a connection outlasts a message with that Connection field (RFC 9112, section 9.3). kept is what is known without it.

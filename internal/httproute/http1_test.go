@@ -254,6 +254,55 @@ func TestSwitch(t *testing.T) {
 	}
 }
 
+// TestOfferOfHTTP2 has requests that offer to go on in HTTP/2: nobody hears of that, and the connection stays one of requests.
+func TestOfferOfHTTP2(t *testing.T) {
+	echo := func(name string) string {
+		return rawServer(t, func(c *net.TCPConn, r *bufio.Reader) {
+			for {
+				var head strings.Builder
+				for !strings.HasSuffix(head.String(), "\r\n\r\n") {
+					line, err := r.ReadString('\n')
+					if err != nil {
+						return
+					}
+					head.WriteString(line)
+				}
+				if strings.Contains(head.String(), "websocket") {
+					io.WriteString(c, "HTTP/1.1 101 Switching Protocols\r\n\r\n")
+					io.Copy(c, r)
+					return
+				}
+				body := name + " " + head.String()
+				fmt.Fprintf(c, "HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s", len(body), body)
+			}
+		})
+	}
+	w := newWorld(t)
+	w.at(App, echo("app"))
+	w.rule("lou", echo("lou"))
+	c := w.dial()
+	for _, id := range []string{"may", "lou", "may"} {
+		for _, offer := range []string{"Upgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\n", "HTTP2-Settings: AAMAAABk\r\nupgrade:\tH2C \r\n", "Upgrade: h2c, h2c\r\n", "Upgrade: h2c\r\nUpgrade: h2c\r\n"} {
+			const around = "A: 1\r\n%sConnection: Upgrade, HTTP2-Settings\r\n\r\n"
+			c.send(request("GET", "/", id, fmt.Sprintf(around, offer)))
+			name := "app "
+			if id == "lou" {
+				name = "lou "
+			}
+			check(t, c, "GET", name+request("GET", "/", id, fmt.Sprintf(around, "")))
+		}
+	}
+	c.send(request("GET", "/", "lou", "Upgrade: h2c, websocket\r\n\r\n"))
+	if status, _ := c.answer("GET"); status != 101 {
+		t.Fatal(status)
+	}
+	c.send(get1("/", ""))
+	c.CloseWrite()
+	if got := c.rest(); got != get1("/", "") {
+		t.Errorf("%q", got)
+	}
+}
+
 // TestNotHTTP passes on what is no HTTP as it is: to the app, or to whoever has the whole port.
 func TestNotHTTP(t *testing.T) {
 	banner := rawServer(t, func(c *net.TCPConn, r *bufio.Reader) {
