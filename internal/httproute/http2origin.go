@@ -264,12 +264,12 @@ func (h *splitter) lostOrigin(o *origin, err error) {
 			h.place(st, o.to)
 			continue
 		}
-		delete(h.streams, st.id)
+		h.forget(st)
 		h.greet()
 		_ = h.client.w.WriteRSTStream(st.id, http2.ErrCodeRefusedStream)
 	}
 	for _, st := range o.streams { // it may have acted on them
-		delete(h.streams, st.id)
+		h.forget(st)
 		_ = h.client.w.WriteRSTStream(st.id, http2.ErrCodeInternal)
 	}
 	h.client.kick()
