@@ -57,7 +57,7 @@ TESTSUM   := bin/tools/gotestsum-v1.13.0
 FUZZTIME  ?= 3s
 CHART_TESTS := ^Test(Chart|ChartChild|Policy)$$
 NET_TESTS   := ^Test(Credentials|DNS|DNSResolved|Outbound|Package|Privilege|Reach|Run|Seeing|SessionsLast|Several|Subnets|Transports)$$
-TAKE_TESTS  := ^Test(Team|Workloads)$$
+TAKE_TESTS  := ^Test(Requests|Team|Workloads)$$
 # What the tests use beside Go; the lab installs its own packages.
 TEST_PKGS := curl dbus-daemon dnsutils iproute2 iputils-ping nftables procps sudo netcat-openbsd openssl
 

@@ -21,6 +21,7 @@ type taken struct {
 	name    string
 	kind    string
 	listen  []string // what its pods say their name at; default tcp://:7000
+	run     []string // what its pods run of the probe; default: name
 	ports   []corev1.ContainerPort
 	service *corev1.ServiceSpec // nil: none
 	count   int32
@@ -172,10 +173,14 @@ func (c *cluster) workload(t *testing.T, ns string, r taken) {
 	if listen == nil {
 		listen = []string{"tcp://:7000"}
 	}
+	run := r.run
+	if run == nil {
+		run = append([]string{"name", r.name}, listen...)
+	}
 	meta := metav1.ObjectMeta{Name: r.name, Labels: labels}
 	count, grace := max(r.count, 1), int64(1)
 	template := corev1.PodTemplateSpec{ObjectMeta: metav1.ObjectMeta{Labels: labels}, Spec: corev1.PodSpec{TerminationGracePeriodSeconds: &grace, Containers: []corev1.Container{{
-		Name: "app", Image: probeImage, ImagePullPolicy: corev1.PullNever, Args: append([]string{"name", r.name}, listen...), Ports: r.ports,
+		Name: "app", Image: probeImage, ImagePullPolicy: corev1.PullNever, Args: run, Ports: r.ports,
 		Env: []corev1.EnvVar{{Name: "POD_IP", ValueFrom: &corev1.EnvVarSource{FieldRef: &corev1.ObjectFieldSelector{FieldPath: "status.podIP"}}}},
 	}}}}
 	selector := &metav1.LabelSelector{MatchLabels: labels}

@@ -28,8 +28,10 @@ func main() {
 		if name, err = who(args[1], args[2]); err == nil {
 			fmt.Println(name)
 		}
+	case len(args) == 4 && args[0] == "web": // NAME ADDRESS ADDRESS: an HTTP server, and one of gRPC
+		err = serveWeb(args[1], args[2], args[3])
 	default:
-		err = fmt.Errorf("usage: probe serve | check ADDRESS | dial HOST:PORT | hold HOST:PORT COUNT | name NAME ADDRESS... | who NETWORK HOST:PORT")
+		err = fmt.Errorf("usage: probe serve | check ADDRESS | dial HOST:PORT | hold HOST:PORT COUNT | name NAME ADDRESS... | who NETWORK HOST:PORT | web NAME ADDRESS ADDRESS")
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "probe:", err)

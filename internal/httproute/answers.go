@@ -14,7 +14,7 @@ func (c *conn) answers(u *upstream) {
 	in.drop()
 	c.mu.Lock()
 	u.ended = true
-	quiet := c.active != u || len(u.owed) == 0 && u.mode == http1 && err != nil && u.to != App
+	quiet := c.active != u || len(u.owed) == 0 && u.mode == http1 && u.to != App && (err != nil || !u.closes)
 	c.ended = c.ended || !quiet
 	c.cond.Broadcast()
 	c.mu.Unlock()
@@ -99,8 +99,8 @@ func (c *conn) answer(u *upstream, in *reader, ex exchange) (done bool, err erro
 	case err != nil, h.status == 101, h.body == untilClose:
 		c.setMode(u, unending)
 		return true, c.passOn(u, in)
-	case h.status >= 200 && ex.unsent && c.stillUnsent(u):
-		c.setMode(u, unending) // the request's end cannot be known
+	case h.status >= 200 && ex.unsent:
+		c.early(u)
 	}
 	if _, err := c.client.Write(in.peek()[:n]); err != nil {
 		return true, err
@@ -124,26 +124,30 @@ func (c *conn) answer(u *upstream, in *reader, ex exchange) (done bool, err erro
 	case err != nil:
 		return true, err
 	}
-	c.paid(u)
+	c.paid(u, ex.closes || h.closes)
 	// A laptop gets nothing more when the end of its request is not known: this was the last answer.
 	return u.to != App && c.activeMode() == unending, nil
 }
 
-// paid notes that the oldest exchange of u is answered.
-func (c *conn) paid(u *upstream) {
+// paid notes that the oldest exchange of u is answered, and whether the connection ends with that.
+func (c *conn) paid(u *upstream, closes bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	u.closes = closes
 	if u.owed = u.owed[1:]; len(u.owed) == 0 {
 		u.owed = nil
 	}
 	c.cond.Broadcast()
 }
 
-// stillUnsent says whether the oldest request's body has not been sent yet.
-func (c *conn) stillUnsent(u *upstream) bool {
+// early notes that u is answering before anything of the oldest request's body has come, if that is so: then the request's end cannot be known.
+func (c *conn) early(u *upstream) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return u.owed[0].unsent
+	if u.owed[0].unsent {
+		u.mode = unending
+		c.cond.Broadcast()
+	}
 }
 
 // passOn passes on everything that comes.

@@ -42,16 +42,18 @@ type upstream struct {
 	s  flow.Stream
 
 	// guarded by conn.mu:
-	owed  []exchange // requests that are not answered
-	mode  mode
-	ended bool // its side has ended
+	owed   []exchange // requests that are not answered
+	mode   mode
+	closes bool // its last answer ends the connection
+	ended  bool // its side has ended
 }
 
 // exchange is a request that waits for its answer.
 type exchange struct {
 	method   string
 	switches bool // asks for another protocol
-	unsent   bool // its body waits for 100 Continue and has not been sent
+	closes   bool // asks for the end of the connection
+	unsent   bool // its body waits for 100 Continue, and nothing of it has come
 }
 
 // mode is what the bytes of an upstream's connection are.
@@ -102,6 +104,8 @@ func (c *conn) close() error {
 		_ = u.s.Close()
 	}
 	_ = c.client.Close()
+	c.mu.Lock() // the context may be ending
+	defer c.mu.Unlock()
 	return c.err
 }
 
@@ -213,12 +217,16 @@ func (c *conn) request(h *requestHead) error {
 	if err != nil {
 		return err
 	}
-	ex := exchange{method: h.method, switches: h.switches, unsent: h.expect && (h.chunked || h.length > 0)}
+	bodyCame := len(c.in.peek()) > len(h.raw)
+	ex := exchange{method: h.method, switches: h.switches, closes: h.closes, unsent: h.expect && (h.chunked || h.length > 0) && !bodyCame}
 	if err := c.owe(u, ex); err != nil {
 		return err
 	}
-	length, chunked := h.length, h.chunked
-	if _, err := u.s.Write(h.raw); err != nil {
+	length, chunked, head := h.length, h.chunked, h.raw
+	if h.offers {
+		head = h.unoffered()
+	}
+	if _, err := u.s.Write(head); err != nil {
 		return c.lost(u, err)
 	}
 	c.in.discard(len(h.raw))
@@ -230,9 +238,6 @@ func (c *conn) request(h *requestHead) error {
 	}
 	if err != nil {
 		return err
-	}
-	if ex.unsent {
-		c.bodySent(u)
 	}
 	if ex.switches { // whether what follows is HTTP depends on the answer
 		c.settle(u)
@@ -314,15 +319,6 @@ func (c *conn) owe(u *upstream, ex exchange) error {
 	return nil
 }
 
-// bodySent notes that the body of the last request has been sent.
-func (c *conn) bodySent(u *upstream) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if n := len(u.owed); n > 0 {
-		u.owed[n-1].unsent = false
-	}
-}
-
 // settle waits until u has answered everything.
 func (c *conn) settle(u *upstream) {
 	c.mu.Lock()
@@ -389,7 +385,7 @@ func (c *conn) sendChunked(u *upstream) error {
 }
 
 // moreBody reads more of a body. A client that waits for 100 Continue and got another answer may send its next request instead of the body: then nobody
-// knows what the bytes are (errOdd).
+// knows what the bytes are (errOdd). If some came before that answer was passed on, they are the body.
 func (c *conn) moreBody(u *upstream) error {
 	err := c.in.more()
 	if errors.Is(err, io.EOF) {
@@ -400,6 +396,9 @@ func (c *conn) moreBody(u *upstream) error {
 		defer c.mu.Unlock()
 		if u.mode != http1 {
 			return errOdd
+		}
+		if n := len(u.owed); n > 0 {
+			u.owed[n-1].unsent = false
 		}
 	}
 	return err

@@ -31,7 +31,9 @@ type requestHead struct {
 	length   int64 // of the body; 0 also where there is none
 	chunked  bool
 	switches bool // asks for another protocol: what follows depends on the answer
+	offers   bool // to go on in HTTP/2
 	expect   bool // waits for 100 Continue
+	closes   bool // is the last one of its connection
 }
 
 // Method implements match.Head.
@@ -237,7 +239,7 @@ func fieldLine(raw []byte, from, to int) (field, error) {
 
 // frame finds out where the request ends (RFC 9112, section 6.3). What two readers might see differently is odd.
 func (h *requestHead) frame() error {
-	lengths, codings, hosts := 0, 0, 0
+	lengths, codings, hosts, kept := 0, 0, 0, !h.http10
 	for i := range h.fields {
 		v := h.bytes(h.fields[i].value)
 		switch n := h.bytes(h.fields[i].name); len(n) {
@@ -251,7 +253,13 @@ func (h *requestHead) frame() error {
 			}
 		case 7:
 			if h.named(i, "upgrade") {
-				h.switches = true
+				others := withoutH2C(v)
+				h.switches = h.switches || len(others) > 0
+				h.offers = h.offers || len(others) < len(v)
+			}
+		case 10:
+			if h.named(i, "connection") {
+				kept = keeps(v, kept)
 			}
 		case 14:
 			if h.named(i, "content-length") {
@@ -276,7 +284,49 @@ func (h *requestHead) frame() error {
 		return errOdd
 	}
 	h.switches = h.switches || h.method == "CONNECT"
+	h.closes = !kept
 	return nil
+}
+
+// withoutH2C takes "h2c" out of an Upgrade field's value.
+func withoutH2C(v []byte) []byte {
+	var others [][]byte
+	for p := range bytes.SplitSeq(v, []byte(",")) {
+		if !strings.EqualFold(string(bytes.TrimSpace(p)), "h2c") {
+			others = append(others, p)
+		}
+	}
+	return bytes.TrimSpace(bytes.Join(others, []byte(",")))
+}
+
+// unoffered is the head without its offer to go on in HTTP/2 (RFC 7540, section 3.2). An app that took it would leave HTTP/1 with its connection, and
+// whoever got the first request would get all of them. A server may ignore the offer (RFC 9110, section 7.8), and RFC 9113 has none.
+func (h *requestHead) unoffered() []byte {
+	out, at := make([]byte, 0, len(h.raw)), 0
+	for i, f := range h.fields {
+		if !h.named(i, "upgrade") && !h.named(i, "http2-settings") {
+			continue
+		}
+		out = append(out, h.raw[at:f.name.from]...)
+		at = f.value.to + bytes.IndexByte(h.raw[f.value.to:], '\n') + 1
+		if others := withoutH2C(h.bytes(f.value)); h.named(i, "upgrade") && len(others) > 0 {
+			out = append(append(append(out, "Upgrade: "...), others...), "\r\n"...)
+		}
+	}
+	return append(out, h.raw[at:]...)
+}
+
+// keeps says whether a connection outlasts a message with that Connection field (RFC 9112, section 9.3). kept is what is known without it.
+func keeps(v []byte, kept bool) bool {
+	for option := range bytes.SplitSeq(v, []byte(",")) {
+		switch o := string(bytes.TrimSpace(option)); {
+		case strings.EqualFold(o, "close"):
+			return false
+		case strings.EqualFold(o, "keep-alive"):
+			kept = true
+		}
+	}
+	return kept
 }
 
 // decimal reads a Content-Length: digits only, of a size that nobody overflows.
@@ -327,6 +377,7 @@ type responseHead struct {
 	status int
 	body   body
 	length int64
+	closes bool // is the last one of its connection
 }
 
 // parseResponse looks for a whole head of a response at the beginning of b. It returns its length, or 0 if there is more to come. It is
@@ -337,7 +388,7 @@ func parseResponse(b []byte, method string) (responseHead, int, error) {
 		return responseHead{}, 0, errOdd
 	}
 	h := responseHead{body: untilClose}
-	sized, chunked, coded := false, false, false
+	sized, chunked, coded, kept := false, false, false, false
 	at := 0
 	for first := true; ; first = false {
 		i := bytes.IndexByte(b[at:], '\n')
@@ -358,6 +409,7 @@ func parseResponse(b []byte, method string) (responseHead, int, error) {
 				return h, 0, errOdd
 			}
 			h.status = int(n)
+			kept = line[len(version)] != '0'
 			continue
 		}
 		if len(line) == 0 {
@@ -379,8 +431,11 @@ func parseResponse(b []byte, method string) (responseHead, int, error) {
 			coded = true
 			last := value[bytes.LastIndexByte(value, ',')+1:]
 			chunked = strings.EqualFold(string(bytes.TrimSpace(last)), "chunked")
+		case len(name) == 10 && strings.EqualFold(string(name), "connection"):
+			kept = keeps(value, kept)
 		}
 	}
+	h.closes = !kept
 	switch { // RFC 9112, section 6.3
 	case h.status < 200, h.status == 204, h.status == 304, method == "HEAD":
 		h.body = noBody

@@ -11,6 +11,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/doppel-dev/doppel/internal/flow"
 )
 
 func request(method, path, id, rest string) string {
@@ -126,34 +128,60 @@ func TestLaptopDoesNotTake(t *testing.T) {
 	}
 }
 
-// TestIdleLaptopLost loses a laptop between two requests: the client notices nothing.
+// TestIdleLaptopLost loses a laptop between two requests, by a reset or because its process was ended: the client notices nothing.
 func TestIdleLaptopLost(t *testing.T) {
-	w := newWorld(t)
-	w.at(App, httpServer(t, "app"))
-	cut := make(chan struct{})
-	gone := make(chan struct{})
-	w.rule("lou", rawServer(t, func(c *net.TCPConn, r *bufio.Reader) {
-		if _, err := http.ReadRequest(r); err != nil {
-			return
+	for _, reset := range []bool{true, false} {
+		w := newWorld(t)
+		w.at(App, httpServer(t, "app"))
+		cut := make(chan struct{})
+		gone := make(chan struct{})
+		w.rule("lou", rawServer(t, func(c *net.TCPConn, r *bufio.Reader) {
+			if _, err := http.ReadRequest(r); err != nil {
+				return
+			}
+			io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nlou")
+			<-cut
+			if reset {
+				c.SetLinger(0)
+			}
+			c.Close()
+			close(gone)
+		}))
+		c := w.dial()
+		c.send(get1("/", "lou"))
+		check(t, c, "GET", "lou")
+		w.rule("lou", "")
+		close(cut)
+		<-gone
+		for range 20 { // until the loss is noticed
+			c.send(get1("/", ""))
+			check(t, c, "GET", "app / 0")
 		}
-		io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nlou")
-		<-cut
-		c.SetLinger(0)
-		c.Close()
-		close(gone)
-	}))
-	c := w.dial()
-	c.send(get1("/", "lou"))
-	check(t, c, "GET", "lou")
-	w.rule("lou", "")
-	close(cut)
-	<-gone
-	for range 20 { // until the loss is noticed
-		c.send(get1("/", ""))
+		c.send(get1("/", "lou"))
 		check(t, c, "GET", "app / 0")
 	}
-	c.send(get1("/", "lou"))
-	check(t, c, "GET", "app / 0")
+}
+
+// TestLaptopCloses passes a laptop's FIN on where it belongs to the answer: the answer says so, or the request asked for it.
+func TestLaptopCloses(t *testing.T) {
+	for _, tt := range []struct{ ask, answer string }{
+		{get1("/", "lou"), "HTTP/1.1 200 OK\r\nConnection: x, Close\r\nContent-Length: 3\r\n\r\nlou"},
+		{get1("/", "lou"), "HTTP/1.0 200 OK\r\nContent-Length: 3\r\n\r\nlou"},
+		{request("GET", "/", "lou", "Connection: close\r\n\r\n"), "HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nlou"},
+		{"GET / HTTP/1.0\r\nX-Id: lou\r\n\r\n", "HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nlou"},
+	} {
+		w := newWorld(t)
+		w.at(App, httpServer(t, "app"))
+		w.rule("lou", rawServer(t, func(c *net.TCPConn, r *bufio.Reader) {
+			http.ReadRequest(r)
+			io.WriteString(c, tt.answer)
+		}))
+		c := w.dial()
+		c.send(tt.ask)
+		if got := c.rest(); got != tt.answer {
+			t.Errorf("%q", got)
+		}
+	}
 }
 
 // TestBusyLaptopLost resets the client: its request may have been acted on.
@@ -223,6 +251,55 @@ func TestSwitch(t *testing.T) {
 				t.Errorf("%s: %q", name, got)
 			}
 		}
+	}
+}
+
+// TestOfferOfHTTP2 has requests that offer to go on in HTTP/2: nobody hears of that, and the connection stays one of requests.
+func TestOfferOfHTTP2(t *testing.T) {
+	echo := func(name string) string {
+		return rawServer(t, func(c *net.TCPConn, r *bufio.Reader) {
+			for {
+				var head strings.Builder
+				for !strings.HasSuffix(head.String(), "\r\n\r\n") {
+					line, err := r.ReadString('\n')
+					if err != nil {
+						return
+					}
+					head.WriteString(line)
+				}
+				if strings.Contains(head.String(), "websocket") {
+					io.WriteString(c, "HTTP/1.1 101 Switching Protocols\r\n\r\n")
+					io.Copy(c, r)
+					return
+				}
+				body := name + " " + head.String()
+				fmt.Fprintf(c, "HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s", len(body), body)
+			}
+		})
+	}
+	w := newWorld(t)
+	w.at(App, echo("app"))
+	w.rule("lou", echo("lou"))
+	c := w.dial()
+	for _, id := range []string{"may", "lou", "may"} {
+		for _, offer := range []string{"Upgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\n", "HTTP2-Settings: AAMAAABk\r\nupgrade:\tH2C \r\n", "Upgrade: h2c, h2c\r\n", "Upgrade: h2c\r\nUpgrade: h2c\r\n"} {
+			const around = "A: 1\r\n%sConnection: Upgrade, HTTP2-Settings\r\n\r\n"
+			c.send(request("GET", "/", id, fmt.Sprintf(around, offer)))
+			name := "app "
+			if id == "lou" {
+				name = "lou "
+			}
+			check(t, c, "GET", name+request("GET", "/", id, fmt.Sprintf(around, "")))
+		}
+	}
+	c.send(request("GET", "/", "lou", "Upgrade: h2c, websocket\r\n\r\n"))
+	if status, _ := c.answer("GET"); status != 101 {
+		t.Fatal(status)
+	}
+	c.send(get1("/", ""))
+	c.CloseWrite()
+	if got := c.rest(); got != get1("/", "") {
+		t.Errorf("%q", got)
 	}
 }
 
@@ -418,6 +495,46 @@ func TestExpect(t *testing.T) {
 	c.send(get1("/", ""))
 	if b, err := io.ReadAll(c.r); err == nil && strings.Contains(string(b), "GET") {
 		t.Errorf("the laptop got the next request: %q", b)
+	}
+}
+
+// lingering is a stream that returns from writing a body only when its answer has come.
+type lingering struct {
+	flow.Stream
+	answered chan struct{}
+}
+
+func (l *lingering) Write(p []byte) (int, error) {
+	n, err := l.Stream.Write(p)
+	if strings.HasSuffix(string(p), "hello") {
+		<-l.answered
+	}
+	return n, err
+}
+
+// TestExpectAnsweredAtOnce has a body that waited for 100 Continue, or did not wait, answered before we know that it was sent.
+func TestExpectAnsweredAtOnce(t *testing.T) {
+	for _, wait := range []bool{true, false} {
+		w := newWorld(t)
+		w.at(App, httpServer(t, "app"))
+		w.rule("lou", httpServer(t, "lou"))
+		answered := make(chan struct{})
+		w.wrap = func(s flow.Stream) flow.Stream { return &lingering{s, answered} }
+		c := w.dial()
+		head := request("POST", "/", "", "Expect: 100-continue\r\nContent-Length: 5\r\n\r\n")
+		if wait {
+			c.send(head)
+			if s, _ := c.answer("POST"); s != 100 {
+				t.Fatal(s)
+			}
+			c.send("hello")
+		} else {
+			c.send(head + "hello")
+		}
+		check(t, c, "POST", "app / 5")
+		close(answered)
+		c.send(get1("/", "lou"))
+		check(t, c, "GET", "lou / 0")
 	}
 }
 

@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"golang.org/x/net/http2"
+	"golang.org/x/net/http2/hpack"
 
 	"github.com/doppel-dev/doppel/internal/flow"
 )
@@ -329,6 +330,134 @@ func TestHTTP2Shutdown(t *testing.T) {
 	}
 	if err := <-down; err != nil {
 		t.Error(err)
+	}
+}
+
+// readRequest is a server up to the head of the first request.
+func readRequest(fr *http2.Framer, r io.Reader, settings ...http2.Setting) error {
+	if _, err := io.ReadFull(r, make([]byte, len(http2.ClientPreface))); err != nil {
+		return err
+	}
+	if err := fr.WriteSettings(settings...); err != nil {
+		return err
+	}
+	for {
+		f, err := fr.ReadFrame()
+		if err != nil || f.Header().Type == http2.FrameHeaders {
+			return err
+		}
+	}
+}
+
+// writeRequest sends the head of a request for the laptop of lou.
+func writeRequest(fr *http2.Framer, enc *hpack.Encoder, head *bytes.Buffer, id uint32, method string) {
+	head.Reset()
+	for _, f := range [][2]string{{":method", method}, {":scheme", "http"}, {":path", "/"}, {":authority", "h"}, {"x-id", "lou"}} {
+		enc.WriteField(hpack.HeaderField{Name: f[0], Value: f[1]})
+	}
+	fr.WriteHeaders(http2.HeadersFrameParam{StreamID: id, BlockFragment: head.Bytes(), EndStream: method == "GET", EndHeaders: true})
+}
+
+// TestHTTP2GoAwayWithWaiting has a laptop's process go that takes one stream at a time and serves none: those that wait go to its next connection.
+func TestHTTP2GoAwayWithWaiting(t *testing.T) {
+	w := newWorld(t)
+	app, _ := h2Server(t, "app")
+	w.at(App, app)
+	next, _ := h2Server(t, "next")
+	wait, end := make(chan struct{}), make(chan struct{})
+	defer close(end)
+	w.rule("lou", rawServer(t, func(c *net.TCPConn, r *bufio.Reader) {
+		fr := http2.NewFramer(c, r)
+		if readRequest(fr, r, http2.Setting{ID: http2.SettingMaxConcurrentStreams, Val: 1}) != nil {
+			return
+		}
+		<-wait
+		fr.WriteGoAway(0, http2.ErrCodeNo, nil)
+		<-end // the connection stays
+	}))
+	c := w.dial()
+	c.send(http2.ClientPreface)
+	fr := http2.NewFramer(c.TCPConn, c.r)
+	fr.ReadMetaHeaders = hpack.NewDecoder(4096, nil)
+	fr.WriteSettings()
+	var head bytes.Buffer
+	enc := hpack.NewEncoder(&head)
+	const streams = 20
+	for i := range uint32(streams) {
+		writeRequest(fr, enc, &head, 2*i+1, "GET")
+	}
+	fr.WritePing(false, [8]byte{1})
+	refused, answered := 0, 0
+	for refused+answered < streams {
+		f, err := fr.ReadFrame()
+		if err != nil {
+			t.Fatalf("%v after %d refused, %d answered", err, refused, answered)
+		}
+		switch f := f.(type) {
+		case *http2.PingFrame: // all has been read
+			w.mu.Lock()
+			w.addrs["lou"] = next
+			w.mu.Unlock()
+			close(wait)
+		case *http2.RSTStreamFrame:
+			refused++
+			if f.StreamID != 1 || f.ErrCode != http2.ErrCodeRefusedStream {
+				t.Errorf("%v", f)
+			}
+		case *http2.DataFrame:
+			if string(f.Data()) == "next / 0" {
+				answered++
+			}
+		}
+	}
+}
+
+// TestHTTP2LostUploads loses laptops amid uploads: the client may send as much to others as before.
+func TestHTTP2LostUploads(t *testing.T) {
+	w := newWorld(t)
+	app, _ := h2Server(t, "app")
+	w.at(App, app)
+	sent := make(chan struct{})
+	w.rule("lou", rawServer(t, func(c *net.TCPConn, r *bufio.Reader) {
+		if readRequest(http2.NewFramer(c, r), r, http2.Setting{ID: http2.SettingInitialWindowSize, Val: 0}) != nil {
+			return
+		}
+		<-sent
+		c.SetLinger(0)
+	}))
+	c := w.dial()
+	c.send(http2.ClientPreface)
+	fr := http2.NewFramer(c.TCPConn, c.r)
+	fr.WriteSettings()
+	var head bytes.Buffer
+	enc := hpack.NewEncoder(&head)
+	const rounds, frames = 12, 10
+	granted := 0
+	for i := range uint32(rounds) {
+		writeRequest(fr, enc, &head, 2*i+1, "POST")
+		for range frames {
+			fr.WriteData(2*i+1, false, make([]byte, 16<<10))
+		}
+		fr.WritePing(false, [8]byte{1})
+		for lost := false; !lost; {
+			f, err := fr.ReadFrame()
+			if err != nil {
+				t.Fatal(err)
+			}
+			switch f := f.(type) {
+			case *http2.PingFrame:
+				sent <- struct{}{}
+			case *http2.RSTStreamFrame:
+				lost = true
+			case *http2.WindowUpdateFrame:
+				if f.StreamID == 0 {
+					granted += int(f.Increment)
+				}
+			}
+		}
+	}
+	if again := granted - (connWindow - defaultWindow); again < connWindow/16 {
+		t.Errorf("%d bytes were sent, and %d granted again", rounds*frames*16<<10, again)
 	}
 }
 

@@ -205,14 +205,14 @@ func (h *splitter) goAway(o *origin, f *http2.GoAwayFrame) {
 	if h.ups[o.to] == o {
 		delete(h.ups, o.to)
 	}
+	waiting := o.waiting
+	o.waiting = nil // before streams end and make room for them
 	for id, st := range o.streams {
 		if id > f.LastStreamID {
 			h.forget(st)
 			_ = h.client.w.WriteRSTStream(st.id, http2.ErrCodeRefusedStream)
 		}
 	}
-	waiting := o.waiting
-	o.waiting = nil
 	for _, st := range waiting {
 		h.place(st, o.to)
 	}
@@ -264,12 +264,12 @@ func (h *splitter) lostOrigin(o *origin, err error) {
 			h.place(st, o.to)
 			continue
 		}
-		delete(h.streams, st.id)
+		h.forget(st)
 		h.greet()
 		_ = h.client.w.WriteRSTStream(st.id, http2.ErrCodeRefusedStream)
 	}
 	for _, st := range o.streams { // it may have acted on them
-		delete(h.streams, st.id)
+		h.forget(st)
 		_ = h.client.w.WriteRSTStream(st.id, http2.ErrCodeInternal)
 	}
 	h.client.kick()

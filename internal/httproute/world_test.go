@@ -28,6 +28,7 @@ type world struct {
 	rest  string
 	addrs map[string]string // by intercept; App is the app's
 	opens map[string]int
+	wrap  func(flow.Stream) flow.Stream // what Open returns, if it is set
 }
 
 func newWorld(t testing.TB) *world {
@@ -82,7 +83,7 @@ func (w *world) whoRests() string {
 
 func (w *world) open(ctx context.Context, to string) (flow.Stream, error) {
 	w.mu.Lock()
-	addr := w.addrs[to]
+	addr, wrap := w.addrs[to], w.wrap
 	w.opens[to]++
 	w.mu.Unlock()
 	if addr == "" {
@@ -93,7 +94,11 @@ func (w *world) open(ctx context.Context, to string) (flow.Stream, error) {
 	if err != nil {
 		return nil, err
 	}
-	return flow.FromTCP(c.(*net.TCPConn)), nil
+	s := flow.FromTCP(c.(*net.TCPConn))
+	if wrap != nil {
+		s = wrap(s)
+	}
+	return s, nil
 }
 
 // at says where connections to the app or a laptop go.
