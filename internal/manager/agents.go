@@ -75,6 +75,13 @@ func (a *agents) serve(ctx context.Context, l net.Listener) error {
 
 // handle runs one agent's connection until it ends.
 func (a *agents) handle(ctx context.Context, raw net.Conn) {
+	if c := a.welcome(ctx, raw); c != nil {
+		a.run(ctx, c)
+	}
+}
+
+// welcome makes the tunnel over an agent's connection; nil: it is nobody's.
+func (a *agents) welcome(ctx context.Context, raw net.Conn) *agentConn {
 	conn := &agentConn{kick: make(chan struct{}, 1), acked: map[types.UID]bool{}}
 	s, _, err := tunnel.Server(ctx, raw, tunnel.ServerConfig{
 		Identity: a.m.identity,
@@ -84,15 +91,20 @@ func (a *agents) handle(ctx context.Context, raw net.Conn) {
 	})
 	if err != nil {
 		a.log.Info("agent refused", "peer", raw.RemoteAddr(), "err", err)
-		return
+		return nil
 	}
 	conn.mux = s
 	a.add(conn)
+	return conn
+}
+
+// run serves an agent until its tunnel ends.
+func (a *agents) run(ctx context.Context, conn *agentConn) {
 	defer a.remove(conn)
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	go a.sendTables(ctx, conn)
-	err = tunnel.Serve(ctx, s, tunnel.Handlers{
+	err := tunnel.Serve(ctx, conn.mux, tunnel.Handlers{
 		Intercept: func(r *mux.Request, h wire.InterceptHeader) { a.forward(conn, r, h) },
 	})
 	a.log.Debug("agent's tunnel ended", "pod", conn.podName, "err", err)
@@ -129,15 +141,19 @@ func (a *agents) call(ctx context.Context) error {
 				continue
 			}
 			wg.Go(func() {
-				c, err := callAgent(ctx, pod)
+				var conn *agentConn
+				raw, err := callAgent(ctx, pod)
 				if err != nil {
 					a.log.Debug("agent not called", "pod", pod.Namespace+"/"+pod.Name, "err", err)
 				} else {
-					wg.Go(func() { a.handle(ctx, c) })
+					conn = a.welcome(ctx, raw)
 				}
 				a.mu.Lock()
 				delete(a.calling, pod.UID)
 				a.mu.Unlock()
+				if conn != nil {
+					a.run(ctx, conn)
+				}
 			})
 		}
 	}
