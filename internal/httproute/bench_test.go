@@ -23,16 +23,18 @@ func BenchmarkPassThrough(b *testing.B) {
 		version           int
 		clients, requests int // of each client in a round
 		size              int
+		chunked           bool
 	}{
-		{"http1/small", 1, 1, 200, 64},
-		{"http1/small-8", 1, 8, 50, 64},
-		{"http1/bulk", 1, 1, 4, 32 << 20},
-		{"http2/small", 2, 1, 200, 64},
-		{"http2/small-8", 2, 8, 50, 64},
-		{"http2/bulk", 2, 1, 4, 32 << 20},
+		{"http1/small", 1, 1, 200, 64, false},
+		{"http1/small-8", 1, 8, 50, 64, false},
+		{"http1/bulk", 1, 1, 4, 32 << 20, false},
+		{"http1/chunked", 1, 1, 4, 32 << 20, true},
+		{"http2/small", 2, 1, 200, 64, false},
+		{"http2/small-8", 2, 8, 50, 64, false},
+		{"http2/bulk", 2, 1, 4, 32 << 20, false},
 	} {
 		b.Run(row.name, func(b *testing.B) {
-			app := benchServer(b, row.size)
+			app := benchServer(b, row.size, row.chunked)
 			ways := []string{app, benchProxy(b, app, bare), benchProxy(b, app, split)}
 			clients := make([]*http.Client, len(ways))
 			for i := range ways {
@@ -136,12 +138,16 @@ func benchProxy(b *testing.B, app string, fn func(context.Context, flow.Stream, 
 	return l.Addr().String()
 }
 
-func benchServer(b *testing.B, size int) string {
+func benchServer(b *testing.B, size int, chunked bool) string {
 	l := listen(b)
 	body := make([]byte, size)
 	srv := &http.Server{Protocols: new(http.Protocols), ReadHeaderTimeout: time.Minute, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		w.Header().Set("Content-Length", fmt.Sprint(size))
-		w.Write(body)
+		if !chunked {
+			w.Header().Set("Content-Length", fmt.Sprint(size))
+		}
+		for part := range slices.Chunk(body, 16<<10) {
+			w.Write(part)
+		}
 	})}
 	srv.Protocols.SetHTTP1(true)
 	srv.Protocols.SetUnencryptedHTTP2(true)
