@@ -102,20 +102,13 @@ func (c *conn) answer(u *upstream, in *reader, ex exchange) (done bool, err erro
 	case h.status >= 200 && ex.unsent:
 		c.early(u)
 	}
-	if _, err := c.client.Write(in.peek()[:n]); err != nil {
-		return true, err
+	if h.body == chunkBody {
+		err = c.passChunked(in, n)
+	} else {
+		err = c.passSized(in, n, h.length)
 	}
-	in.discard(n)
-	if h.status < 200 {
+	if err == nil && h.status < 200 {
 		return false, nil
-	}
-	switch h.body {
-	case noBody:
-	case sizedBody:
-		err = c.passSized(in, h.length)
-	case chunkBody:
-		err = c.passChunked(in)
-	case untilClose:
 	}
 	switch {
 	case errors.Is(err, errOdd):
@@ -163,32 +156,31 @@ func (c *conn) passOn(u *upstream, in *reader) error {
 	return err
 }
 
-func (c *conn) passSized(in *reader, n int64) error {
-	if b := in.peek(); len(b) > 0 {
-		k := min(n, int64(len(b)))
-		if _, err := c.client.Write(b[:k]); err != nil {
-			return err
-		}
-		in.discard(int(k))
-		n -= k
+// passSized passes on a head of lead bytes and the n bytes of a body: what is there in one piece.
+func (c *conn) passSized(in *reader, lead int, n int64) error {
+	k := min(n, int64(len(in.peek())-lead))
+	lead += int(k)
+	if _, err := c.client.Write(in.peek()[:lead]); err != nil {
+		return err
 	}
-	in.release()
-	if n == 0 {
+	in.discard(lead)
+	if n == k {
 		return nil
 	}
-	return flow.CopyN(c.client, in.src.(flow.Stream), n)
+	in.release()
+	return flow.CopyN(c.client, in.src.(flow.Stream), n-k)
 }
 
-func (c *conn) passChunked(in *reader) error {
+// passChunked passes on a head of lead bytes and a body in the chunked coding.
+func (c *conn) passChunked(in *reader, lead int) error {
 	var scan chunkScanner
 	for {
-		n, done, err := scan.scan(in.peek())
-		if n > 0 {
-			if _, werr := c.client.Write(in.peek()[:n]); werr != nil {
-				return werr
-			}
-			in.discard(n)
+		n, done, err := scan.scan(in.peek()[lead:])
+		if _, werr := c.client.Write(in.peek()[:lead+n]); werr != nil {
+			return werr
 		}
+		in.discard(lead + n)
+		lead = 0
 		if done || err != nil {
 			return err
 		}

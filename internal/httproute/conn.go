@@ -222,19 +222,18 @@ func (c *conn) request(h *requestHead) error {
 	if err := c.owe(u, ex); err != nil {
 		return err
 	}
-	length, chunked, head := h.length, h.chunked, h.raw
+	length, chunked, lead := h.length, h.chunked, len(h.raw)
 	if h.offers {
-		head = h.unoffered()
+		if _, err := u.s.Write(h.unoffered()); err != nil {
+			return c.lost(u, err)
+		}
+		c.in.discard(lead)
+		lead = 0
 	}
-	if _, err := u.s.Write(head); err != nil {
-		return c.lost(u, err)
-	}
-	c.in.discard(len(h.raw))
-	switch {
-	case chunked:
-		err = c.sendChunked(u)
-	case length > 0:
-		err = c.sendSized(u, length)
+	if chunked {
+		err = c.sendChunked(u, lead)
+	} else {
+		err = c.sendSized(u, lead, length)
 	}
 	if err != nil {
 		return err
@@ -341,37 +340,39 @@ func (c *conn) lost(u *upstream, err error) error {
 	return err
 }
 
-// sendSized passes on the n bytes of a body.
-func (c *conn) sendSized(u *upstream, n int64) error {
-	if len(c.in.peek()) == 0 {
+// sendSized passes on a head of lead bytes and the n bytes of a body: what is there in one piece.
+func (c *conn) sendSized(u *upstream, lead int, n int64) error {
+	for {
+		k := min(n, int64(len(c.in.peek())-lead))
+		lead += int(k)
+		if _, err := u.s.Write(c.in.peek()[:lead]); err != nil {
+			return c.lost(u, err)
+		}
+		c.in.discard(lead)
+		lead = 0
+		if n -= k; n == 0 {
+			return nil
+		}
+		if k > 0 {
+			c.in.release()
+			return flow.CopyN(u.s, c.client, n)
+		}
 		if err := c.moreBody(u); err != nil {
 			return err
 		}
 	}
-	b := c.in.peek()
-	k := min(n, int64(len(b)))
-	if _, err := u.s.Write(b[:k]); err != nil {
-		return c.lost(u, err)
-	}
-	c.in.discard(int(k))
-	c.in.release()
-	return flow.CopyN(u.s, c.client, n-k)
 }
 
-// sendChunked passes on a body in the chunked coding.
-func (c *conn) sendChunked(u *upstream) error {
+// sendChunked passes on a head of lead bytes and a body in the chunked coding.
+func (c *conn) sendChunked(u *upstream, lead int) error {
 	var scan chunkScanner
 	for {
-		if len(c.in.peek()) == 0 {
-			if err := c.moreBody(u); err != nil {
-				return err
-			}
-		}
-		n, done, err := scan.scan(c.in.peek())
-		if _, werr := u.s.Write(c.in.peek()[:n]); werr != nil {
+		n, done, err := scan.scan(c.in.peek()[lead:])
+		if _, werr := u.s.Write(c.in.peek()[:lead+n]); werr != nil {
 			return c.lost(u, werr)
 		}
-		c.in.discard(n)
+		c.in.discard(lead + n)
+		lead = 0
 		switch {
 		case err != nil && u.to == App:
 			c.setMode(u, raw) // the app judges it, as it would without us
@@ -380,6 +381,9 @@ func (c *conn) sendChunked(u *upstream) error {
 			return fmt.Errorf("body for an intercept: %v", err) //nolint:errorlint // nothing more is passed on: it may hold anybody's requests
 		case done:
 			return nil
+		}
+		if err := c.moreBody(u); err != nil {
+			return err
 		}
 	}
 }

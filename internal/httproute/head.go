@@ -447,5 +447,8 @@ func parseResponse(b []byte, method string) (responseHead, int, error) {
 	case sized:
 		h.body = sizedBody
 	}
+	if h.body != sizedBody {
+		h.length = 0
+	}
 	return h, at, nil
 }

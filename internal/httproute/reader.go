@@ -15,12 +15,13 @@ var (
 	largeBuffers = sync.Pool{New: func() any { return new([largeBuffer]byte) }}
 )
 
-// reader reads ahead: small at first, since most heads are, and a large one when that is full.
+// reader reads ahead: small at first, since most heads are, and into a large buffer when that is full or was filled by the last read.
 type reader struct {
 	src   io.Reader
 	small *[smallBuffer]byte
 	large *[largeBuffer]byte
 	r, w  int
+	full  bool // the last read filled the buffer
 }
 
 // buf is the buffer in use.
@@ -51,6 +52,7 @@ func (b *reader) more() error {
 		n, err := b.src.Read(b.buf()[b.w:])
 		b.w += n
 		if n > 0 {
+			b.full = b.w == len(b.buf())
 			return nil
 		}
 		if err != nil {
@@ -64,7 +66,7 @@ func (b *reader) room() {
 	switch {
 	case b.buf() == nil:
 		b.small = smallBuffers.Get().(*[smallBuffer]byte)
-	case b.w < len(b.buf()):
+	case b.w < len(b.buf()) && !(b.full && b.small != nil):
 	case b.r > 0:
 		b.w = copy(b.buf(), b.peek())
 		b.r = 0
