@@ -66,7 +66,7 @@ func (b *reader) room() {
 	switch {
 	case b.buf() == nil:
 		b.small = smallBuffers.Get().(*[smallBuffer]byte)
-	case b.w < len(b.buf()) && !(b.full && b.small != nil):
+	case b.w < len(b.buf()) && (!b.full || b.small == nil):
 	case b.r > 0:
 		b.w = copy(b.buf(), b.peek())
 		b.r = 0
