@@ -24,9 +24,9 @@ import (
 // restartedAt is the annotation that kubectl rollout restart sets; it is the only thing of a template that we ever touch (D8).
 const restartedAt = "kubectl.kubernetes.io/restartedAt"
 
-// endpointLag is how long clients may not know that a pod has become ready, or was deleted: kube-proxy writes its rules at most
-// once a second by default (--nftables-min-sync-period, --iptables-min-sync-period).
-const endpointLag = 1500 * time.Millisecond
+// endpointLag is how long clients may not know that a pod has become ready, or was deleted: kube-proxy writes its rules at most once a second
+// by default (--nftables-min-sync-period, --iptables-min-sync-period). The times of both are cut to whole seconds, which is the other one.
+const endpointLag = 1500*time.Millisecond + time.Second
 
 // workload is a workload with its pods as they are now.
 type workload struct {

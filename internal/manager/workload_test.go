@@ -117,7 +117,7 @@ func TestView(t *testing.T) {
 		"the new one is not ready":                 {pods: []corev1.Pod{webPod("served-a", "new", agent)}, want: podsView{waiting: 1}},
 		"the new one serves, the old one runs":     {pods: []corev1.Pod{webPod("old", "old", ready1), webPod("served-a", "new", agent, ready1)}, want: podsView{serving: 1, draining: 1}},
 		"the old one is told to end":               {pods: []corev1.Pod{webPod("old", "old", ready1, deleted(time.Second)), webPod("served-a", "new", agent, ready1)}, want: podsView{serving: 1, draining: 1}},
-		"the old one is out of the service":        {pods: []corev1.Pod{webPod("old", "old", ready1, deleted(2*time.Second)), webPod("served-a", "new", agent, ready1)}, want: podsView{serving: 1}},
+		"the old one is out of the service":        {pods: []corev1.Pod{webPod("old", "old", ready1, deleted(3*time.Second)), webPod("served-a", "new", agent, ready1)}, want: podsView{serving: 1}},
 		"the old one ends and has an agent":        {pods: []corev1.Pod{webPod("served-old", "old", agent, ready1, deleted(time.Second)), webPod("served-a", "new", agent, ready1)}, want: podsView{serving: 1}},
 		"an old one with an agent still serves":    {pods: []corev1.Pod{webPod("served-old", "old", agent, ready1), webPod("served-a", "new", agent, ready1)}, want: podsView{serving: 2}},
 		"a missed injection among good pods":       {pods: []corev1.Pod{webPod("served-a", "new", agent, ready1), webPod("b", "new", ready1)}, want: podsView{serving: 1, missing: 1, missingPod: "b"}},
