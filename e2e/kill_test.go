@@ -101,6 +101,9 @@ func TestKills(t *testing.T) {
 		for _, a := range all {
 			if green = green || a.Start.After(at) && a.Body == `"green"`; green && a.Body == `"blue"` {
 				t.Logf("intercepted again %v after the kill, %v after the new pod of the manager was seen ready", a.Start.Sub(at).Round(time.Millisecond), a.Start.Sub(ready).Round(time.Millisecond))
+				if late := a.Start.Sub(ready); late > 2*time.Second {
+					t.Errorf("the intercept was resumed %v after the manager's pod was ready", late)
+				}
 				break
 			}
 		}

@@ -547,8 +547,9 @@ func TestKindOf(t *testing.T) {
 	db := &appsv1.StatefulSet{}
 	s := newAPIServer(t, map[string]any{
 		"GET " + deployments + "/web": ptr(deployment("web")), "GET " + statefulSets + "/db": db, "GET " + statefulSets + "/web": db,
-		"GET /api/v1/namespaces/shop": &corev1.Namespace{},
-		"GET " + daemonSets + "/db":   forbidden(), // one who may not see a kind has none of it
+		"GET /api/v1/namespaces/shop":                  &corev1.Namespace{},
+		"GET /apis/batch/v1/namespaces/shop/jobs/nope": forbidden(),
+		"GET " + daemonSets + "/db":                    forbidden(), // one who may not see a kind has none of it
 	})
 	if kind, err := s.c.KindOf(t.Context(), "shop", "db"); err != nil || kind != "StatefulSet" {
 		t.Errorf("%s, %v", kind, err)

@@ -165,8 +165,10 @@ func (c *Cluster) KindOf(ctx context.Context, ns, name string) (kind string, err
 		switch {
 		case errs[i] == nil:
 			found = append(found, g.kind)
-		case apierrors.IsForbidden(errs[i]): // what one may not see is not there, unless that is everything
-			denied = cmp.Or(denied, errs[i])
+		case apierrors.IsForbidden(errs[i]): // what one may not see is not there; whoever may not see Deployments is told
+			if g.kind == kinds.Deployment {
+				denied = errs[i]
+			}
 		case !apierrors.IsNotFound(errs[i]):
 			return "", c.explain(errs[i], "look for "+name)
 		}
