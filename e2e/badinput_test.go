@@ -84,6 +84,8 @@ func TestBadInputWithoutManager(t *testing.T) {
 		}
 		return nil
 	})
+	l.sh(t, "mkdir -p ~/.local/state") // where the daemons' directory is
+	before := l.picture(t)
 	for _, b := range []badEnd{
 		{"no kubeconfig", []string{"env", "KUBECONFIG=/nonexistent", "doppel", "connect"}, 2, "no kubeconfig", "KUBECONFIG"},
 		{"unknown context", []string{"doppel", "connect", "--context", "nope"}, 2, `no context "nope"`, "lab-" + labName},
@@ -100,7 +102,7 @@ func TestBadInputWithoutManager(t *testing.T) {
 		badEnd{"", []string{"doppel", "connect"}, 3, "you may not", "helm install"}.check(t, dev)
 	})
 	want(t, l.run(t, "doppel", "status"), "User daemon: not running", "Root daemon: not running")
-	if err := l.noTrace(t); err != nil {
+	if err := l.noTrace(t, before); err != nil {
 		t.Error(err)
 	}
 	eventually(t, 30*time.Second, func() error { // a namespace takes a moment to go

@@ -283,8 +283,8 @@ func (w *chartWorld) failures(t *testing.T) {
 	})
 	t.Run("never ready", func(t *testing.T) {
 		o := w.options(t, "manager.logLevel=warn")
-		o.Timeout = 8 * time.Second
-		w.refused(t, o, 25*time.Second, uerr.Cluster, "did not become ready in 8s", "statuscode: 503", "the stub was told warn")
+		o.Timeout = 15 * time.Second // in which the pod has started on a busy machine, and the kubelet has asked it
+		w.refused(t, o, 32*time.Second, uerr.Cluster, "did not become ready in 15s", "statuscode: 503", "the stub was told warn")
 	})
 	t.Run("cluster does not answer", func(t *testing.T) {
 		cfg := rest.CopyConfig(w.cfg)
@@ -393,7 +393,9 @@ func (w *chartWorld) notAllowed(t *testing.T) {
 	if !found {
 		t.Fatalf("no command in the hint: %s", e.Hint)
 	}
-	if err := chart.Install(ctx, w.cfg, w.options(t, strings.TrimSuffix(set, "'"))); err != nil {
+	o = w.options(t)
+	o.Set = strings.Split(strings.TrimSuffix(set, "'"), "' --set '") // the developer's own among them
+	if err := chart.Install(ctx, w.cfg, o); err != nil {
 		t.Fatal(err)
 	}
 	devCore := kubernetes.NewForConfigOrDie(dev.cfg)

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"sync"
 	"testing"
@@ -19,12 +20,15 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/clientcmd"
+
+	"github.com/doppel-dev/doppel/internal/relay/store/storetest"
 )
 
 // Environment of the tests.
 const (
 	envE2E    = "DOPPEL_E2E"        // "1" runs them; anything else skips them with this reason
 	envHelper = "DOPPEL_E2E_HELPER" // this test binary is run as a helper in another network namespace
+	envNodes  = "DOPPEL_E2E_NODES"  // how many nodes the lab has, default 1
 	managerNS = "doppel"
 )
 
@@ -36,6 +40,7 @@ func TestMain(m *testing.M) {
 		os.Exit(helper(h, os.Args[1:]))
 	}
 	code := m.Run()
+	storetest.Stop()
 	if shared.kubeconfig != "" {
 		_ = os.Remove(shared.kubeconfig)
 	}
@@ -86,7 +91,7 @@ func (c *cluster) start() error {
 	}
 	c.root = filepath.Dir(wd)
 	c.up = true // also a lab that came up halfway is taken down
-	if out, err := c.lab("up"); err != nil {
+	if out, err := c.lab("up", "--nodes", cmp.Or(os.Getenv(envNodes), "1")); err != nil {
 		return fmt.Errorf("up: %w\n%s", err, out)
 	}
 	load := []string{"load"}
@@ -128,6 +133,8 @@ type laptop struct {
 	c    *cluster
 	name string
 	as   []string // flags of lab laptop exec
+	// programs is the directory of doppel's programs on it; "": those of this checkout.
+	programs string
 }
 
 func newLaptop(t *testing.T, name string) *laptop {
@@ -149,11 +156,34 @@ func newLaptop(t *testing.T, name string) *laptop {
 			t.Logf("log of the root daemon:\n%s", l.tail("rootd.log"))
 			t.Logf("log of the manager:\n%s", managerLog(c))
 		}
+		noSecrets(t, "the laptop", l.logs())
+		noSecrets(t, "the manager", managerLog(c))
 		if out, err := c.lab("laptop", "rm", name); err != nil {
 			t.Errorf("laptop rm: %v\n%s", err, out)
 		}
 	})
 	return l
+}
+
+// logs are those of both daemons, and of whoever else has a home on the laptop.
+func (l *laptop) logs() string {
+	out, err := l.command(context.Background(), "sh", "-c", "cat ~/.local/state/doppel/*.log* ~/../*/.local/state/doppel/*.log* 2>/dev/null").CombinedOutput()
+	if len(out) == 0 && err != nil {
+		return err.Error()
+	}
+	return string(out)
+}
+
+// aSecret is what stands in no log, whatever is tested: a token (JWT, RFC 7519), a private key (RFC 7468), what a header says of who asks.
+var aSecret = regexp.MustCompile(`eyJ[\w-]{10,}\.eyJ[\w-]{10,}|-----BEGIN [A-Z ]*PRIVATE KEY-----|(?i)\b(bearer|basic) [a-z0-9+/._~-]{16,}`)
+
+func noSecrets(t *testing.T, whose, log string) {
+	t.Helper()
+	for line := range strings.Lines(log) {
+		if aSecret.MatchString(line) {
+			t.Errorf("a log of %s has a secret: %s", whose, line)
+		}
+	}
 }
 
 func (l *laptop) tail(file string) string {
@@ -167,7 +197,11 @@ func (l *laptop) tail(file string) string {
 // command prepares a command on the laptop.
 func (l *laptop) command(ctx context.Context, args ...string) *exec.Cmd {
 	full := append([]string{"--name", labName, "laptop", "exec"}, l.as...)
-	full = append(append(full, l.name, "--"), args...)
+	full = append(full, l.name, "--")
+	if l.programs != "" {
+		full = append(full, "env", "PATH="+l.programs+":"+os.Getenv("PATH"))
+	}
+	full = append(full, args...)
 	cmd := exec.CommandContext(ctx, l.c.bin("lab"), full...)
 	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
 	cmd.WaitDelay = 5 * time.Second

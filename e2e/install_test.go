@@ -15,10 +15,11 @@ func (l *laptop) user(uid string) *laptop {
 	return &laptop{c: l.c, name: l.name, as: []string{"--user", uid}}
 }
 
-// openTUN gives users the device file, as udev does on a normal Linux: the laptop shows the machine's own, which is root's here.
-func (l *laptop) openTUN(t *testing.T) {
+// tunFile gives the laptop a device file of that mode, whatever the machine's own is: 0666 as udev does on a normal Linux, or root's alone.
+func (l *laptop) tunFile(t *testing.T, mode string) {
 	t.Helper()
-	l.sh(t, "mkdir -p /run/dev; [ -e /run/dev/tun ] || mknod -m 0666 /run/dev/tun c 10 200; mount --bind /run/dev/tun /dev/net/tun")
+	file := "/run/dev/tun-" + mode
+	l.sh(t, fmt.Sprintf("mkdir -p /run/dev; mknod -m %s %s c 10 200; mount --bind %[2]s /dev/net/tun", mode, file))
 }
 
 // TestPrivilege is every way to the root daemon: none of the user's own programs ever has a privilege.
@@ -167,11 +168,12 @@ func TestRun(t *testing.T) {
 	dev := l.user("1000")
 	in := func(args ...string) []string { return append([]string{"doppel", "run", "-n", ns, "--"}, args...) }
 
+	l.tunFile(t, "0600")
 	r := dev.try(t, in("true")...)
 	if r.code != 3 || !strings.Contains(r.stderr, "/dev/net/tun: permission denied") || !strings.Contains(r.stderr, "hint: give users the device file") {
 		t.Errorf("a device file that is root's alone: %v", r)
 	}
-	l.openTUN(t)
+	l.tunFile(t, "0666")
 	r = dev.try(t, "unshare", "-Ur", "sh", "-c", "echo 0 >/proc/sys/user/max_user_namespaces; doppel run -- true")
 	if r.code != 3 || !strings.Contains(r.stderr, "hint: allow them with: sudo sysctl -w user.max_user_namespaces") {
 		t.Errorf("user namespaces that are forbidden: %v", r)

@@ -23,6 +23,9 @@ func TestKills(t *testing.T) {
 	l := newLaptop(t, "victim")
 	svc := c.clusterIP(t, ns, "dataprocessingservice")
 	l.run(t, "doppel", "connect", "-n", ns)
+	l.run(t, "doppel", "quit")
+	before := l.picture(t)
+	l.run(t, "doppel", "connect", "-n", ns)
 	l.colors(t, "blue", "127.0.0.1:3000")
 	l.run(t, "doppel", "intercept", "dataprocessingservice", "-p", "3000")
 
@@ -52,7 +55,7 @@ func TestKills(t *testing.T) {
 		c.until(t, svc, "green")
 		load.more(t, 20)
 		checkAnswers(t, load.stop(), at, "green")
-		eventually(t, 5*time.Second, func() error { return l.noTrace(t) })
+		eventually(t, 5*time.Second, func() error { return l.noTrace(t, before) })
 		again(t)
 	})
 
@@ -78,7 +81,7 @@ func TestKills(t *testing.T) {
 		c.until(t, svc, "green")
 		load.more(t, 20)
 		checkAnswers(t, load.stop(), at, "green")
-		eventually(t, 5*time.Second, func() error { return l.noTrace(t) })
+		eventually(t, 5*time.Second, func() error { return l.noTrace(t, before) })
 		again(t)
 	})
 
@@ -188,11 +191,11 @@ func checkAnswers(t *testing.T, all []answer, killed time.Time, colors ...string
 	t.Logf("%d requests after the kill, the slowest took %v", n, slowest.Round(time.Millisecond))
 }
 
-// noTrace is nil if the laptop has no device, route, rule or DNS capture of ours.
-func (l *laptop) noTrace(t *testing.T) error {
+// noTrace is nil if the laptop looks as before, whatever daemons run, and finds names.
+func (l *laptop) noTrace(t *testing.T, before picture) error {
 	t.Helper()
-	if out := l.sh(t, "ip -o link show | grep doppel; ip route show table all | grep doppel; nft list ruleset; true"); out != "" {
-		return fmt.Errorf("left on the laptop:\n%s", out)
+	if diff := l.picture(t).without("doppel daemon").without("doppel-rootd").since(before.without("doppel daemon").without("doppel-rootd")); diff != "" {
+		return fmt.Errorf("left on the laptop:\n%s", diff)
 	}
 	if out := l.run(t, "curl", "-s", "-m", "5", "-o", "/dev/null", "-w", "%{http_code}", "http://example.com"); out != "200" {
 		return fmt.Errorf("an outside name: %s", out)

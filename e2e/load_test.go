@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -17,6 +18,8 @@ import (
 
 // answer is one request of a load: when it began, how long it took, and what came back.
 type answer struct {
+	Kind   string        `json:"kind,omitempty"`  // of mixed traffic
+	Taken  bool          `json:"taken,omitempty"` // an intercept is to get it
 	Start  time.Time     `json:"start"`
 	Took   time.Duration `json:"took"`
 	Body   string        `json:"body,omitempty"`
@@ -29,7 +32,7 @@ func helper(name string, args []string) int {
 	if name == "lookups" && len(args) == 4 {
 		return lookups(args)
 	}
-	helpers := map[string]func(string) int{"load": loadHelper, "serve": serveHelper, "keep": keepHelper, "fetch": fetchHelper, "download": downloadHelper, "proxy": proxyHelper, "forward": forwardHelper, "people": peopleHelper}
+	helpers := map[string]func(string) int{"load": loadHelper, "rate": rateHelper, "traffic": trafficHelper, "serve": serveHelper, "keep": keepHelper, "fetch": fetchHelper, "download": downloadHelper, "proxy": proxyHelper, "forward": forwardHelper, "people": peopleHelper, "crowd": crowdHelper}
 	if helpers[name] == nil || len(args) != 1 {
 		fmt.Fprintln(os.Stderr, "unknown helper", name, args)
 		return 2
@@ -37,14 +40,20 @@ func helper(name string, args []string) int {
 	return helpers[name](args[0])
 }
 
+// stdinEnds returns a channel that is closed when standard input ends: who has started a helper wants it to end.
+func stdinEnds() <-chan struct{} {
+	ended := make(chan struct{})
+	go func() {
+		_, _ = io.Copy(io.Discard, os.Stdin) // an error is an end too
+		close(ended)
+	}()
+	return ended
+}
+
 // loadHelper asks a URL again and again, each time on a connection of its own, and prints an answer a line, until its standard
 // input ends.
 func loadHelper(url string) int {
-	ended := make(chan struct{})
-	go func() {
-		_, _ = io.Copy(io.Discard, os.Stdin)
-		close(ended)
-	}()
+	ended := stdinEnds()
 	enc := json.NewEncoder(os.Stdout)
 	client := &http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
 	for {
@@ -61,7 +70,13 @@ func loadHelper(url string) int {
 
 func ask(c *http.Client, url string) answer {
 	a := answer{Start: time.Now()}
-	resp, err := c.Get(url)
+	// A body that cannot be had twice: no request is sent again behind our back.
+	req, err := http.NewRequest(http.MethodGet, url, io.NopCloser(strings.NewReader("once")))
+	if err != nil {
+		return answer{Err: err.Error()}
+	}
+	req.ContentLength = int64(len("once")) // or the body comes after the answer: the sample application does not read it
+	resp, err := c.Do(req)
 	if err == nil {
 		var b []byte
 		b, err = io.ReadAll(resp.Body)
@@ -86,15 +101,18 @@ type load struct {
 	all []answer
 }
 
-// load starts asking; it returns when the first answer has come.
-func (c *cluster) load(t *testing.T, url string) *load {
+// load starts asking; it returns when the first answers have come.
+func (c *cluster) load(t *testing.T, url string) *load { return c.begin(t, "load", url) }
+
+// begin starts a helper that asks a URL.
+func (c *cluster) begin(t *testing.T, helper, url string) *load {
 	t.Helper()
 	self, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
 	}
 	l := &load{read: make(chan struct{})}
-	l.cmd = exec.CommandContext(context.Background(), c.bin("lab"), "--name", labName, "node", "exec", "--", "env", envHelper+"=load", self, url)
+	l.cmd = exec.CommandContext(context.Background(), c.bin("lab"), "--name", labName, "node", "exec", "--", "env", envHelper+"="+helper, self, url)
 	if l.in, err = l.cmd.StdinPipe(); err != nil {
 		t.Fatal(err)
 	}
@@ -127,18 +145,35 @@ func (l *load) collect(r io.Reader) {
 // more waits for n further answers.
 func (l *load) more(t *testing.T, n int) {
 	t.Helper()
-	count := func() int {
-		l.mu.Lock()
-		defer l.mu.Unlock()
-		return len(l.all)
-	}
-	from := count()
+	from := l.count()
 	eventually(t, time.Minute, func() error {
-		if got := count() - from; got < n {
+		if got := l.count() - from; got < n {
 			return fmt.Errorf("%d of %d answers", got, n)
 		}
 		return nil
 	})
+}
+
+func (l *load) count() int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return len(l.all)
+}
+
+// since are the answers after the first n.
+func (l *load) since(n int) []answer {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return slices.Clone(l.all[n:])
+}
+
+// take is since(0), and they are forgotten.
+func (l *load) take() []answer {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	all := l.all
+	l.all = nil
+	return all
 }
 
 // stop ends the load and returns all answers.

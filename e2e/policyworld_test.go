@@ -28,6 +28,7 @@ import (
 	"k8s.io/client-go/restmapper"
 	"k8s.io/client-go/tools/clientcmd"
 
+	doppel "github.com/doppel-dev/doppel/charts/doppel"
 	"github.com/doppel-dev/doppel/internal/chart"
 )
 
@@ -227,12 +228,14 @@ func (w *policyWorld) bind(t *testing.T, ns, kind, role string, p person) {
 // objects are the chart's objects in one of its files.
 func (w *policyWorld) objects(t *testing.T, file string) []*unstructured.Unstructured {
 	t.Helper()
-	files, err := chart.Render(chart.Options{Namespace: policyNS})
-	if err != nil {
-		t.Fatal(err)
+	var text []byte
+	if strings.HasPrefix(file, "crds/") {
+		text = ok(doppel.Files.ReadFile(file))(t)
+	} else {
+		text = []byte(ok(chart.Render(chart.Options{Namespace: policyNS}))(t)[file])
 	}
 	var objs []*unstructured.Unstructured
-	d := yaml.NewYAMLOrJSONDecoder(bytes.NewBufferString(files[file]), 4096)
+	d := yaml.NewYAMLOrJSONDecoder(bytes.NewReader(text), 4096)
 	for {
 		o := &unstructured.Unstructured{}
 		if err := d.Decode(o); errors.Is(err, io.EOF) {
@@ -321,7 +324,7 @@ func object(kind string, p person) *unstructured.Unstructured {
 		spec["session"] = "00000000-0000-0000-0000-000000000000"
 		spec["name"] = "web"
 		spec["workload"] = map[string]any{"kind": "Deployment", "name": "web"}
-		spec["port"] = "http"
+		spec["ports"] = []any{map[string]any{"port": "http"}}
 	}
 	return &unstructured.Unstructured{Object: map[string]any{
 		"apiVersion": "doppel.dev/v1alpha1", "kind": kind,

@@ -11,6 +11,7 @@ import (
 
 	"github.com/gorilla/websocket"
 	pb "google.golang.org/grpc/interop/grpc_testing"
+	"google.golang.org/grpc/status"
 )
 
 const (
@@ -161,5 +162,45 @@ func (r *requests) left(t *testing.T) {
 		if n := c.dials.Load(); n != 1 {
 			t.Errorf("%d connections", n)
 		}
+	}
+}
+
+// begun has intercepts begin and end while a gRPC client keeps its connection: its next calls go where they should, none fails, and what runs goes on
+// where it is.
+func (r *requests) begun(t *testing.T) {
+	c, dials := r.rpcClient(t)
+	ctx := as(t.Context(), "lou")
+	if err := unary(ctx, c, other); err != nil {
+		t.Fatal(err)
+	}
+	both, err := c.FullDuplexCall(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	x := &running{both: both}
+	for _, begins := range []bool{true, false} {
+		user := "lou"
+		if begins {
+			want(t, r.l.run(t, "doppel", "intercept", "rpc", "-w", "web", "-p", "3001:grpc"), "ACTIVE")
+		} else {
+			r.l.run(t, "doppel", "leave", "rpc")
+			user = other
+		}
+		eventually(t, 5*time.Second, func() error {
+			err := unary(ctx, c, user)
+			if _, ok := status.FromError(err); ok && err != nil { // not just from whom
+				t.Fatal(err)
+			}
+			return err
+		})
+		if err := x.again(); err != nil {
+			t.Error("the call that runs: ", err)
+		}
+	}
+	if head, err := both.Header(); err != nil || fromWhom(head, other) != nil {
+		t.Errorf("the call that runs: %v, %v", head, err)
+	}
+	if n := dials.Load(); n != 3 {
+		t.Errorf("%d connections", n)
 	}
 }

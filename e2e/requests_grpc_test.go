@@ -3,10 +3,13 @@ package e2e
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"net"
+	"os"
+	"path/filepath"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -18,6 +21,10 @@ import (
 	pb "google.golang.org/grpc/interop/grpc_testing"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protodesc"
+	"google.golang.org/protobuf/reflect/protoreflect"
+	"google.golang.org/protobuf/types/descriptorpb"
 )
 
 // rpcClient is a gRPC client in the cluster with one connection.
@@ -210,4 +217,33 @@ func wantCode(err error, want codes.Code) error {
 		return fmt.Errorf("%v, want %v: %w", got, want, err)
 	}
 	return nil
+}
+
+// grpcurl is a client of others; it is told the service's types by a file.
+func (r *requests) grpcurl(t *testing.T) {
+	var set descriptorpb.FileDescriptorSet
+	for _, f := range []protoreflect.FileDescriptor{pb.File_grpc_testing_empty_proto, pb.File_grpc_testing_messages_proto, pb.File_grpc_testing_test_proto} {
+		set.File = append(set.File, protodesc.ToFileDescriptorProto(f))
+	}
+	types := filepath.Join(t.TempDir(), "types")
+	b, err := proto.Marshal(&set)
+	if err == nil {
+		err = os.WriteFile(types, b, 0o644)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, user := range []string{other, "lou"} {
+		out, err := r.c.lab("node", "exec", "--", filepath.Join(r.c.root, "bin/tools/grpcurl-v1.9.3"), "-plaintext", "-protoset", types, "-H", "x-user: "+user, "-d", `{"payload":{"body":"aGVsbG8="}}`, r.grpc, "grpc.testing.TestService/UnaryCall")
+		var answer struct {
+			ServerID string `json:"serverId"`
+			Payload  struct{ Body string }
+		}
+		if err == nil {
+			err = json.Unmarshal([]byte(out), &answer)
+		}
+		if err != nil || answer.ServerID != nameOf(user) || answer.Payload.Body != "aGVsbG8=" {
+			t.Errorf("%s: %v\n%s", user, err, out)
+		}
+	}
 }

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"os/exec"
 	"strings"
 	"testing"
 	"time"
@@ -125,5 +126,32 @@ func (r *requests) longPoll(t *testing.T) {
 		if n := others.dials.Load(); n != 1 {
 			t.Errorf("HTTP/%d: %d connections", version, n)
 		}
+	}
+}
+
+// browser has a page in Chromium open a WebSocket that goes to the laptop.
+func (r *requests) browser(t *testing.T) {
+	r.l.try(t, "doppel", "leave", "web") // that one and this may both be meant by a request
+	r.l.start(t, r.bin, "web", "lou", "127.0.0.1:3002", "127.0.0.1:3003")
+	want(t, r.l.run(t, "doppel", "intercept", "browser", "-w", "web", "-p", "3002:http", "--http-match=cookie=.*who=lou.*"), "ACTIVE")
+	defer r.l.run(t, "doppel", "leave", "browser")
+	line := "chromium --headless=new --no-sandbox --disable-gpu --user-data-dir=" + t.TempDir() + " http://" + r.web + "/browser >&2 & read _; kill $!; wait $!"
+	cmd := exec.CommandContext(t.Context(), r.c.bin("lab"), "--name", labName, "node", "exec", "--", "sh", "-c", line)
+	end, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var said bytes.Buffer
+	cmd.Stderr = &said
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	if said := r.l.try(t, "curl", "-s", "-m", "30", "127.0.0.1:3002/wait/browser"); said.stdout != "hello 4000 lou" {
+		t.Errorf("the page saw %v", said)
+	}
+	_ = end.Close()
+	_ = cmd.Wait()
+	if t.Failed() {
+		t.Logf("Chromium printed:\n%s", said.String())
 	}
 }

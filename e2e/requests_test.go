@@ -41,11 +41,14 @@ func TestRequests(t *testing.T) {
 	t.Run("Odd", r.odd)
 	t.Run("HTTP2", r.http2)
 	t.Run("GRPC", r.gRPC)
+	t.Run("Grpcurl", r.grpcurl)
 	t.Run("WebSocket", r.webSocket)
 	t.Run("Events", r.events)
 	t.Run("LongPoll", r.longPoll)
 	t.Run("Killed", r.killed)
 	t.Run("Left", r.left)
+	t.Run("Begun", r.begun)
+	t.Run("Browser", r.browser)
 }
 
 func newRequests(t *testing.T) *requests {

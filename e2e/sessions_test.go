@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -112,7 +113,17 @@ func TestSessionsLast(t *testing.T) {
 		l.run(t, "doppel", "helm", "upgrade", "--set", "session.lostGrace=2s")
 		t.Cleanup(func() { l.run(t, "doppel", "helm", "upgrade", "--set", "session.lostGrace=30s") })
 		l.colors(t, "blue", "127.0.0.1:3000")
-		l.run(t, "doppel", "intercept", "dataprocessingservice", "-p", "3000")
+		files := filepath.Join(t.TempDir(), "files")
+		l.run(t, "doppel", "intercept", "dataprocessingservice", "-p", "3000", "--mount", files)
+		mounted := func() error {
+			if r := l.try(t, "cat", files+"/var/run/secrets/kubernetes.io/serviceaccount/namespace"); r.stdout != ns {
+				return fmt.Errorf("the app's files: %v", r)
+			}
+			return nil
+		}
+		if err := mounted(); err != nil {
+			t.Error(err)
+		}
 		addr := c.clusterIP(t, ns, "dataprocessingservice")
 		keep := startLines(t, l.command, "keep", server)
 		old := l.sessionUID(t)
@@ -140,6 +151,7 @@ func TestSessionsLast(t *testing.T) {
 		})
 		eventually(t, backLimit, func() error { return c.is(t, addr, "blue") })
 		t.Logf("the intercept was back %v after waking up", time.Since(woken).Round(time.Millisecond))
+		eventually(t, backLimit, mounted)
 		if l.sessionUID(t) == old {
 			t.Error("it is the old session")
 		}

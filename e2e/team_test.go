@@ -47,6 +47,11 @@ func TestTeam(t *testing.T) {
 		}
 	}
 	want(t, mary.run(t, "doppel", "list"), `regexp("louise")`, `regexp("mary")`)
+	out = mary.run(t, "doppel", "why", "dataprocessingservice")
+	want(t, out, `header("blog-demo-id") == "louise"  the laptop of admin (dataprocessingservice since `, `header("blog-demo-id") == "mary"    this laptop (`, "3.  everything else",
+		"GET /color  the laptop of admin\n", "GET /color  this laptop\n", "GET /color  the app: no rule took it\n")
+	want(t, mary.run(t, "doppel", "why", "dataprocessingservice", "-H", "blog-demo-id: louise"), "GET / on port 3000 goes to the laptop of admin:\n", "yes\n")
+	want(t, mary.run(t, "doppel", "why", "dataprocessingservice", "-H", "blog-demo-id: jean"), "GET / on port 3000 goes to the app:\n")
 
 	// The same requests, or some of both, are refused with the holder's name.
 	r := mary.try(t, "doppel", "intercept", "mine", "-w", "dataprocessingservice", "-p", "3001", "--http-header=blog-demo-id=louise")
@@ -59,6 +64,12 @@ func TestTeam(t *testing.T) {
 	if got := ask("http1", "nobody", "louise", "mary"); got != "red blue orange" {
 		t.Errorf("with one intercept of all: %s", got)
 	}
+	louise.run(t, "doppel", "intercept", "none", "-w", "dataprocessingservice", "-p", "3002", "--http-match=blog-demo-id=jean")
+	if got := ask("http1", "jean"); got != "green" {
+		t.Errorf("of a laptop on which nobody listens: %s", got)
+	}
+	want(t, louise.run(t, "doppel", "why", "none", "--last", "1"), "the app: the laptop did not take it: ")
+	louise.run(t, "doppel", "leave", "none")
 	mary.run(t, "doppel", "leave", "rest")
 
 	louise.run(t, "doppel", "leave", "dataprocessingservice")
@@ -88,7 +99,7 @@ func TestTeam(t *testing.T) {
 
 	// What somebody declares in the cluster waits for a laptop of theirs that accepts it, and outlives its session.
 	declared := fmt.Appendf(nil, `{"apiVersion": "doppel.dev/v1alpha1", "kind": "Intercept", "metadata": {"name": "declared", "namespace": %q}, "spec": {
-		"user": "admin", "name": "declared", "workload": {"kind": "Deployment", "name": "dataprocessingservice"}, "target": "127.0.0.1:3000"}}`, ns)
+		"user": "admin", "name": "declared", "workload": {"kind": "Deployment", "name": "dataprocessingservice"}, "ports": [{"target": "127.0.0.1:3000"}]}}`, ns)
 	apply := func() {
 		t.Helper()
 		path := "/apis/doppel.dev/v1alpha1/namespaces/" + ns + "/intercepts/declared"

@@ -12,6 +12,7 @@ import (
 	batchv1 "k8s.io/api/batch/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/intstr"
 )
@@ -47,12 +48,17 @@ func TestWorkloads(t *testing.T) {
 	udp := &corev1.ServiceSpec{Ports: []corev1.ServicePort{
 		{Name: "udp", Protocol: corev1.ProtocolUDP, Port: 80, TargetPort: intstr.FromInt32(7000)}, {Name: "tcp", Port: 80, TargetPort: intstr.FromInt32(7000)},
 	}}
+	list, err := c.core.CoreV1().Nodes().List(t.Context(), metav1.ListOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	nodes := int32(len(list.Items))
 	rows := []taken{
 		{name: "replicas", kind: "Deployment", count: 3, ports: named, service: byName},
 		{name: "number", kind: "Deployment", service: byNumber},
 		{name: "localhost", kind: "Deployment", service: byNumber, listen: []string{"tcp://127.0.0.1:7000"}},
 		{name: "podip", kind: "Deployment", service: byNumber, listen: []string{"tcp://${POD_IP}:7000"}},
-		{name: "noservice", kind: "Deployment", ports: named, listen: []string{"tcp://:7000", "tcp://127.0.0.1:7500"}, args: []string{"", "--to-pod=7500"}},
+		{name: "noservice", kind: "Deployment", ports: named, listen: []string{"tcp://:7000", "tcp://127.0.0.1:7500", "udp://127.0.0.1:7500", "udp://127.0.0.1:7501"}, args: []string{"", "--to-pod=7500", "--to-pod=7500/udp,7501/udp"}},
 		{name: "udpname", kind: "Deployment", ask: "udp", listen: []string{"udp://:7000"}, ports: []corev1.ContainerPort{{Name: "probe", Protocol: corev1.ProtocolUDP, ContainerPort: 7000}}, service: &corev1.ServiceSpec{
 			Ports: []corev1.ServicePort{{Protocol: corev1.ProtocolUDP, Port: 80, TargetPort: intstr.FromString("probe")}},
 		}},
@@ -65,11 +71,14 @@ func TestWorkloads(t *testing.T) {
 		{name: "ondelete", kind: "StatefulSet", count: 2, ports: named, service: byName, gap: "has strategy OnDelete", change: func(o any) {
 			o.(*appsv1.StatefulSet).Spec.UpdateStrategy.Type = appsv1.OnDeleteStatefulSetStrategyType
 		}},
-		{name: "everywhere", kind: "DaemonSet", ports: named, service: byName, gap: "runs on one node"},
+		{name: "everywhere", kind: "DaemonSet", ports: named, service: byName, count: nodes},
 		{name: "bareset", kind: "ReplicaSet", count: 2, ports: named, service: byName, gap: "has no Deployment"},
 		{name: "alone", kind: "Pod", ports: named, service: byName, gap: "has no controller that would replace it"},
 	}
-	for _, r := range rows {
+	for i, r := range rows {
+		if r.name == "everywhere" && nodes == 1 {
+			rows[i].gap = "runs on one node"
+		}
 		c.workload(t, ns, r)
 	}
 	c.create(t, ns, &batchv1.Job{ObjectMeta: metav1.ObjectMeta{Name: "once"}, Spec: batchv1.JobSpec{Template: corev1.PodTemplateSpec{Spec: corev1.PodSpec{
@@ -126,7 +135,10 @@ func TestWorkloads(t *testing.T) {
 					}
 				}
 				if r.name == "noservice" {
-					want(t, l.run(t, bin, "who", "tcp", "127.0.0.1:7500"), r.name)
+					for _, to := range []string{"tcp 127.0.0.1:7500", "udp 127.0.0.1:7500", "udp 127.0.0.1:7501"} {
+						network, addr, _ := strings.Cut(to, " ")
+						want(t, l.run(t, bin, "who", network, addr), r.name)
+					}
 				}
 				if r.name == "replicas" { // scaling while intercepted
 					patch := []byte(`{"spec":{"replicas":5}}`)
@@ -194,6 +206,11 @@ func (c *cluster) workload(t *testing.T, ns string, r taken) {
 		o = &appsv1.DaemonSet{ObjectMeta: meta, Spec: appsv1.DaemonSetSpec{Selector: selector, Template: template}}
 	case "ReplicaSet":
 		o = &appsv1.ReplicaSet{ObjectMeta: meta, Spec: appsv1.ReplicaSetSpec{Replicas: &count, Selector: selector, Template: template}}
+	case "Rollout":
+		var err error
+		if o, err = rollout(&appsv1.Deployment{ObjectMeta: meta, Spec: appsv1.DeploymentSpec{Replicas: &count, Selector: selector, Template: template}}); err != nil {
+			t.Fatal(err)
+		}
 	case "Pod":
 		o = &corev1.Pod{ObjectMeta: meta, Spec: template.Spec}
 	}
@@ -225,6 +242,11 @@ func (c *cluster) create(t *testing.T, ns string, o metav1.Object) {
 		_, err = c.core.BatchV1().Jobs(ns).Create(t.Context(), o, create)
 	case *corev1.Pod:
 		_, err = c.core.CoreV1().Pods(ns).Create(t.Context(), o, create)
+	case *unstructured.Unstructured:
+		var b []byte
+		if b, err = o.MarshalJSON(); err == nil {
+			err = c.core.AppsV1().RESTClient().Post().AbsPath(fmt.Sprintf(rollouts, ns)).Body(b).Do(t.Context()).Error()
+		}
 	case *corev1.Service:
 		_, err = c.core.CoreV1().Services(ns).Create(t.Context(), o, create)
 	default:
@@ -273,6 +295,7 @@ func (c *cluster) spec(t *testing.T, ns, pod string) string {
 	if err != nil {
 		t.Fatal(err)
 	}
+	p.Spec.NodeName = "" // the scheduler's choice, made anew for a pod made anew
 	b, err := json.MarshalIndent([]any{p.Labels, p.Annotations, p.Spec}, "", " ")
 	if err != nil {
 		t.Fatal(err)

@@ -8,9 +8,11 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 readonly name=demo ns=demo manifests=examples/colors/k8s.yaml
 readonly api_wait=90 page_wait=10 # seconds
+readonly relay=https://relay.test relay_data=/var/lib/doppel-lab/$name/relay # goes with the lab
 
 lab() { bin/lab --name "$name" "$@"; }
 exec 3>&1 # where the audience looks, inside $(…) too
+out='' setup=''
 bold='' plain=''
 if [[ -t 1 && -z ${NO_COLOR-} ]]; then bold=$'\e[1m' plain=$'\e[0m'; fi
 
@@ -31,9 +33,9 @@ show() {
   done
 }
 
-# run COMMAND [PART...] runs a command on the laptop and shows it with its output, in which every PART has to be.
+# run COMMAND [PART...] runs a command on the laptop and shows it with its output, in which every PART has to be. It sets $out to it.
 run() {
-  local command=$1 out part
+  local command=$1 part
   shift
   printf '%s$ %s%s\n' "$bold" "$command" "$plain" >&3
   out=$(lab laptop exec "$name" -- bash -c "$command" </dev/null 2>&1 | show) || fail "this command failed: $command"
@@ -118,6 +120,7 @@ start() {
 
   if lab status &>/dev/null; then
     say "The demo is up: setting it back to the start"
+    end_relay
     { lab laptop exec "$name" -- doppel uninstall --everything </dev/null && lab laptop rm "$name"; } || lab down
   fi
   say "Starting a Kubernetes of its own (the first time this builds it, which takes some minutes)"
@@ -156,10 +159,63 @@ walkthrough() {
   run "curl -s verylargejavaservice.$ns:8080/color" '"orange"'
 }
 
+# start_relay runs a relay outside the cluster, and sets $setup to the link that makes its first account.
+start_relay() {
+  rm -rf "$relay_data" && mkdir -p "$relay_data"
+  setsid bin/lab --name "$name" outside exec -- sh -c 'echo $$ >"$0/pid"; exec "$@" >"$0/out" 2>"$0/log"' \
+    "$relay_data" "$PWD/bin/doppel-relay" -url "$relay" -data "$relay_data" </dev/null &>/dev/null 3>&- &
+  until_seen $page_wait "$relay/setup" cat "$relay_data/out" || fail "the relay did not start: $(tail -n 1 "$relay_data/log")"
+  setup=$(grep -o "$relay/setup.*" "$relay_data/out")
+}
+
+end_relay() {
+  [[ ! -e $relay_data/pid ]] || lab outside exec -- kill "$(<"$relay_data/pid")" 2>/dev/null || true
+}
+
+# browser PATH [CURL-OPTION...] is what a person does on the relay's pages, with curl in the place of a browser.
+browser() {
+  lab laptop exec "$name" -- bash -c 'curl -sS --fail --max-time 10 --cacert ~/ca.pem -c ~/cookies -b ~/cookies -H "Origin: $0" -H "Sec-Fetch-Site: same-origin" "$0$@"' \
+    "$relay" "$@" </dev/null
+}
+
+preview() {
+  local login token secret link
+  say "A relay of one's own, outside the cluster, shows previews to people with a link. Its first account is made in a browser (here with curl)"
+  start_relay
+  lab laptop exec "$name" -- bash -c "cp $relay_data/ca.pem ~/" </dev/null
+  browser /setup -L -d "token=${setup#*token=}&email=ada@example.com&team=crew&password=correct horse battery" >/dev/null || fail "no account was made"
+  say "Log the laptop in; the link can be opened anywhere"
+  printf '%s$ doppel login %s --ca-file ~/ca.pem%s\n' "$bold" "$relay" "$plain"
+  lab laptop exec "$name" -- bash -c "doppel login $relay --ca-file ~/ca.pem --no-browser" </dev/null &>"$tmp/login" 3>&- &
+  login=$!
+  until_seen $page_wait "shows the code" cat "$tmp/login" || fail "doppel login said: $(<"$tmp/login")"
+  browser /device -d "allow=yes&code=$(sed -n 's/.*shows the code //p' "$tmp/login")" >/dev/null || fail "the login was not allowed"
+  wait "$login" || fail "doppel login said: $(<"$tmp/login")"
+  cat "$tmp/login"
+
+  say "The cluster joins: its traffic-manager dials out to the relay"
+  out=$(lab laptop exec "$name" -- doppel relay add-cluster demo -o json </dev/null) || fail "the cluster was not added"
+  token=$(sed -n 's/.*"token": "\(.*\)".*/\1/p' <<<"$out")
+  secret="{apiVersion: v1, kind: Secret, metadata: {name: doppel-relay}, data: {token: $(printf %s "$token" | base64 -w0), ca.crt: $(base64 -w0 "$relay_data/ca.pem")}}"
+  api PATCH "/api/v1/namespaces/doppel/secrets/doppel-relay?fieldManager=demo&force=true" -H 'Content-Type: application/apply-patch+yaml' -d "$secret" >/dev/null ||
+    fail "the cluster's token could not be stored"
+  run "doppel helm upgrade --set relay.url=$relay" "upgrade done"
+
+  say "A link to the laptop's version; everybody else goes on to see the cluster's own"
+  run "doppel leave dataprocessingservice"
+  run "curl -s -X POST '127.0.0.1:3000/color?c=blue'" '"blue"'
+  run "doppel intercept dataprocessingservice -p 3000 --preview-url --ingress-host verylargejavaservice.$ns --ingress-port 8080" "Preview URL"
+  link=$(grep -o 'https://[^ ]*' <<<"$out")
+  run "doppel preview publish dataprocessingservice --for 1h" "everybody who has the link"
+  run "curl -s --cacert ~/ca.pem ${link}color" '"blue"'
+  run "curl -s verylargejavaservice.$ns:8080/color" '"green"'
+}
+
 main() {
   machine
   start
   walkthrough
+  preview
   say "All of it is running"
   cat <<END
 A shell on the laptop : bin/lab --name $name laptop exec $name -- bash

@@ -34,3 +34,15 @@ func (m *HTTPMatch) Rule() match.Rule {
 }
 
 func (t TextMatch) rule() match.Text { return match.Text{Op: match.Op(t.Op), Value: t.Value} }
+
+// Rules are what the intercept takes: a request that one of them takes.
+func (s *InterceptSpec) Rules() []match.Rule {
+	if s.Preview == nil {
+		return []match.Rule{s.HTTP.Rule()}
+	}
+	rules := []match.Rule{match.Preview(s.Preview.ID)}
+	if s.HTTP != nil {
+		rules = append(rules, s.HTTP.Rule())
+	}
+	return rules
+}

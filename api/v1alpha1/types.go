@@ -91,16 +91,14 @@ type SessionList struct {
 // +kubebuilder:subresource:status
 // +kubebuilder:printcolumn:name="Kind",type=string,JSONPath=`.spec.workload.kind`
 // +kubebuilder:printcolumn:name="Workload",type=string,JSONPath=`.spec.workload.name`
-// +kubebuilder:printcolumn:name="Port",type=string,JSONPath=`.spec.port`
+// +kubebuilder:printcolumn:name="Mode",type=string,JSONPath=`.spec.mode`
+// +kubebuilder:printcolumn:name="Ports",type=string,JSONPath=`.status.taken`
 // +kubebuilder:printcolumn:name="User",type=string,JSONPath=`.spec.user`
 // +kubebuilder:printcolumn:name="State",type=string,JSONPath=`.status.state`
 // +kubebuilder:printcolumn:name="Message",type=string,JSONPath=`.status.message`
 // +kubebuilder:printcolumn:name="Age",type=date,JSONPath=`.metadata.creationTimestamp`
-// +kubebuilder:printcolumn:name="Container Port",type=integer,JSONPath=`.status.ports[0].containerPort`,priority=1
 // +kubebuilder:printcolumn:name="Agents",type=integer,JSONPath=`.status.agents`,priority=1
-// +kubebuilder:printcolumn:name="Header",type=string,JSONPath=`.spec.http.headers[*].name`,priority=1
-// +kubebuilder:printcolumn:name="Value",type=string,JSONPath=`.spec.http.headers[*].value`,priority=1
-// +kubebuilder:printcolumn:name="Target",type=string,JSONPath=`.spec.target`,priority=1
+// +kubebuilder:printcolumn:name="Requests",type=string,JSONPath=`.status.requests`,priority=1
 
 // Intercept sends traffic of one workload to the laptop of one session. It stands in the workload's namespace.
 type Intercept struct {
@@ -122,27 +120,79 @@ type InterceptSpec struct {
 	Name string `json:"name"`
 	// Workload is what is intercepted.
 	Workload WorkloadRef `json:"workload"`
-	// Mode is what is wanted of the workload. Intercept, the default: a port's traffic. Egress: none of its traffic, but that its agents
-	// connect for the session, out of its pods.
-	// +kubebuilder:validation:Enum=Intercept;Egress
+	// Mode is what is wanted of the workload. Intercept, the default: its ports' traffic. Wiretap: a copy of what clients send there.
+	// Replace: one container's traffic, and that this container does not run meanwhile.
+	// Ingest: none of its traffic, but one container's environment and files. Egress: none of that, but that its agents connect for the
+	// session, out of its pods.
+	// +kubebuilder:validation:Enum=Intercept;Wiretap;Replace;Ingest;Egress
+	// +kubebuilder:default=Intercept
 	Mode InterceptMode `json:"mode,omitempty"`
-	// Port is the port wanted: a service port's or container port's name or number. Empty: the workload's only port.
-	Port string `json:"port,omitempty"`
-	// Service narrows the port to one service where several select the workload.
+	// Ports are the ports wanted; all of them are taken, or none. Empty: the workload's only port. A Replace takes all other ports of the
+	// container besides, as if they were here without a target.
+	// +kubebuilder:validation:MaxItems=16
+	Ports []WantedPort `json:"ports,omitempty"`
+	// Service narrows the ports to one service where several select the workload.
 	Service string `json:"service,omitempty"`
-	// Container narrows the port to one container.
+	// Container narrows the ports to one container. For a Replace it is the one that shall not run, for an Ingest the one whose environment
+	// and files are wanted.
 	Container string `json:"container,omitempty"`
 	// Recreate accepts that the workload is interrupted while its pods are replaced, where that cannot be done otherwise.
 	Recreate bool `json:"recreate,omitempty"`
-	// ToPod are TCP ports on the loopback of the workload's pods that the laptop may connect to.
+	// ToPod are ports on the loopback of the workload's pods that the laptop may reach.
 	// +kubebuilder:validation:MaxItems=32
-	ToPod []int32 `json:"toPod,omitempty"`
+	ToPod []PodPort `json:"toPod,omitempty"`
 	// Takeover ends intercepts of others that are in the way. Its creator needs the right to takeover intercepts.
 	Takeover bool `json:"takeover,omitempty"`
-	// HTTP narrows the intercept to HTTP requests that match; without it all connections are taken.
+	// HTTP narrows the intercept to HTTP requests that match; without it all connections are taken, or with Preview none but the preview's.
 	HTTP *HTTPMatch `json:"http,omitempty"`
-	// Target is where on the laptop the traffic ends (host:port), for people to read.
+	// Preview has the requests taken that come through a preview's domain, besides those of HTTP.
+	Preview *Preview `json:"preview,omitempty"`
+}
+
+// Preview is a domain of a relay through which an intercept is seen.
+type Preview struct {
+	// ID is the value of the header x-doppel-intercept-id in the preview's requests. The relay has made it.
+	// +kubebuilder:validation:Pattern=`^[a-z0-9]{16,64}$`
+	ID string `json:"id"`
+	// Ingress is where the preview's requests enter the cluster. The relay has no say in it.
+	Ingress Ingress `json:"ingress"`
+}
+
+// Ingress is a service that the traffic-manager sends a preview's requests to. It has to be within the reach of the session.
+type Ingress struct {
+	// Host is a service as NAME.NAMESPACE, or another name or address that the cluster knows.
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=253
+	Host string `json:"host"`
+	// +kubebuilder:validation:Minimum=1
+	// +kubebuilder:validation:Maximum=65535
+	Port int32 `json:"port"`
+	// TLS has the requests sent by TLS. The certificate is not verified.
+	TLS bool `json:"tls,omitempty"`
+	// L5Host is the server name in TLS; default: Host.
+	// +kubebuilder:validation:MaxLength=253
+	L5Host string `json:"l5Host,omitempty"`
+}
+
+// WantedPort is a port of the workload and where on the laptop its traffic ends.
+type WantedPort struct {
+	// Port is a service port's or container port's name or number, with /tcp or /udp behind it where that matters. Empty: the workload's
+	// only port.
+	// +kubebuilder:validation:MaxLength=80
+	Port string `json:"port,omitempty"`
+	// Target is an address of the laptop and a port. Empty: 127.0.0.1 and the container port's number.
+	// +kubebuilder:validation:MaxLength=80
 	Target string `json:"target,omitempty"`
+}
+
+// PodPort is a port of a pod.
+type PodPort struct {
+	// +kubebuilder:validation:Minimum=1
+	// +kubebuilder:validation:Maximum=65535
+	Port int32 `json:"port"`
+	// +kubebuilder:validation:Enum=TCP;UDP
+	// +kubebuilder:default=TCP
+	Protocol string `json:"protocol,omitempty"`
 }
 
 // HTTPMatch is what an HTTP request must be like: all conditions hold.
@@ -193,6 +243,9 @@ type InterceptMode string
 // The modes; empty means Intercept.
 const (
 	ModeIntercept InterceptMode = "Intercept"
+	ModeWiretap   InterceptMode = "Wiretap"
+	ModeReplace   InterceptMode = "Replace"
+	ModeIngest    InterceptMode = "Ingest"
 	ModeEgress    InterceptMode = "Egress"
 )
 
@@ -211,8 +264,12 @@ type InterceptStatus struct {
 	State   InterceptState `json:"state,omitempty"`
 	Reason  string         `json:"reason,omitempty"`  // CamelCase, for programs
 	Message string         `json:"message,omitempty"` // one sentence, for people
-	// Ports are the container ports taken.
+	// Ports are the container ports taken: those of the spec in its order, then the others of a container that is replaced.
 	Ports []InterceptedPort `json:"ports,omitempty"`
+	// Taken and Requests say in words which container ports are taken and which HTTP requests of them, for the table of kubectl, which shows no more
+	// than the first element of a list.
+	Taken    string `json:"taken,omitempty"`
+	Requests string `json:"requests,omitempty"`
 	// Container is the container whose ports are taken.
 	Container string `json:"container,omitempty"`
 	// Session is the UID of the session that has claimed the intercept, if its spec names none.

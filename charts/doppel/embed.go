@@ -5,5 +5,5 @@ import "embed"
 
 // Files are the chart's files as they stand in this directory. all: because go:embed skips names that begin with "_".
 //
-//go:embed Chart.yaml values.yaml values.schema.json all:templates
+//go:embed Chart.yaml values.yaml values.schema.json all:templates crds
 var Files embed.FS

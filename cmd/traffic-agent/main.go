@@ -12,6 +12,7 @@ import (
 
 	"github.com/doppel-dev/doppel/internal/agent"
 	"github.com/doppel-dev/doppel/internal/agentcfg"
+	"github.com/doppel-dev/doppel/internal/footprint"
 	"github.com/doppel-dev/doppel/internal/redirect"
 	"github.com/doppel-dev/doppel/internal/xlog"
 )
@@ -24,8 +25,15 @@ func main() {
 	}
 }
 
-// run is the agent, or with the argument "redirect" the init container that sets the pod's nftables rules and exits.
+// run is the agent, or with an argument: "redirect", the init container that sets the pod's nftables rules and exits, or "stand-in", which does
+// nothing in the place of a container until it is told to end.
 func run(log *slog.Logger, level *xlog.Level, args []string) error {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
+	defer stop()
+	if len(args) > 0 && args[0] == "stand-in" {
+		<-ctx.Done()
+		return nil
+	}
 	cfg, err := agentcfg.Parse(os.Getenv(agentcfg.EnvConfig))
 	if err != nil {
 		return err
@@ -33,13 +41,17 @@ func run(log *slog.Logger, level *xlog.Level, args []string) error {
 	if len(args) > 0 && args[0] == "redirect" {
 		return redirect.Apply(redirect.Rules(cfg))
 	}
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
-	defer stop()
+	env, err := agent.Environ()
+	if err != nil {
+		return err
+	}
+	go footprint.Keep(ctx)
 	a, err := agent.New(agent.Config{
 		Agent:     cfg,
 		Pod:       os.Getenv(agentcfg.EnvPodName),
 		Namespace: os.Getenv(agentcfg.EnvPodNamespace),
 		PodIP:     os.Getenv(agentcfg.EnvPodIP),
+		Environ:   env,
 		Token: func() (string, error) {
 			b, err := os.ReadFile(agentcfg.TokenFile)
 			return strings.TrimSpace(string(b)), err

@@ -28,7 +28,8 @@ func run() error {
 	cfg := manager.Config{
 		Log: log, Level: level, PodName: os.Getenv("POD_NAME"),
 		AgentPullPolicy: os.Getenv("DOPPEL_AGENT_PULL_POLICY"), AgentLogLevel: os.Getenv("DOPPEL_AGENT_LOG_LEVEL"),
-		AgentResources: os.Getenv("DOPPEL_AGENT_RESOURCES"), Namespaces: os.Getenv("DOPPEL_NAMESPACES"),
+		Volumes: os.Getenv("DOPPEL_AGENT_VOLUMES"), HiddenVariables: os.Getenv("DOPPEL_HIDDEN_VARIABLES"),
+		AgentResources: os.Getenv("DOPPEL_AGENT_RESOURCES"), Namespaces: os.Getenv("DOPPEL_NAMESPACES"), RelayURL: os.Getenv("DOPPEL_RELAY_URL"), DirectAddr: os.Getenv("DOPPEL_DIRECT"), DirectPublic: os.Getenv("DOPPEL_DIRECT_PUBLIC"),
 	}
 	flag.StringVar(&cfg.Namespace, "namespace", "", "the manager's own namespace")
 	flag.StringVar(&cfg.PodIP, "pod-ip", "", "the pod's address, told to agents")
@@ -36,6 +37,10 @@ func run() error {
 	flag.DurationVar(&cfg.RenewInterval, "renew-interval", 0, "how often laptops renew their session (10m)")
 	flag.DurationVar(&cfg.LostGrace, "lost-grace", 0, "how long a session outlives its tunnel (30s)")
 	flag.BoolVar(&cfg.CheckReach, "check-reach", true, "let sessions get to the namespaces on their object only")
+	flag.StringVar(&cfg.Injection, "injection", "", "which workloads may have an agent: onDemand or enabledOnly (onDemand)")
+	flag.DurationVar(&cfg.IdleTimeout, "idle-timeout", 0, "after how long without an intercept agents are taken out (0: never)")
+	flag.BoolVar(&cfg.NoPolicy, "no-policy", false, "the cluster has no admission policies of doppel; needs a list of namespaces")
+	flag.BoolVar(&cfg.NoWebhook, "no-webhook", false, "the cluster has no webhook of doppel")
 	version := flag.Bool("version", false, "print the version and exit")
 	flag.Parse()
 	if *version {

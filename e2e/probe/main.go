@@ -30,8 +30,14 @@ func main() {
 		}
 	case len(args) == 4 && args[0] == "web": // NAME ADDRESS ADDRESS: an HTTP server, and one of gRPC
 		err = serveWeb(args[1], args[2], args[3])
+	case len(args) >= 3 && args[0] == "front": // ADDRESS URL HEADER...: an HTTP server that asks another one, and passes on these headers alone
+		err = serveFront(args[1], args[2], args[3:])
+	case len(args) >= 2 && args[0] == "record": // ADDRESS...: prints what comes
+		err = record(args[1:])
+	case len(args) == 4 && args[0] == "tls": // NAME ADDRESS DIR: an HTTPS server with tls.crt and tls.key of a directory
+		err = serveTLS(args[1], args[2], args[3])
 	default:
-		err = fmt.Errorf("usage: probe serve | check ADDRESS | dial HOST:PORT | hold HOST:PORT COUNT | name NAME ADDRESS... | who NETWORK HOST:PORT | web NAME ADDRESS ADDRESS")
+		err = fmt.Errorf("usage: probe serve | check ADDRESS | dial HOST:PORT | hold HOST:PORT COUNT | name NAME ADDRESS... | who NETWORK HOST:PORT | web NAME ADDRESS ADDRESS | front ADDRESS URL HEADER... | record ADDRESS... | tls NAME ADDRESS DIR")
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "probe:", err)

@@ -91,9 +91,20 @@ func newWeb(name string) *web {
 		fmt.Fprint(rw, w.count[r.URL.Query().Get("path")])
 	})
 	w.HandleFunc("/ws", w.socket)
+	w.HandleFunc("/browser", func(rw http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(rw, browserPage) })
 	w.HandleFunc("/h2c", takeH2C)
 	return w
 }
+
+// browserPage opens a WebSocket as somebody whom a cookie names, for scripts cannot set other fields of it, and says what came of it.
+const browserPage = `<!doctype html><title>WebSocket</title><script>
+document.cookie = "who=lou"
+const got = [], socket = new WebSocket("ws://" + location.host + "/ws")
+socket.onopen = () => socket.send("hello")
+socket.onmessage = (e) => { got.push(e.data); socket.send("close") }
+socket.onclose = (e) => fetch("/say/browser", {method: "POST", body: [...got, e.code, e.reason].join(" ")})
+</script>
+`
 
 // ServeHTTP implements http.Handler.
 func (w *web) ServeHTTP(rw http.ResponseWriter, r *http.Request) {

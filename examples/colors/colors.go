@@ -103,7 +103,7 @@ func serve(ctx context.Context, ln net.Listener, h http.Handler, cfg Config) err
 		if stopping.Load() {
 			w.Header().Set("Connection", "close")
 		}
-		h.ServeHTTP(w, r)
+		h.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), passedKey{}, r.Header)))
 	})
 	srv := &http.Server{Handler: mux, ReadHeaderTimeout: 10 * time.Second, Protocols: new(http.Protocols)}
 	srv.Protocols.SetHTTP1(true)
@@ -131,11 +131,25 @@ func serve(ctx context.Context, ln net.Listener, h http.Handler, cfg Config) err
 	return nil
 }
 
+// passedOn are the headers that a service sends on with what it asks others for a request, as apps with tracing do: so a request that came through
+// a preview is known as such wherever it leads.
+var passedOn = []string{"X-Doppel-Intercept-Id", "Traceparent", "Tracestate", "Baggage"}
+
+// passedKey is the context key of the headers of the request that is being answered.
+type passedKey struct{}
+
 // get fetches url into v (JSON).
 func get(ctx context.Context, url string, v any) error {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
 		return err
+	}
+	if from, ok := ctx.Value(passedKey{}).(http.Header); ok {
+		for _, name := range passedOn {
+			if v := from.Values(name); len(v) > 0 {
+				req.Header[name] = v
+			}
+		}
 	}
 	resp, err := client.Do(req)
 	if err != nil {

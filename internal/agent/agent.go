@@ -2,6 +2,7 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -18,13 +19,17 @@ import (
 	"github.com/doppel-dev/doppel/internal/xlog"
 )
 
-// Config is what an agent needs; every field but PodIP is required.
+// Config is what an agent needs; every field but PodIP, Environ and ResolvConf is required.
 type Config struct {
 	Agent     *agentcfg.Config
 	Pod       string
 	Namespace string
 	// PodIP is asked when the app does not listen on 127.0.0.1.
 	PodIP string
+	// Environ is what Environ returned: the apps' variables are in it.
+	Environ []string
+	// ResolvConf names the pod's resolvers; default /etc/resolv.conf.
+	ResolvConf string
 	// Token returns the current projected service account token.
 	Token func() (string, error)
 	Log   *slog.Logger
@@ -41,6 +46,7 @@ type Agent struct {
 	udp   []*udpPort
 
 	active atomic.Int64 // connections being served
+	copies copies       // for wiretaps
 }
 
 // New validates the configuration; it does not listen yet.
@@ -48,6 +54,7 @@ func New(cfg Config) (*Agent, error) {
 	if cfg.Agent == nil || cfg.Pod == "" || cfg.Namespace == "" || cfg.Token == nil || cfg.Log == nil {
 		return nil, errors.New("agent: incomplete configuration")
 	}
+	cfg.ResolvConf = cmp.Or(cfg.ResolvConf, resolvConf)
 	a := &Agent{cfg: cfg}
 	a.table.init()
 	up, err := newUplink(cfg, &a.table)
@@ -106,10 +113,17 @@ func (a *Agent) drain(ctx context.Context) {
 	}
 }
 
-// appListens says whether some app has yet to stop listening. A native sidecar does so only after the agent has ended (KEP-753).
+// appListens says whether some app has yet to stop listening. A native sidecar does so only after the agent has ended (KEP-753), and where
+// a stand-in is the laptop listens.
 func (a *Agent) appListens(draining time.Duration) bool {
 	for _, p := range a.cfg.Agent.Ports {
 		if p.Sidecar && draining > sidecarDrain {
+			continue
+		}
+		if a.cfg.Agent.StandsIn(p.Container) {
+			if draining < agentcfg.StandInDrain {
+				return true
+			}
 			continue
 		}
 		if listening(p.Protocol, p.ContainerPort) {
@@ -162,6 +176,7 @@ func (a *Agent) serveHealth(ctx context.Context) error {
 		}
 		fmt.Fprintln(w, "ok")
 	})
+	mux.HandleFunc("GET /metrics", a.serveMetrics)
 	mux.Handle("GET "+agentcfg.CallPath, tunnel.UpgradeHandler(a.up.answer))
 	for _, p := range a.ports { // TCP probes of redirected ports
 		mux.HandleFunc("GET "+agentcfg.AppPath(p.cfg.ContainerPort), func(w http.ResponseWriter, r *http.Request) {

@@ -2,12 +2,15 @@ package agent
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"net"
 	"net/http"
+	"regexp"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -299,22 +302,22 @@ func TestLeaveGrace(t *testing.T) {
 		}
 		set := func(es ...control.TableEntry) { tab.set(control.Table{Items: es}, slog.New(slog.DiscardHandler)) }
 		lookup := func(protocol string, port uint16) engagement {
-			es := tab.lookup(protocol, port)
+			es := tab.lookup(protocol, port).intercepts
 			if len(es) == 0 {
 				return engagement{}
 			}
 			return es[0]
 		}
-		set(entry("a", 1), entry("b", 2), entry("c", 3))
+		set(entry("a", 1), entry("a", 4), entry("b", 2), entry("c", 3))
 		a, b := lookup("TCP", 1), lookup("TCP", 2)
-		set(entry("a", 1), entry("c", 2)) // b ended, c moved to its port
-		if lookup("TCP", 1).ctx != a.ctx {
+		set(entry("a", 1), entry("a", 4), entry("c", 2)) // b ended, c moved to its port
+		if lookup("TCP", 1).ctx != a.ctx || lookup("TCP", 4).ctx != a.ctx {
 			t.Error("an intercept that stays was begun anew")
 		}
 		if now := lookup("TCP", 2); now.intercept != "c" {
 			t.Errorf("port 2 belongs to %+v", now)
 		}
-		if len(tab.lookup("UDP", 1)) > 0 {
+		if len(tab.lookup("UDP", 1).intercepts) > 0 {
 			t.Error("UDP is not TCP")
 		}
 		time.Sleep(leaveGrace - time.Millisecond)
@@ -459,7 +462,15 @@ func TestDrainOfSidecar(t *testing.T) {
 	if a.appListens(sidecarDrain + time.Second) {
 		t.Error("waits for a sidecar that waits for the agent")
 	}
-	a.cfg.Agent.Ports[0].Sidecar = false
+	a.cfg.Agent.Ports[0] = agentcfg.Port{Protocol: "TCP", ContainerPort: 1, Container: "app"} // nobody listens
+	if a.appListens(0) {
+		t.Error("waits for an app that has ended")
+	}
+	a.cfg.Agent.StandIns = []string{"app"}
+	if !a.appListens(0) || a.appListens(sidecarDrain+time.Second) {
+		t.Error("in front of a stand-in it ends before clients know of the pod's end, or does not end")
+	}
+	a.cfg.Agent.Ports[0] = agentcfg.Port{Protocol: "TCP", ContainerPort: newApp(t, sayApp).port()}
 	if !a.appListens(time.Hour) {
 		t.Error("an ordinary app is not waited for")
 	}
@@ -501,6 +512,46 @@ func TestUnknownRequestsOfTheManager(t *testing.T) {
 	}
 	if got := w.status("/readyz"); got != http.StatusServiceUnavailable {
 		t.Errorf("%d after a malformed table", got)
+	}
+}
+
+// A condition that this agent does not know must not be left out of a rule, which would take more without it.
+func TestNewerRule(t *testing.T) {
+	w := start(t, false)
+	s := w.mgr.up()
+	ctx, cancel := context.WithTimeout(context.Background(), deadline)
+	defer cancel()
+	port := w.cfg.Ports[0].ContainerPort
+	items := fmt.Sprintf(`{"items":[
+		{"intercept":"in-1","protocol":"TCP","containerPort":%d,"match":{"headers":[{"name":"x-user","op":"equal","value":"ada"}],"cookies":["b"]},"color":"blue"},
+		{"intercept":"in-2","protocol":"TCP","containerPort":%d,"match":{"path":{"op":"suffix","value":"/x"}}}]}`, port, port)
+	if err := tunnel.Control(ctx, s, control.ManagerIntercepts, json.RawMessage(items), nil); err != nil {
+		t.Fatal(err)
+	}
+	var why control.Why
+	if err := tunnel.Control(ctx, s, control.ManagerWhy, control.AskWhy{Ports: []control.Port{{Protocol: "TCP", Number: port}}}, &why); err != nil {
+		t.Fatal(err)
+	}
+	if len(why.Ports) != 1 || len(why.Ports[0].Rules) != 0 {
+		t.Errorf("rules in force: %+v", why.Ports)
+	}
+	w.until("the manager is told", func() bool { return slices.Contains(w.mgr.noted(), newerRule) })
+}
+
+func TestMetrics(t *testing.T) {
+	w := start(t, false)
+	if got := w.status("/metrics"); got != http.StatusOK {
+		t.Fatal(got)
+	}
+	defer http.DefaultClient.CloseIdleConnections()
+	r, err := http.Get(fmt.Sprintf("http://127.0.0.1:%d/metrics", w.cfg.HealthPort))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Body.Close()
+	text, err := io.ReadAll(r.Body)
+	if err != nil || !regexp.MustCompile(`(?m)^# TYPE go_goroutines gauge\ngo_goroutines [1-9]\d*$`).Match(text) || !strings.Contains(string(text), "\ndoppel_agent_rules 0\n") {
+		t.Errorf("%v\n%s", err, text)
 	}
 }
 

@@ -67,7 +67,7 @@ func benchAgent(b *testing.B, app string) string {
 	if err != nil {
 		b.Fatal(err)
 	}
-	a := &Agent{cfg: Config{Log: slog.New(slog.DiscardHandler)}}
+	a := &Agent{up: &uplink{}, cfg: Config{Log: slog.New(slog.DiscardHandler)}}
 	a.table.init()
 	p := &port{cfg: agentcfg.Port{Protocol: "TCP", ContainerPort: uint16(addr.Port)}, listener: l.(*net.TCPListener)}
 	ctx, cancel := context.WithCancel(context.Background())

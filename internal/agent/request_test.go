@@ -1,12 +1,14 @@
 package agent
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"net"
 	"net/http"
 	"testing"
+	"time"
 
 	"github.com/doppel-dev/doppel/internal/control"
 	"github.com/doppel-dev/doppel/internal/match"
@@ -34,10 +36,30 @@ func (o *oneConn) Close() error   { return nil }
 func (o *oneConn) Addr() net.Addr { return o.c.LocalAddr() }
 
 // serveHTTP answers the requests of one connection with a name and the request's path.
-func serveHTTP(c net.Conn, who string) {
+func serveHTTP(c net.Conn, who string) { serveHandler(c, sayPath(who)) }
+
+// serveBoth is serveHTTP that knows HTTP/2 too.
+func serveBoth(c net.Conn, who string) {
+	p := new(http.Protocols)
+	p.SetHTTP1(true)
+	p.SetUnencryptedHTTP2(true)
+	serveProtocols(c, sayPath(who), p)
+}
+
+func sayPath(who string) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		_, _ = io.Copy(io.Discard, r.Body)
+		fmt.Fprintf(w, "%s %s", who, r.URL.Path)
+	})
+}
+
+func serveHandler(c net.Conn, h http.Handler) { serveProtocols(c, h, nil) }
+
+func serveProtocols(c net.Conn, h http.Handler, p *http.Protocols) {
 	l := &oneConn{c: c, done: make(chan struct{})}
 	srv := &http.Server{
-		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { fmt.Fprintf(w, "%s %s", who, r.URL.Path) }),
+		Handler:   h,
+		Protocols: p,
 		ConnState: func(_ net.Conn, s http.ConnState) {
 			if s == http.StateClosed || s == http.StateHijacked {
 				close(l.done)
@@ -67,6 +89,7 @@ func TestByRequest(t *testing.T) {
 	url := fmt.Sprintf("http://127.0.0.1:%d/x", w.cfg.Ports[0].AgentPort)
 	c := &http.Client{Transport: &http.Transport{MaxConnsPerHost: 1}, Timeout: deadline}
 	t.Cleanup(c.CloseIdleConnections)
+	mark := ""
 	ask := func(user string) string {
 		t.Helper()
 		req, err := http.NewRequest(http.MethodGet, url, nil)
@@ -75,6 +98,9 @@ func TestByRequest(t *testing.T) {
 		}
 		if user != "" {
 			req.Header.Set("X-User", user)
+		}
+		if mark != "" {
+			req.Header.Set(match.PreviewHeader, mark)
 		}
 		r, err := c.Do(req)
 		if err != nil {
@@ -104,10 +130,50 @@ func TestByRequest(t *testing.T) {
 	want("may", "may")
 	want("lou", "lou")
 	want("", "all")
+	// An intercept may have several rules, and what is a preview's comes first.
+	preview := control.TableEntry{Intercept: "may", Match: match.Preview("lou-may")}
+	w.table(s, byHeader("lou", "lou"), byHeader("may", "may"), preview)
+	want("lou", "lou")
+	want("may", "may")
+	mark = "lou-may"
+	want("lou", "may")
+	want("", "may")
+	mark = "another"
+	want("", "app")
+	mark = ""
+	w.table(s, preview)
+	want("may", "app")
 	w.table(s)
 	want("lou", "app")
 	want("", "app")
 }
+
+// An intercept of all connections that has a preview stays one of whole connections, whatever is on them: what the preview's rule takes it has anyway.
+func TestPreviewOfAll(t *testing.T) {
+	w := start(t, false)
+	w.mgr.set(func(r *mux.Request, h wire.InterceptHeader) {
+		if st, err := r.Accept(nil); err == nil {
+			all, _ := io.ReadAll(st) // what is missing is seen below
+			_, _ = st.Write(all)
+			_ = st.Close()
+		}
+	})
+	w.table(w.mgr.up(), control.TableEntry{Intercept: "all"}, control.TableEntry{Intercept: "all", Match: match.Preview("all-id")})
+	c, err := net.DialTCP("tcp", nil, &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1), Port: int(w.cfg.Ports[0].AgentPort)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	const said = "GET / HTTP/1.1\r\nHost: h\r\n\r\nno request at all\r\n" // the second line is the app's, if requests are looked at
+	if err := errors.Join(c.SetDeadline(time.Now().Add(deadline)), second(io.WriteString(c, said)), c.CloseWrite()); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := io.ReadAll(c); string(got) != said || err != nil {
+		t.Errorf("%q %v", got, err)
+	}
+}
+
+func second(_ int, err error) error { return err }
 
 // The more specific match is asked first, whatever the order of the table; an entry that is not understood is nobody's.
 func TestTableOrder(t *testing.T) {
@@ -123,7 +189,7 @@ func TestTableOrder(t *testing.T) {
 	}
 	tab.set(control.Table{Items: items}, slog.New(slog.DiscardHandler))
 	var got []string
-	for _, e := range tab.lookup("TCP", 1) {
+	for _, e := range tab.lookup("TCP", 1).intercepts {
 		got = append(got, e.intercept)
 	}
 	if fmt.Sprint(got) != "[both lou all]" {

@@ -23,7 +23,8 @@ const (
 	talkQueue = 64
 	// keptDatagrams is how many datagrams that nobody has answered yet are kept for the app, should the laptop refuse them.
 	keptDatagrams = 8
-	// refusedPause is how long the app gets the datagrams of an intercept whose laptop or local process did not take some.
+	// refusedPause is how long the app gets the datagrams, or the requests of an open connection, of an intercept whose laptop or local process
+	// did not take some.
 	refusedPause = 2 * time.Second
 	// maxDatagram is the longest UDP payload (RFC 768: a length of 16 bits with the header of 8 bytes).
 	maxDatagram = 65535 - 8
@@ -39,7 +40,8 @@ type udpPort struct {
 	mu sync.Mutex
 	// guarded by mu:
 	talks   map[netip.AddrPort]*talk // by client
-	refused map[string]time.Time     // by intercept: until when the app is asked instead
+	refused map[string]time.Time     // by intercept: until when it gets nothing, and the app is asked instead
+	copies  map[copyKey]*packetsCopy
 }
 
 // talk is one client's conversation with the app or a laptop.
@@ -56,7 +58,7 @@ func listenUDP(cfg agentcfg.Port, podIP string) (*udpPort, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &udpPort{cfg: cfg, podIP: podIP, conn: c, talks: map[netip.AddrPort]*talk{}, refused: map[string]time.Time{}}, nil
+	return &udpPort{cfg: cfg, podIP: podIP, conn: c, talks: map[netip.AddrPort]*talk{}, refused: map[string]time.Time{}, copies: map[copyKey]*packetsCopy{}}, nil
 }
 
 func (p *udpPort) serve(ctx context.Context, a *Agent) error {
@@ -78,12 +80,14 @@ func (p *udpPort) serve(ctx context.Context, a *Agent) error {
 			}
 			return fmt.Errorf("read UDP on %s: %w", p.conn.LocalAddr(), err)
 		}
+		d := append([]byte(nil), buf[:n]...)
+		p.copy(ctx, a, client, d, &wg)
 		t, fresh := p.talk(ctx, a, client)
 		if t == nil {
 			continue // too many clients
 		}
 		select {
-		case t.in <- append([]byte(nil), buf[:n]...):
+		case t.in <- d:
 		default:
 		}
 		if fresh {
@@ -99,13 +103,15 @@ func (p *udpPort) serve(ctx context.Context, a *Agent) error {
 func (p *udpPort) talk(ctx context.Context, a *Agent, client netip.AddrPort) (_ *talk, fresh bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	to := ""
-	if es := a.table.lookup(p.cfg.Protocol, p.cfg.ContainerPort); len(es) > 0 && es[len(es)-1].whole() {
-		to = es[len(es)-1].intercept
+	to, why := "", ""
+	if es := a.table.lookup(p.cfg.Protocol, p.cfg.ContainerPort).intercepts; len(es) > 0 && es[len(es)-1].whole() {
+		if to = es[len(es)-1].to(); to == "" {
+			why = notTaken(errAway)
+		}
 	}
 	if until, ok := p.refused[to]; ok {
 		if time.Now().Before(until) {
-			to = ""
+			to, why = "", "the laptop refused others a moment ago"
 		} else {
 			delete(p.refused, to)
 		}
@@ -122,6 +128,9 @@ func (p *udpPort) talk(ctx context.Context, a *Agent, client netip.AddrPort) (_ 
 	t = &talk{client: client, to: to, in: make(chan []byte, talkQueue)}
 	t.ctx, t.cancel = context.WithCancel(ctx)
 	p.talks[client] = t
+	if why != "" {
+		a.up.decisions.note(p.cfg, client, nil, "", why)
+	}
 	return t, true
 }
 
@@ -144,6 +153,7 @@ func (p *udpPort) run(t *talk, a *Agent) {
 			return
 		}
 		a.cfg.Log.Debug("laptop did not take the datagrams, the app gets them", "intercept", t.to, "err", err)
+		a.up.decisions.note(p.cfg, t.client, nil, "", notTaken(err))
 		kept = side.kept
 		p.mu.Lock()
 		p.refused[t.to] = time.Now().Add(refusedPause)
@@ -167,6 +177,7 @@ func (p *udpPort) withLaptop(t *talk, a *Agent, side *clientSide) error {
 		_ = side.Close()
 		return err
 	}
+	a.up.decisions.note(p.cfg, t.client, nil, t.to, "")
 	return flow.RelayPackets(side, st, tunnel.UDPIdle)
 }
 
@@ -201,7 +212,16 @@ func (p *udpPort) side(t *talk, first [][]byte) *clientSide {
 }
 
 // ReadPacket implements flow.Packets.
-func (s *clientSide) ReadPacket(b []byte) (int, error) {
+func (s *clientSide) ReadPacket(b []byte) (n int, err error) {
+	err = s.NextPacket(func(d []byte) error {
+		n = copy(b, d)
+		return nil
+	})
+	return n, err
+}
+
+// NextPacket implements flow.PacketSource: a conversation that is idle holds no buffer, and clients that take a new port for each question leave many.
+func (s *clientSide) NextPacket(fn func([]byte) error) error {
 	var d []byte
 	if len(s.first) > 0 {
 		d, s.first = s.first[0], s.first[1:]
@@ -209,9 +229,9 @@ func (s *clientSide) ReadPacket(b []byte) (int, error) {
 		select {
 		case d = <-s.t.in:
 		case <-s.done:
-			return 0, io.EOF
+			return io.EOF
 		case <-s.t.ctx.Done():
-			return 0, io.EOF
+			return io.EOF
 		}
 	}
 	s.p.mu.Lock()
@@ -219,7 +239,7 @@ func (s *clientSide) ReadPacket(b []byte) (int, error) {
 		s.kept = append(s.kept, d)
 	}
 	s.p.mu.Unlock()
-	return copy(b, d), nil
+	return fn(d)
 }
 
 // WritePacket implements flow.Packets.

@@ -13,6 +13,7 @@ import (
 
 	"github.com/doppel-dev/doppel/internal/agentcfg"
 	"github.com/doppel-dev/doppel/internal/control"
+	"github.com/doppel-dev/doppel/internal/flow"
 	"github.com/doppel-dev/doppel/internal/mux"
 	"github.com/doppel-dev/doppel/internal/wire"
 )
@@ -93,6 +94,9 @@ func laptopUDP(r *mux.Request, _ wire.InterceptHeader) {
 		}
 	}
 }
+
+// A conversation that waits holds no memory for a datagram.
+var _, _ flow.PacketSource = (*clientSide)(nil), (*packetsCopy)(nil)
 
 // The conversation of one client address changes sides with the intercept; datagrams stay what they are.
 func TestUDP(t *testing.T) {

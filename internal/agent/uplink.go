@@ -21,7 +21,12 @@ type uplink struct {
 	cfg      Config
 	identity *tunnel.Identity
 	table    *table
-	link     *tunnel.Link
+	apps     *apps
+	canaries canaries
+
+	decisions decisions
+	notes     notes
+	link      *tunnel.Link
 
 	suspect atomic.Pointer[mux.Session] // a flow timed out on it: no other is offered until a ping comes back
 
@@ -41,6 +46,7 @@ func newUplink(cfg Config, t *table) (*uplink, error) {
 		return nil, err
 	}
 	u := &uplink{cfg: cfg, identity: id, table: t, calls: make(chan answered)}
+	u.apps = &apps{shown: cfg.Agent.Apps, environ: cfg.Environ, table: t}
 	u.link = tunnel.NewLink(tunnel.LinkConfig{
 		Dial:  u.dial,
 		Serve: u.serve,
@@ -179,15 +185,28 @@ func dialAny(ctx context.Context, addrs []string) (net.Conn, error) {
 func (u *uplink) serve(ctx context.Context, s *mux.Session) error {
 	return tunnel.Serve(ctx, s, tunnel.Handlers{
 		Intercept: u.connect,
+		Files:     u.apps.files,
+		DNS:       u.resolve,
 		Control: func(_ context.Context, method string, body []byte) (any, error) {
-			if method != control.ManagerIntercepts {
+			switch method {
+			case control.ManagerIntercepts:
+			case control.ManagerEnvironment:
+				return u.apps.environment(body)
+			case control.ManagerWhy:
+				return u.why(body)
+			case control.ManagerCanary:
+				return u.canaries.expect(body)
+			default:
 				return nil, fmt.Errorf("unknown method %q", method)
 			}
 			var t control.Table
 			if err := json.Unmarshal(body, &t); err != nil {
 				return nil, err
 			}
-			u.table.set(t, u.cfg.Log)
+			u.decisions.keep(t)
+			for _, e := range u.table.set(t, u.cfg.Log) {
+				u.tell(s, control.Note{Port: control.Port{Protocol: e.Protocol, Number: e.ContainerPort}, Text: newerRule})
+			}
 			if u.cfg.Level != nil {
 				if err := u.cfg.Level.Change(t.LogLevel, 0); err != nil {
 					u.cfg.Log.Warn("log level not changed", "err", err)
@@ -198,6 +217,9 @@ func (u *uplink) serve(ctx context.Context, s *mux.Session) error {
 		},
 	})
 }
+
+// newerRule is what people are told whose intercept comes from a newer manager and is not understood.
+const newerRule = "the traffic-agents in the pods are older than what this intercept wants, so the app gets its requests: restart the workload to have new agents (kubectl rollout restart)"
 
 // egressTimeout bounds a connection out of the pod; the manager waits a little longer.
 const egressTimeout = 9 * time.Second
@@ -218,5 +240,5 @@ func (u *uplink) connect(r *mux.Request, h wire.InterceptHeader) {
 		_ = r.Reject(wire.CodeOf(err), err.Error())
 		return
 	}
-	_ = tunnel.ServeConn(r, c) // how a flow ended is between its two ends
+	_ = tunnel.ServeConn(r, c, nil) // how a flow ended is between its two ends
 }

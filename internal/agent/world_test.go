@@ -5,13 +5,18 @@ import (
 	"bytes"
 	"cmp"
 	"context"
+	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
+	"math/rand/v2"
 	"net"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -27,11 +32,13 @@ const deadline = 20 * time.Second
 
 // world is a pod in one process: an app, the agent in front of it, and a manager. Its parts end with the test.
 type world struct {
-	t     *testing.T
+	t     testing.TB
 	app   *app
 	mgr   *manager
 	cfg   *agentcfg.Config
 	podIP string             // 127.0.0.1
+	env   []string           // of the agent
+	conf  string             // its resolv.conf
 	stop  context.CancelFunc // SIGTERM
 	done  chan error         // Run's result
 }
@@ -45,16 +52,38 @@ func start(t *testing.T, redirect bool) *world {
 // startBefore runs an agent in front of an app.
 func startBefore(t *testing.T, a *app, redirect bool) *world {
 	t.Helper()
+	return startTLS(t, a, redirect, nil)
+}
+
+// startTLS runs an agent in front of an app whose TLS it may end.
+func startTLS(t *testing.T, a *app, redirect bool, ends *agentcfg.TLS) *world {
+	t.Helper()
 	t.Parallel()
 	w := &world{t: t, app: a, mgr: newManager(t), done: make(chan error, 1)}
-	p := agentcfg.Port{Protocol: "TCP", ContainerPort: w.app.port(), Container: "app", AgentPort: freePort(t), Way: agentcfg.ByName, Name: "http"}
-	if redirect {
+	w.cfg = portConfig(t, w)
+	w.cfg.Ports[0].TLS = ends
+	if p := &w.cfg.Ports[0]; redirect {
 		p.Way, p.ProbePort = agentcfg.ByRedirect, freePort(t)
 	}
-	// The first address answers nobody, as the manager's name in a pod without the cluster's DNS.
-	w.cfg = &agentcfg.Config{Managers: []string{"127.0.0.1:1", w.mgr.addr()}, ManagerKey: w.mgr.id.Fingerprint(), HealthPort: freePort(t), Ports: []agentcfg.Port{p}}
 	w.run()
 	return w
+}
+
+// startResolving runs an agent whose pod has a resolv.conf.
+func startResolving(t *testing.T, conf string) *world {
+	t.Helper()
+	w := &world{t: t, app: newApp(t, sayApp), mgr: newManager(t), done: make(chan error, 1), conf: conf}
+	w.cfg = portConfig(t, w)
+	w.run()
+	return w
+}
+
+// portConfig is the configuration of an agent with one TCP port, the app's.
+func portConfig(t testing.TB, w *world) *agentcfg.Config {
+	t.Helper()
+	p := agentcfg.Port{Protocol: "TCP", ContainerPort: w.app.port(), Container: "app", AgentPort: freePort(t), Way: agentcfg.ByName, Name: "http"}
+	// The first address answers nobody, as the manager's name in a pod without the cluster's DNS.
+	return &agentcfg.Config{Managers: []string{"127.0.0.1:1", w.mgr.addr()}, ManagerKey: w.mgr.id.Fingerprint(), HealthPort: freePort(t), Ports: []agentcfg.Port{p}}
 }
 
 func (w *world) run() {
@@ -63,7 +92,7 @@ func (w *world) run() {
 		w.t.Fatal(err)
 	}
 	a, err := New(Config{
-		Agent: w.cfg, Pod: "web-1", Namespace: "shop", PodIP: cmp.Or(w.podIP, "127.0.0.1"),
+		Agent: w.cfg, Pod: "web-1", Namespace: "shop", PodIP: cmp.Or(w.podIP, "127.0.0.1"), Environ: w.env, ResolvConf: w.conf,
 		Token: func() (string, error) { return "token", nil }, Log: slog.New(slog.NewTextHandler(w.t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug})),
 	})
 	if err != nil {
@@ -103,7 +132,7 @@ func (w *world) ask() string {
 }
 
 // name reads the first line that the other side says without being asked.
-func name(t *testing.T, c net.Conn) string {
+func name(t testing.TB, c net.Conn) string {
 	t.Helper()
 	_ = c.SetDeadline(time.Now().Add(deadline))
 	line, err := bufio.NewReader(c).ReadString('\n')
@@ -157,7 +186,7 @@ type app struct {
 	conns sync.WaitGroup
 }
 
-func newApp(t *testing.T, serve func(*net.TCPConn)) *app {
+func newApp(t testing.TB, serve func(*net.TCPConn)) *app {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -200,19 +229,29 @@ type halfCloser interface {
 	CloseWrite() error
 }
 
-func freePort(t *testing.T) uint16 {
+// portsGiven counts the ports of freePort; where it begins is another place in each process.
+var portsGiven atomic.Uint32
+
+func init() { portsGiven.Store(rand.Uint32N(20_000)) }
+
+// freePort is a port for an agent to listen on: none that the kernel gives to others meanwhile (ip(7), ip_local_port_range), and none twice.
+func freePort(t testing.TB) uint16 {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
+	for range 100 {
+		port := uint16(10_000 + portsGiven.Add(1)%20_000)
+		l, err := net.Listen("tcp", fmt.Sprintf(":%d", port))
+		if err == nil {
+			_ = l.Close()
+			return port
+		}
 	}
-	defer l.Close()
-	return uint16(l.Addr().(*net.TCPAddr).Port)
+	t.Fatal("no port is free")
+	return 0
 }
 
 // manager is the other end of the agent's tunnel; take plays the laptop.
 type manager struct {
-	t  *testing.T
+	t  testing.TB
 	id *tunnel.Identity
 	l  net.Listener
 
@@ -223,9 +262,16 @@ type manager struct {
 	hellos   []wire.Hello
 	session  *mux.Session
 	sessions chan *mux.Session
+	notes    []string // guarded by mu
 }
 
-func newManager(t *testing.T) *manager {
+func (m *manager) noted() []string {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return slices.Clone(m.notes)
+}
+
+func newManager(t testing.TB) *manager {
 	t.Helper()
 	id, err := tunnel.NewIdentity("traffic-manager")
 	if err != nil {
@@ -278,6 +324,15 @@ func (m *manager) serve(c net.Conn) {
 		take := m.take
 		m.mu.Unlock()
 		take(r, h)
+	}, Control: func(_ context.Context, method string, body []byte) (any, error) {
+		var n control.Note
+		if err := json.Unmarshal(body, &n); err != nil || method != control.AgentNote {
+			return nil, errors.Join(err, errors.New(method))
+		}
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		m.notes = append(m.notes, n.Text)
+		return struct{}{}, nil
 	}})
 }
 
@@ -321,7 +376,12 @@ func (w *world) table(s *mux.Session, entries ...control.TableEntry) {
 // tableOf tells the agent intercepts of any port, and returns when it has acknowledged.
 func (w *world) tableOf(s *mux.Session, entries ...control.TableEntry) {
 	w.t.Helper()
-	t := control.Table{Items: append([]control.TableEntry{}, entries...)}
+	w.tell(s, control.Table{Items: append([]control.TableEntry{}, entries...)})
+}
+
+// tell is tableOf with all that a table may say.
+func (w *world) tell(s *mux.Session, t control.Table) {
+	w.t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), deadline)
 	defer cancel()
 	if err := tunnel.Control(ctx, s, control.ManagerIntercepts, t, nil); err != nil {

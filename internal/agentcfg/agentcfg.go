@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"time"
 )
 
 // Names that the injector, the agent and the manager agree on.
@@ -18,12 +19,17 @@ const (
 	EnvPodIP        = "POD_IP"
 	// Annotation is set on every injected pod; its value is the configuration as JSON.
 	Annotation = "doppel.dev/agent"
-	// AnnotationInject on a pod template set to "false" forbids injection.
+	// AnnotationInject on a pod template has its pods always have an agent, or never. InjectEnabled also lets a pod without a controller be
+	// injected.
 	AnnotationInject = "doppel.dev/inject"
-	// InjectEnabled as its value lets a pod without a controller be injected.
-	InjectEnabled = "enabled"
+	InjectEnabled    = "enabled"
+	InjectDisabled   = "disabled"
+	// AnnotationVolumes on a pod template says what laptops may do with its volumes.
+	AnnotationVolumes = "doppel.dev/volumes"
 	// AnnotationOriginal is on a pod without owner that was made again for an agent: the pod as it was, as JSON.
 	AnnotationOriginal = "doppel.dev/original"
+	// LabelStandIn is on pods in which stand-ins take the place of containers.
+	LabelStandIn = "doppel.dev/stand-in"
 	// AnnotationProbe on a pod that is created as a dry run asks the webhook whether it is there: ProbeAsked becomes ProbeAnswered.
 	AnnotationProbe = "doppel.dev/probe"
 	ProbeAsked      = "asked"
@@ -60,6 +66,26 @@ type Config struct {
 	Ports []Port `json:"ports"`
 	// HealthPort serves /readyz, AppPath and CallPath.
 	HealthPort uint16 `json:"healthPort"`
+	// StandIns are the containers that do not run: something that does nothing is in their place.
+	StandIns []string `json:"standIns,omitempty"`
+	// Apps are the containers whose environment and files the agent shows to laptops.
+	Apps []App `json:"apps,omitempty"`
+}
+
+// App is a container whose environment and files the agent has.
+type App struct {
+	Container string `json:"container"`
+	// Prefix is before the names of its variables in the agent's environment.
+	Prefix  string   `json:"prefix"`
+	Volumes []Volume `json:"volumes,omitempty"`
+}
+
+// Volume is a volume mount of an app.
+type Volume struct {
+	Path string `json:"path"` // in the app's container
+	Dir  string `json:"dir"`  // in the agent's
+	// ReadOnly is how the agent has it.
+	ReadOnly bool `json:"readOnly,omitempty"`
 }
 
 // Port is one container port the agent stands in front of.
@@ -73,6 +99,8 @@ type Port struct {
 	Way       Way    `json:"way"`
 	// Name is the port's name (name takeover only).
 	Name string `json:"name,omitempty"`
+	// TLS is set for a port whose TLS the agent may end.
+	TLS *TLS `json:"tls,omitempty"`
 	// Sidecar: the container is a native sidecar, which the kubelet ends after the agent.
 	Sidecar bool `json:"sidecar,omitempty"`
 }
@@ -86,6 +114,18 @@ func AppPath(containerPort uint16) string { return fmt.Sprintf("/app/%d", contai
 // Covers says whether the agent takes the given container port.
 func (c *Config) Covers(protocol string, containerPort uint16) bool {
 	return slices.ContainsFunc(c.Ports, func(p Port) bool { return p.Protocol == protocol && p.ContainerPort == containerPort })
+}
+
+// StandInDrain is how long an agent goes on in front of a stand-in when its pod ends: for as long as clients may still be sent there. So long the
+// laptop has to answer them.
+const StandInDrain = 5 * time.Second
+
+// StandsIn says whether a stand-in is in the place of the container.
+func (c *Config) StandsIn(container string) bool { return slices.Contains(c.StandIns, container) }
+
+// Shows says whether the agent has the container's environment and files.
+func (c *Config) Shows(container string) bool {
+	return slices.ContainsFunc(c.Apps, func(a App) bool { return a.Container == container })
 }
 
 // NeedsRedirect says whether any port needs the nftables redirect.

@@ -1,6 +1,8 @@
 package agentcfg
 
 import (
+	"encoding/json"
+	"os"
 	"strings"
 	"testing"
 
@@ -25,6 +27,30 @@ func TestParse(t *testing.T) {
 	again, err := Parse(c.String())
 	if err != nil || !cmp.Equal(c, again) {
 		t.Errorf("String and Parse differ: %v %s", err, cmp.Diff(c, again))
+	}
+}
+
+// TestVersion1 reads what stands in pods that were injected by the first manager: they and their agents outlive upgrades. The file is never rewritten.
+func TestVersion1(t *testing.T) {
+	text, err := os.ReadFile("testdata/version1.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := Parse(string(text))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var before, after any
+	for text, v := range map[string]*any{string(text): &before, c.String(): &after} {
+		if err := json.Unmarshal([]byte(text), v); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if diff := cmp.Diff(before, after); diff != "" {
+		t.Error(diff)
+	}
+	if later, err := Parse(strings.Replace(string(text), `"managers"`, `"later":{"more":1},"managers"`, 1)); err != nil || !cmp.Equal(c, later) {
+		t.Errorf("with a field of a later version: %v", err)
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"path"
+	"regexp"
 	"sort"
 	"strings"
 	"time"
@@ -22,6 +23,7 @@ import (
 
 	doppel "github.com/doppel-dev/doppel/charts/doppel"
 	"github.com/doppel-dev/doppel/internal/buildinfo"
+	"github.com/doppel-dev/doppel/internal/helm"
 	"github.com/doppel-dev/doppel/internal/uerr"
 )
 
@@ -29,9 +31,9 @@ const (
 	// ReleaseName is the name of the Helm release, and of the manager's Deployment, Service, ServiceAccount and ConfigMap.
 	ReleaseName = "traffic-manager"
 	// DefaultNamespace is where the manager goes when nobody says otherwise.
-	DefaultNamespace = "doppel"
+	DefaultNamespace = helm.DefaultNamespace
 	// DefaultTimeout bounds an install or upgrade, waiting included.
-	DefaultTimeout = 2 * time.Minute
+	DefaultTimeout = helm.DefaultTimeout
 )
 
 // valuesHint says where the values are described.
@@ -141,13 +143,20 @@ func Render(o Options) (map[string]string, error) {
 	if err != nil {
 		return nil, err
 	}
+	return render(ch, vals, o.Namespace)
+}
+
+func render(ch *chartv2.Chart, vals map[string]any, namespace string) (map[string]string, error) {
 	full, err := chartcommon.ToRenderValues(ch, vals, common.ReleaseOptions{
-		Name: ReleaseName, Namespace: o.Namespace, Revision: 1, IsInstall: true,
+		Name: ReleaseName, Namespace: namespace, Revision: 1, IsInstall: true,
 	}, common.DefaultCapabilities)
 	if err != nil {
 		return nil, valuesError(err)
 	}
 	out, err := engine.Render(ch, full)
+	if m := refusedRE.FindStringSubmatch(fmt.Sprint(err)); m != nil {
+		return nil, uerr.New(uerr.Usage, valuesHint, "the chart does not take these values: %s", m[1])
+	}
 	if err != nil {
 		return nil, fmt.Errorf("render the chart: %w", err)
 	}
@@ -160,6 +169,9 @@ func Render(o Options) (map[string]string, error) {
 	}
 	return files, nil
 }
+
+// refusedRE finds the words of template doppel.check.
+var refusedRE = regexp.MustCompile(`execution error at \([^)]*\): (.*)`)
 
 // Manifest returns all that Render gives, but for the notes, as one YAML stream in the order of the file names.
 func Manifest(o Options) (string, error) {

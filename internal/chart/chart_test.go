@@ -54,56 +54,64 @@ func TestEmbedIsComplete(t *testing.T) {
 // TestGolden renders the chart with its defaults and with everything set, and compares it with what was reviewed.
 func TestGolden(t *testing.T) {
 	for name, o := range map[string]Options{
-		"defaults": {},
-		"full":     {Namespace: "tools", ValueFiles: []string{"testdata/full-values.yaml"}, Set: []string{"manager.replicas=2"}},
+		"defaults":   {},
+		"full":       {Namespace: "tools", ValueFiles: []string{"testdata/full-values.yaml"}, Set: []string{"manager.replicas=2"}},
+		"namespaced": {Namespace: "tools", ValueFiles: []string{"testdata/namespaced-values.yaml"}},
+		"withheld":   {Namespace: "tools", Set: []string{"namespaces={dev}", "admission.policy=false", "admission.webhook=false"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			files, err := Render(o)
 			if err != nil {
 				t.Fatal(err)
 			}
-			for f := range files {
-				if strings.HasPrefix(f, "crds/") {
-					delete(files, f) // generated from api/, see TestCRDsAreCurrent
-				}
-			}
-			names := make([]string, 0, len(files))
-			for f := range files {
-				names = append(names, f)
-			}
-			slices.Sort(names)
-			var b strings.Builder
-			for _, f := range names {
-				b.WriteString("---\n# " + f + "\n" + strings.TrimSpace(files[f]) + "\n")
-			}
-			got := strings.ReplaceAll(b.String(), buildinfo.Version, "VERSION")
-			golden := filepath.Join("testdata", name+".golden.yaml")
-			if *update {
-				if err := os.WriteFile(golden, []byte(got), 0o644); err != nil {
-					t.Fatal(err)
-				}
-			}
-			want, err := os.ReadFile(golden)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if d := cmp.Diff(string(want), got); d != "" {
-				t.Errorf("differs from %s (go test ./internal/chart -update writes it):\n%s", golden, d)
-			}
+			golden(t, name, files)
 		})
 	}
 }
 
-// objects decodes a manifest strictly: a field that Kubernetes does not know is a failure.
+// golden compares what a chart gives with what was reviewed.
+func golden(t *testing.T, name string, files map[string]string) {
+	t.Helper()
+	names := make([]string, 0, len(files))
+	for f := range files {
+		names = append(names, f)
+	}
+	slices.Sort(names)
+	var b strings.Builder
+	for _, f := range names {
+		b.WriteString("---\n# " + f + "\n" + strings.TrimSpace(files[f]) + "\n")
+	}
+	got := strings.ReplaceAll(b.String(), buildinfo.Version, "VERSION")
+	file := filepath.Join("testdata", name+".golden.yaml")
+	if *update {
+		if err := os.WriteFile(file, []byte(got), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if d := cmp.Diff(string(want), got); d != "" {
+		t.Errorf("differs from %s (go test ./internal/chart -update writes it):\n%s", file, d)
+	}
+}
+
 func objects(t *testing.T, o Options) map[string]any {
 	t.Helper()
 	files, err := Render(o)
 	if err != nil {
 		t.Fatal(err)
 	}
+	return decoded(t, files)
+}
+
+// decoded decodes manifests strictly: a field that Kubernetes does not know is a failure.
+func decoded(t *testing.T, files map[string]string) map[string]any {
+	t.Helper()
 	objs := map[string]any{}
 	for f, text := range files {
-		if f == "NOTES.txt" || strings.HasPrefix(f, "crds/") {
+		if f == "NOTES.txt" {
 			continue
 		}
 		for _, doc := range strings.Split("\n"+text, "\n---") {
@@ -151,7 +159,7 @@ func TestObjects(t *testing.T) {
 	}
 	wantArgs := []string{
 		"--namespace=$(POD_NAMESPACE)", "--pod-ip=$(POD_IP)",
-		"--agent-image=ghcr.io/doppel-dev/traffic-agent:" + buildinfo.Version, "--renew-interval=10m", "--lost-grace=30s", "--check-reach=true",
+		"--agent-image=ghcr.io/doppel-dev/traffic-agent:" + buildinfo.Version, "--renew-interval=10m", "--lost-grace=30s", "--check-reach=true", "--injection=onDemand", "--idle-timeout=0s", "--no-policy=false", "--no-webhook=false",
 	}
 	if diff := cmp.Diff(wantArgs, c.Args); diff != "" {
 		t.Error(diff)
@@ -282,16 +290,65 @@ func TestReplicas(t *testing.T) {
 	get[*policyv1.PodDisruptionBudget](t, objs, "PodDisruptionBudget doppel/traffic-manager")
 }
 
+// TestNamespaces holds an install for some namespaces to what it may have of the cluster: by name its own webhook, and the policies.
 func TestNamespaces(t *testing.T) {
-	objs := objects(t, Options{ValueFiles: []string{"testdata/full-values.yaml"}})
+	o := Options{Namespace: "tools", ValueFiles: []string{"testdata/namespaced-values.yaml"}}
+	objs := objects(t, o)
+	for key, obj := range objs {
+		kind, name, _ := strings.Cut(key, " ")
+		if ns, _, _ := strings.Cut(name, "/"); !slices.Contains([]string{"", "tools", "dev", "staging"}, ns) {
+			t.Errorf("%s is in another namespace", key)
+		} else if ns == "" && !strings.HasSuffix(name, "-tools") {
+			t.Errorf("%s may be another release's too", key)
+		}
+		if r, ok := obj.(*rbacv1.ClusterRole); ok {
+			for _, rule := range r.Rules {
+				if !slices.Equal(rule.ResourceNames, []string{"doppel-agent-injector-tools"}) {
+					t.Errorf("%s may %+v in the whole cluster", key, rule)
+				}
+			}
+		}
+		if p, ok := obj.(*admission.ValidatingAdmissionPolicy); ok && p.Spec.MatchConstraints.NamespaceSelector == nil {
+			t.Errorf("%s is about other managers' objects too", key)
+		}
+		_ = kind
+	}
 	for _, ns := range []string{"dev", "staging"} {
 		b := get[*rbacv1.RoleBinding](t, objs, "RoleBinding "+ns+"/doppel-intercept")
-		if b.RoleRef.Kind != "ClusterRole" || len(b.Subjects) != 2 {
+		if b.RoleRef.Kind != "Role" || len(b.Subjects) != 1 {
 			t.Errorf("%+v", b)
 		}
+		get[*rbacv1.Role](t, objs, "Role "+ns+"/"+managerRole)
 	}
-	if _, ok := objs["ClusterRoleBinding /doppel-intercept"]; ok {
-		t.Error("bound in the whole cluster although namespaces are listed")
+
+	o.Set = []string{"admission.policy=false", "admission.webhook=false"}
+	for key := range objects(t, o) {
+		if strings.Contains(key, " /") {
+			t.Errorf("%s although the cluster takes nothing", key)
+		}
+	}
+}
+
+func TestScope(t *testing.T) {
+	o := Options{Namespace: "tools", Set: []string{"namespaces={dev}", "admission.policy=false", "admission.webhook=false"}}
+	vals, err := o.values()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, a := range scopeOf(vals).rights("tools") {
+		if a.Namespace != "tools" && a.Namespace != "dev" {
+			t.Errorf("an install that brings nothing for the cluster asks for the right to create %s", where(a))
+		}
+	}
+	whole := map[string]bool{}
+	for _, a := range scopeOf(nil).rights("tools") {
+		if a.Namespace == "" {
+			whole[a.Resource] = true
+		}
+	}
+	want := map[string]bool{"clusterroles": true, "clusterrolebindings": true, "validatingadmissionpolicies": true, "mutatingwebhookconfigurations": true}
+	if d := cmp.Diff(want, whole); d != "" {
+		t.Error(d)
 	}
 }
 
@@ -305,6 +362,9 @@ func TestBadValues(t *testing.T) {
 		{"clientRbac.create=true", "subjects"},
 		{"namespaces={Dev}", "namespaces"},
 		{"nonsense", "nonsense"},
+		{"namespaces={doppel}", "own namespace"},
+		{"admission.policy=false", "list them in namespaces"},
+		{"namespaces={dev},clientRbac.aggregate=true", "clientRbac.aggregate"},
 		{"clientRbac.subjects[0].kind=ServiceAccount,clientRbac.subjects[0].name=x", "namespace"},
 	} {
 		_, err := Render(Options{Set: []string{c.set}})
@@ -334,12 +394,12 @@ func TestCRDsAreCurrent(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		got, err := os.ReadFile(filepath.Join(chartDir, "templates/crds", f))
+		got, err := os.ReadFile(filepath.Join(chartDir, "crds", f))
 		if err != nil {
 			t.Fatal(err)
 		}
 		if d := cmp.Diff(string(want), string(got)); d != "" {
-			t.Errorf("%s is not what api/ says; run: controller-gen crd paths=./api/... output:crd:dir=charts/doppel/templates/crds\n%s", f, d)
+			t.Errorf("%s is not what api/ says; run: controller-gen crd paths=./api/... output:crd:dir=charts/doppel/crds\n%s", f, d)
 		}
 	}
 }

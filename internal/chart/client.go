@@ -14,6 +14,7 @@ import (
 	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/client-go/discovery"
 	"k8s.io/client-go/discovery/cached/memory"
+	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/restmapper"
@@ -28,8 +29,10 @@ const requestTimeout = 20 * time.Second
 type client struct {
 	helm      *action.Configuration
 	core      kubernetes.Interface
+	dynamic   dynamic.Interface
 	unbound   kubernetes.Interface // outlives the operation's context, for explanations
 	namespace string
+	set       []string // what the caller sets, for whoever runs the command in the caller's place
 	last      *lastError
 	log       *slog.Logger
 }
@@ -55,6 +58,10 @@ func newClient(ctx context.Context, cfg *rest.Config, namespace string, log *slo
 	if err != nil {
 		return nil, fmt.Errorf("kubernetes client: %w", err)
 	}
+	dyn, err := dynamic.NewForConfig(c)
+	if err != nil {
+		return nil, fmt.Errorf("kubernetes client: %w", err)
+	}
 	// The name under which plain Helm applies objects: a release of ours can then be upgraded with helm, and the other way round.
 	kube.ManagedFieldsManager = "helm"
 	last := &lastError{next: log.Handler()}
@@ -62,7 +69,7 @@ func newClient(ctx context.Context, cfg *rest.Config, namespace string, log *slo
 	if err := helm.Init(&getter{cfg: c, namespace: namespace}, namespace, "secret"); err != nil {
 		return nil, fmt.Errorf("set up helm: %w", err)
 	}
-	return &client{helm: helm, core: core, unbound: unbound, namespace: namespace, last: last, log: log}, nil
+	return &client{helm: helm, core: core, dynamic: dyn, unbound: unbound, namespace: namespace, last: last, log: log}, nil
 }
 
 // getter gives Helm what it would read from a kubeconfig.

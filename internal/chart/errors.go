@@ -83,6 +83,9 @@ func (c *client) adminHint(op string) string {
 	if c.namespace != DefaultNamespace {
 		b.WriteString(" --manager-namespace " + c.namespace)
 	}
+	for _, set := range c.set {
+		b.WriteString(" --set " + shellQuote(set))
+	}
 	if op != opInstall {
 		return b.String()
 	}

@@ -3,7 +3,7 @@ package chart
 import (
 	"context"
 	"fmt"
-	"sort"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -19,19 +19,6 @@ import (
 
 // createdBy marks a namespace that Install created, so that Uninstall may remove it.
 const createdBy = "doppel.dev/created-by"
-
-// needed is what an install creates first of all or cannot do without; whoever may create these may as a rule create the rest.
-func needed(namespace string) []authz.ResourceAttributes {
-	return []authz.ResourceAttributes{
-		{Verb: "create", Resource: "secrets", Namespace: namespace},
-		{Verb: "create", Group: "apps", Resource: "deployments", Namespace: namespace},
-		{Verb: "create", Group: "rbac.authorization.k8s.io", Resource: "clusterroles"},
-		{Verb: "create", Group: "rbac.authorization.k8s.io", Resource: "clusterrolebindings"},
-		{Verb: "create", Group: "apiextensions.k8s.io", Resource: "customresourcedefinitions"},
-		{Verb: "create", Group: "admissionregistration.k8s.io", Resource: "validatingadmissionpolicies"},
-		{Verb: "create", Group: "admissionregistration.k8s.io", Resource: "mutatingwebhookconfigurations"},
-	}
-}
 
 // minMinor is the first Kubernetes 1.x that has what the chart needs; the chart's kubeVersion says the same to plain Helm.
 const minMinor = 30
@@ -50,8 +37,19 @@ func (c *client) checkServer() error {
 }
 
 // mayInstall asks the cluster, before anything is touched, whether the caller may install.
-func (c *client) mayInstall(ctx context.Context, op string, createNamespace bool) error {
-	want := needed(c.namespace)
+func (c *client) mayInstall(ctx context.Context, op string, createNamespace bool, sc scope) error {
+	want := sc.rights(c.namespace)
+	missing, err := c.lacksCRDs()
+	if err != nil {
+		return c.explain(ctx, err, op)
+	}
+	if missing {
+		want = append(want, authz.ResourceAttributes{Verb: "create", Group: crdGVR.Group, Resource: crdGVR.Resource})
+	}
+	return c.mayAll(ctx, op, createNamespace, want)
+}
+
+func (c *client) mayAll(ctx context.Context, op string, createNamespace bool, want []authz.ResourceAttributes) error {
 	if createNamespace {
 		want = append(want, authz.ResourceAttributes{Verb: "create", Resource: "namespaces"})
 	}
@@ -71,7 +69,7 @@ func (c *client) mayInstall(ctx context.Context, op string, createNamespace bool
 			case err != nil:
 				failed = err
 			case !r.Status.Allowed:
-				missing = append(missing, w.Resource)
+				missing = append(missing, where(w))
 			}
 		})
 	}
@@ -80,8 +78,8 @@ func (c *client) mayInstall(ctx context.Context, op string, createNamespace bool
 		return c.explain(ctx, fmt.Errorf("ask for the rights to install: %w", failed), op)
 	}
 	if len(missing) > 0 {
-		sort.Strings(missing)
-		return uerr.New(uerr.Denied, c.adminHint(op), "%s: you may not create %s in this cluster", op, strings.Join(missing, ", "))
+		slices.Sort(missing)
+		return uerr.New(uerr.Denied, c.adminHint(op), "%s: you may not create %s in this cluster", op, strings.Join(slices.Compact(missing), ", "))
 	}
 	return nil
 }

@@ -9,6 +9,7 @@ import (
 
 	"helm.sh/helm/v4/pkg/action"
 	chartv2 "helm.sh/helm/v4/pkg/chart/v2"
+	"helm.sh/helm/v4/pkg/chart/v2/loader"
 	"helm.sh/helm/v4/pkg/kube"
 	"helm.sh/helm/v4/pkg/release/common"
 	release "helm.sh/helm/v4/pkg/release/v1"
@@ -104,7 +105,11 @@ func Install(ctx context.Context, cfg *rest.Config, o Options) (err error) {
 		return c.explain(ctx, err, opInstall)
 	}
 	exists := c.namespaceExists(ctx)
-	if err := c.mayInstall(ctx, opInstall, o.CreateNamespace && !exists); err != nil {
+	sc := scopeOf(vals)
+	if err := c.mayInstall(ctx, opInstall, o.CreateNamespace && !exists, sc); err != nil {
+		return err
+	}
+	if err := c.refuseOverlap(ctx, opInstall, sc); err != nil {
 		return err
 	}
 	if err := c.settle(ctx, o); err != nil {
@@ -114,20 +119,25 @@ func Install(ctx context.Context, cfg *rest.Config, o Options) (err error) {
 	if err != nil {
 		return c.explain(ctx, err, opInstall)
 	}
+	madeCRDs := false
 	defer func() {
 		// Whoever came first keeps what they installed.
 		if err != nil && !errors.Is(err, ErrInstalled) {
-			if left := takeBack(cfg, o, created); left != nil {
+			if left := takeBack(cfg, o, created, madeCRDs); left != nil {
 				err = errors.Join(err, left)
 			}
 		}
 	}()
+	if madeCRDs, err = c.applyCRDs(ctx, ch, o.Progress); err != nil {
+		return c.explain(ctx, err, opInstall)
+	}
 
 	o.Progress(fmt.Sprintf("installing traffic-manager %s in namespace %s", ch.Metadata.AppVersion, o.Namespace))
 	in := action.NewInstall(c.helm)
 	in.ReleaseName, in.Namespace, in.Timeout = ReleaseName, o.Namespace, o.Timeout
 	in.WaitStrategy = kube.HookOnlyStrategy // we wait ourselves, and say why it takes long
 	in.ForceConflicts = true
+	in.SkipCRDs = true
 	if _, err := in.RunWithContext(ctx, ch, vals); err != nil {
 		if errors.Is(err, driver.ErrReleaseExists) || strings.Contains(err.Error(), "cannot reuse a name that is still in use") {
 			return uerr.Wrap(ErrInstalled, uerr.Conflict, "somebody else installs it at this moment; try again", "namespace %s", o.Namespace)
@@ -157,6 +167,7 @@ func prepare(ctx context.Context, cfg *rest.Config, o Options) (*client, *chartv
 	if err != nil {
 		return nil, nil, nil, err
 	}
+	c.set = o.Set
 	return c, ch, vals, nil
 }
 
@@ -198,7 +209,7 @@ func (c *client) settle(ctx context.Context, o Options) error {
 }
 
 // takeBack removes whatever a failed install made. It works even if the caller's context is gone.
-func takeBack(cfg *rest.Config, o Options, createdNamespace bool) error {
+func takeBack(cfg *rest.Config, o Options, createdNamespace, madeCRDs bool) error {
 	ctx, cancel := context.WithTimeout(context.Background(), cleanupTimeout)
 	defer cancel()
 	o.Progress("taking the install back")
@@ -208,6 +219,11 @@ func takeBack(cfg *rest.Config, o Options, createdNamespace bool) error {
 	}
 	if err := c.remove(ctx); err != nil {
 		return fmt.Errorf("take the install back: %w", err)
+	}
+	if madeCRDs {
+		if err := c.removeCRDs(ctx, nil, o.Progress); err != nil {
+			return fmt.Errorf("take the install back: %w", err)
+		}
 	}
 	if createdNamespace {
 		if err := c.deleteNamespace(ctx); err != nil {
@@ -227,9 +243,6 @@ func Upgrade(ctx context.Context, cfg *rest.Config, o Options) error {
 	if err != nil {
 		return err
 	}
-	if err := c.mayInstall(ctx, opUpgrade, false); err != nil {
-		return err
-	}
 	r, err := c.lastRelease()
 	if err != nil {
 		return c.explain(ctx, err, opUpgrade)
@@ -237,7 +250,20 @@ func Upgrade(ctx context.Context, cfg *rest.Config, o Options) error {
 	if r == nil {
 		return notInstalled(o.Namespace)
 	}
+	sc := scopeOf(vals)
+	if !o.ResetValues {
+		sc = scopeOf(loader.MergeMaps(r.Config, vals))
+	}
+	if err := c.mayInstall(ctx, opUpgrade, false, sc); err != nil {
+		return err
+	}
+	if err := c.refuseOverlap(ctx, opUpgrade, sc); err != nil {
+		return err
+	}
 	if err := c.unlock(r); err != nil {
+		return c.explain(ctx, err, opUpgrade)
+	}
+	if _, err := c.applyCRDs(ctx, ch, o.Progress); err != nil {
 		return c.explain(ctx, err, opUpgrade)
 	}
 	o.Progress(fmt.Sprintf("upgrading traffic-manager in namespace %s to %s", o.Namespace, ch.Metadata.AppVersion))
@@ -302,7 +328,7 @@ func rollBack(cfg *rest.Config, o Options, was int) error {
 	return nil
 }
 
-// Uninstall removes the release with its custom resources, waits until its pods are gone, and removes the namespace if Install
+// Uninstall removes the release, waits until its pods are gone, and removes the resource types if no other manager needs them, and the namespace if Install
 // created it and nothing else has moved in. What is already gone is no error; if there was nothing at all it wraps ErrNotInstalled.
 func Uninstall(ctx context.Context, cfg *rest.Config, o Options) error {
 	o = o.withDefaults()
@@ -316,7 +342,7 @@ func Uninstall(ctx context.Context, cfg *rest.Config, o Options) error {
 	if err != nil {
 		return c.explain(ctx, err, opUninstall)
 	}
-	left, err := c.leftovers()
+	left, err := c.leftovers(ctx)
 	if err != nil {
 		return c.explain(ctx, err, opUninstall)
 	}
@@ -324,7 +350,17 @@ func Uninstall(ctx context.Context, cfg *rest.Config, o Options) error {
 		return notInstalled(o.Namespace)
 	}
 	o.Progress("removing the traffic-manager from namespace " + o.Namespace)
+	namespaces, err := c.listed(ctx)
+	if err != nil {
+		return c.explain(ctx, err, opUninstall)
+	}
+	if r != nil {
+		namespaces = append(namespaces, scopeOf(r.Config).namespaces...) // whoever may not list Roles knows them from here
+	}
 	if err := c.remove(ctx); err != nil {
+		return c.explain(ctx, err, opUninstall)
+	}
+	if err := c.removeCRDs(ctx, namespaces, o.Progress); err != nil {
 		return c.explain(ctx, err, opUninstall)
 	}
 	if err := c.deleteNamespaceIfOurs(ctx); err != nil {

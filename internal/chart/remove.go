@@ -28,7 +28,7 @@ func (c *client) remove(ctx context.Context) error {
 		return err
 	}
 	for {
-		left, err := c.leftovers()
+		left, err := c.leftovers(ctx)
 		if err != nil {
 			return err
 		}
@@ -60,13 +60,33 @@ func (c *client) remove(ctx context.Context) error {
 }
 
 // leftovers are the chart's objects that exist and carry the release's name.
-func (c *client) leftovers() ([]*resource.Info, error) {
+func (c *client) leftovers(ctx context.Context) ([]*resource.Info, error) {
+	namespaces, err := c.listed(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var left []*resource.Info
+	for _, list := range [][]string{nil, append(namespaces, unlisted)} { // names differ with a list, also an empty one
+		found, err := c.leftoversFor(list)
+		if err != nil {
+			return nil, err
+		}
+		left = append(left, found...)
+	}
+	return left, nil
+}
+
+// unlisted is a namespace that nobody has (RFC 1123 ends a label with a letter or digit; the API server knows none so long).
+const unlisted = "doppel-no-such-namespace-0123456789abcdef0123456789abcdef"
+
+func (c *client) leftoversFor(namespaces []string) ([]*resource.Info, error) {
 	manifest, err := Manifest(Options{
 		Namespace: c.namespace,
 		// Everything optional, so that it is looked for.
 		Values: map[string]any{
 			"manager":    map[string]any{"replicas": 2},
 			"clientRbac": map[string]any{"create": true, "subjects": []any{map[string]any{"kind": "User", "name": "x"}}},
+			"namespaces": anys(namespaces),
 		},
 	})
 	if err != nil {
@@ -82,6 +102,8 @@ func (c *client) leftovers() ([]*resource.Info, error) {
 		switch {
 		case apierrors.IsNotFound(err):
 			continue
+		case apierrors.IsForbidden(err) && info.Namespace != c.namespace: // whoever may not see it has not made it
+			continue
 		case err != nil:
 			return nil, err
 		}
@@ -89,8 +111,7 @@ func (c *client) leftovers() ([]*resource.Info, error) {
 		if err != nil {
 			return nil, err
 		}
-		a := m.GetAnnotations()
-		if a["meta.helm.sh/release-name"] == ReleaseName && a["meta.helm.sh/release-namespace"] == c.namespace {
+		if releaseOf(m) == c.namespace {
 			left = append(left, info)
 		}
 	}

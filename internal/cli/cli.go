@@ -132,8 +132,9 @@ func (a *app) root() *cobra.Command {
 	root.SetIn(a.In)
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error { return usageError{sub(c), err} })
 	root.AddCommand(
-		a.connectCmd(), a.runCmd(), a.quitCmd(), a.statusCmd(), a.routesCmd(), a.listCmd(), a.interceptCmd(), a.leaveCmd(),
-		a.helmCmd(), a.uninstallCmd(), a.versionCmd(), a.rootdCmd(), a.daemonCmd(), a.insideCmd(), a.doctorCmd(), a.configCmd(), a.loglevelCmd(), a.gatherLogsCmd(),
+		a.connectCmd(), a.runCmd(), a.quitCmd(), a.statusCmd(), a.routesCmd(), a.listCmd(), a.interceptCmd(), a.wiretapCmd(), a.replaceCmd(), a.ingestCmd(), a.sftpCmd(), a.leaveCmd(),
+		a.loginCmd(), a.logoutCmd(), a.previewCmd(), a.relayCmd(),
+		a.helmCmd(), a.uninstallCmd(), a.versionCmd(), a.rootdCmd(), a.daemonCmd(), a.insideCmd(), a.volumesCmd(), a.doctorCmd(), a.configCmd(), a.whyCmd(), a.loglevelCmd(), a.gatherLogsCmd(),
 	)
 	a.completions(root)
 	wrapArgs(root)

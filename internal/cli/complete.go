@@ -40,7 +40,7 @@ func (a *app) completions(root *cobra.Command) {
 		"agent": a.workloadNames, "use": a.connectionNames,
 		"output": func(context.Context, *cobra.Command) []string { return []string{"text", "json", "yaml"} },
 	}
-	args := map[string]names{"intercept": a.workloadNames, "leave": a.interceptNames, "loglevel": levelNames}
+	args := map[string]names{"intercept": a.workloadNames, "wiretap": a.workloadNames, "replace": a.workloadNames, "ingest": a.workloadNames, "leave": a.interceptNames, "sftp": a.interceptNames, "why": a.interceptNames, "loglevel": levelNames}
 	var walk func(c *cobra.Command)
 	walk = func(c *cobra.Command) {
 		for name, fn := range flags {

@@ -9,8 +9,8 @@ import (
 	"github.com/spf13/cobra"
 	"sigs.k8s.io/yaml"
 
-	"github.com/doppel-dev/doppel/internal/chart"
 	"github.com/doppel-dev/doppel/internal/config"
+	"github.com/doppel-dev/doppel/internal/helm"
 )
 
 // loadConfig reads the user's configuration once. A file that cannot be used is an error of the commands that use it, and of no other.
@@ -66,7 +66,7 @@ func inForce(c config.Config) config.Config {
 	}
 	def(&c.Output, "text")
 	def(&c.LogLevel, "info")
-	def(&c.Connect.ManagerNamespace, chart.DefaultNamespace)
+	def(&c.Connect.ManagerNamespace, helm.DefaultNamespace)
 	def(&c.Intercept.Address, defaultAddress)
 	if c.Intercept.Timeout == 0 {
 		c.Intercept.Timeout = config.Duration(defaultInterceptTimeout)

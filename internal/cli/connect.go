@@ -17,7 +17,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/doppel-dev/doppel/internal/buildinfo"
-	"github.com/doppel-dev/doppel/internal/chart"
+	"github.com/doppel-dev/doppel/internal/helm"
 	"github.com/doppel-dev/doppel/internal/kube"
 	"github.com/doppel-dev/doppel/internal/localapi"
 	"github.com/doppel-dev/doppel/internal/spawn"
@@ -29,6 +29,7 @@ import (
 type kubeFlags struct {
 	kube.Options
 	managerNS string
+	chart     helm.Options // the values of an install, should there be one
 }
 
 func (k *kubeFlags) add(f *pflag.FlagSet, namespace bool) {
@@ -36,7 +37,7 @@ func (k *kubeFlags) add(f *pflag.FlagSet, namespace bool) {
 	f.StringVar(&k.Kubeconfig, "kubeconfig", "", "kubeconfig file (default: $KUBECONFIG, then ~/.kube/config)")
 	f.StringVar(&k.As, "as", "", "user to impersonate in the cluster")
 	f.StringArrayVar(&k.AsGroups, "as-group", nil, "group to impersonate; may be repeated")
-	f.StringVar(&k.managerNS, "manager-namespace", chart.DefaultNamespace, "namespace of the traffic-manager")
+	f.StringVar(&k.managerNS, "manager-namespace", helm.DefaultNamespace, "namespace of the traffic-manager")
 	if namespace {
 		f.StringVarP(&k.Namespace, "namespace", "n", "", "namespace whose services answer by their bare name (default: the context's)")
 	}
@@ -147,6 +148,8 @@ With a command after --, connect runs it and ends with its exit code, and quits 
 	}
 	c.Flags().StringVar(&base.Name, "name", a.config.Connect.Name, "name of the connection, to have several at once (default: the context's)")
 	c.Flags().BoolVar(&base.AcceptIntercepts, "accept-intercepts", a.config.Connect.AcceptIntercepts, "let intercepts that you declare in the cluster (kubectl apply) lead to ports of this machine")
+	c.Flags().StringArrayVar(&k.chart.ValueFiles, "values", nil, "file with values for the chart, should connect install it (may be repeated)")
+	c.Flags().StringArrayVar(&k.chart.Set, "set", nil, "a value for the chart, KEY=VALUE, should connect install it (may be repeated)")
 	k.add(c.Flags(), true)
 	d.add(c.Flags())
 	n.add(c.Flags())
@@ -180,7 +183,7 @@ func (a *app) connectRun(ctx context.Context, base localapi.ConnectRequest, k *k
 	if len(command) == 0 {
 		return nil
 	}
-	runErr := a.runCommand(command)
+	runErr := a.runCommand(exec.Command(command[0], command[1:]...))
 	if out.Reused {
 		return runErr
 	}
@@ -273,27 +276,19 @@ func (a *app) checkDaemon(ctx context.Context) error {
 
 // install installs the embedded chart for a connect that found no traffic-manager.
 func (a *app) install(ctx context.Context, k *kubeFlags) error {
-	cluster, err := kube.Load(k.Options)
-	if err != nil {
-		return err
-	}
 	show, done := a.progress()
 	defer done()
 	show("No traffic-manager yet: installing it in namespace " + k.managerNS)
-	o := chart.Options{Namespace: k.managerNS, CreateNamespace: true, Wait: true, Progress: show}
-	err = chart.Install(ctx, cluster.RESTConfig(), o)
-	if errors.Is(err, chart.ErrInstalled) { // a colleague connects for the first time at the same moment
-		return chart.WaitReady(ctx, cluster.RESTConfig(), o)
-	}
-	return err
+	o := k.chart
+	o.Namespace, o.CreateNamespace, o.Wait = k.managerNS, true, true
+	return a.helm(ctx, helm.Request{Verb: helm.Ensure, Cluster: k.Options, Options: o}, show) // a colleague may connect for the first time at the same moment
 }
 
 // runCommand runs the user's command with our terminal and passes its exit code on.
-func (a *app) runCommand(command []string) error {
-	cmd := exec.Command(command[0], command[1:]...)
+func (a *app) runCommand(cmd *exec.Cmd) error {
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = a.In, a.Out, a.Err
 	if err := cmd.Start(); err != nil {
-		return uerr.Wrap(err, uerr.Usage, "", "run %s", command[0])
+		return uerr.Wrap(err, uerr.Usage, "", "run %s", cmd.Args[0])
 	}
 	return waitCommand(cmd)
 }

@@ -8,7 +8,9 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/doppel-dev/doppel/internal/footprint"
 	"github.com/doppel-dev/doppel/internal/localapi"
+	"github.com/doppel-dev/doppel/internal/relayclient"
 	"github.com/doppel-dev/doppel/internal/rootapi"
 	"github.com/doppel-dev/doppel/internal/spawn"
 	"github.com/doppel-dev/doppel/internal/userd"
@@ -38,11 +40,18 @@ func (a *app) daemonCmd() *cobra.Command {
 			log, level := xlog.New(w, "doppel")
 			d, err := userd.New(userd.Config{
 				Socket: localapi.DaemonSocket(), LogFile: logFile, Log: log, Level: level,
-				RootSocket: spawn.RootSocket, Root: connectRoot,
+				RootSocket: spawn.RootSocket, Root: connectRoot, Logins: func() ([]relayclient.Login, error) {
+					l, err := a.logins()
+					if err != nil {
+						return nil, err
+					}
+					return l.Logins, nil
+				},
 			})
 			if err != nil {
 				return err
 			}
+			go footprint.Keep(c.Context())
 			if err := d.Run(c.Context()); err != nil {
 				log.Error("ended", "err", err)
 				return err

@@ -210,6 +210,14 @@ func checkCluster(ctx context.Context, c *checkup, k *kubeFlags, before bool) {
 	c.show("Trying the way to the traffic-manager")
 	checkTransports(ctx, c, cluster, k.managerNS)
 	checkReach(ctx, c, cluster, m)
+	switch {
+	case m.NoWebhook:
+		c.add("injection webhook", checkWarn, "doppel was installed without it (admission.webhook): nothing can be intercepted", "")
+		return
+	case len(m.Namespaces) > 0 && !slices.Contains(m.Namespaces, cluster.Namespace):
+		c.add("injection webhook", checkSkip, fmt.Sprintf("namespace %s is not one of this traffic-manager's (%s)", cluster.Namespace, strings.Join(m.Namespaces, ", ")), "choose one of them with -n")
+		return
+	}
 	c.show("Trying the injection webhook")
 	answers, err := cluster.WebhookAnswers(ctx)
 	switch {
@@ -292,7 +300,7 @@ func checkReach(ctx context.Context, c *checkup, cluster *kube.Cluster, m kube.M
 		c.add("reach", checkOK, "this cluster lets everybody who may connect reach everything", "")
 		return
 	}
-	r, err := cluster.Reach(ctx, nil)
+	r, err := cluster.ReachThrough(ctx, m)
 	if err != nil {
 		c.failed("reach", err)
 		return

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -36,7 +37,7 @@ func (a *app) gatherLogsCmd() *cobra.Command {
 		Use:   "gather-logs",
 		Short: "Put logs and state of all parts into a zip file for a bug report; secrets are masked",
 		Long: `Gather-logs writes a zip file with the logs of the two daemons, of the traffic-manager and of the agents in the connected namespace,
-with status, doctor and configuration, and with the sessions and intercepts that you may see. Tokens, keys, passwords and the like are
+with status, doctor, configuration and what the user daemon is doing, and with the sessions and intercepts that you may see. Tokens, keys, passwords and the like are
 masked; names, addresses and user names are not: look into it before you give it away. What could not be had stands in problems.txt.`,
 		Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error { return a.gatherRun(c.Context(), &k, file) },
@@ -135,6 +136,12 @@ func (a *app) gatherLocal(ctx context.Context, g *gathering) {
 	var st localapi.Status
 	err := a.client.Call(ctx, localapi.MethodStatus, localapi.Empty{}, &st, nil)
 	g.object("status.yaml", st, err)
+	var stacks localapi.Stacks
+	if err := a.client.Call(ctx, localapi.MethodStacks, localapi.StacksRequest{}, &stacks, nil); err != nil {
+		g.problem("stacks.txt", err)
+	} else {
+		g.add("stacks.txt", []byte(stacks.Text))
+	}
 	g.object("config.yaml", inForce(a.config), a.configErr)
 }
 
@@ -221,21 +228,23 @@ func (g *gathering) write(file string) (err error) {
 const masked = "*****"
 
 // secrets find what must not leave this machine. The first group stays, what follows it is masked.
-var secrets = []*regexp.Regexp{
-	// Whole blocks of PEM that hold a private key, also where a log has them on one line.
-	regexp.MustCompile(`(?s)(-----BEGIN [A-Z ]*PRIVATE KEY-----).*?-----END [A-Z ]*PRIVATE KEY-----`),
-	// Authorization headers, JSON Web Tokens.
-	regexp.MustCompile(`(?i)((?:bearer|basic)\s+)[A-Za-z0-9._~+/=-]{8,}`),
-	regexp.MustCompile(`()\beyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]*)?`),
-	// Passwords in addresses.
-	regexp.MustCompile(`([a-z][a-z0-9+.-]*://[^\s:/@"']*:)[^\s/@"']+@`),
-	// Keys that say what they are: password: x, "token":"x", client_secret=x, client-key-data: x, AWS_SECRET_ACCESS_KEY=x.
-	regexp.MustCompile(`(?i)([a-z0-9_.-]*(?:password|passwd|secret|token|api[_-]?key|access[_-]?key|private[_-]?key|client-key-data|client-certificate-data|credential|cookie)[a-z0-9_.-]*\\?["']?\s*[:=]\s*)(?:\\?"(?:[^"\\]|\\.)*"|'[^']*'|[^\s,;&}\]]+)`),
-}
+var secrets = sync.OnceValue(func() []*regexp.Regexp {
+	return []*regexp.Regexp{
+		// Whole blocks of PEM that hold a private key, also where a log has them on one line.
+		regexp.MustCompile(`(?s)(-----BEGIN [A-Z ]*PRIVATE KEY-----).*?-----END [A-Z ]*PRIVATE KEY-----`),
+		// Authorization headers, JSON Web Tokens.
+		regexp.MustCompile(`(?i)((?:bearer|basic)\s+)[A-Za-z0-9._~+/=-]{8,}`),
+		regexp.MustCompile(`()\beyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]*)?`),
+		// Passwords in addresses.
+		regexp.MustCompile(`([a-z][a-z0-9+.-]*://[^\s:/@"']*:)[^\s/@"']+@`),
+		// Keys that say what they are: password: x, "token":"x", client_secret=x, client-key-data: x, AWS_SECRET_ACCESS_KEY=x.
+		regexp.MustCompile(`(?i)([a-z0-9_.-]*(?:password|passwd|secret|token|api[_-]?key|access[_-]?key|private[_-]?key|client-key-data|client-certificate-data|credential|cookie)[a-z0-9_.-]*\\?["']?\s*[:=]\s*)(?:\\?"(?:[^"\\]|\\.)*"|'[^']*'|[^\s,;&}\]]+)`),
+	}
+})
 
 // mask takes the secrets out of a text.
 func mask(text []byte) []byte {
-	for i, re := range secrets {
+	for i, re := range secrets() {
 		with := "${1}" + masked
 		if i == 3 { // the at sign goes with the password
 			with += "@"

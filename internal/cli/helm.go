@@ -11,41 +11,40 @@ import (
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
-	"k8s.io/client-go/rest"
 
-	"github.com/doppel-dev/doppel/internal/chart"
+	"github.com/doppel-dev/doppel/internal/helm"
 	"github.com/doppel-dev/doppel/internal/kube"
 	"github.com/doppel-dev/doppel/internal/localapi"
+	"github.com/doppel-dev/doppel/internal/spawn"
 	"github.com/doppel-dev/doppel/internal/uerr"
 )
 
 func (a *app) helmCmd() *cobra.Command {
 	c := &cobra.Command{Use: "helm", Short: "Install, upgrade or uninstall the traffic-manager with the embedded Helm chart"}
 	c.AddCommand(
-		a.chartCmd("install", "Install the traffic-manager", chart.Install),
-		a.chartCmd("upgrade", "Upgrade the traffic-manager, keeping its values", chart.Upgrade),
-		a.chartCmd("uninstall", "Uninstall the traffic-manager and its resources; agents stay (see: doppel uninstall)", chart.Uninstall),
+		a.chartCmd(helm.Install, "Install the traffic-manager"),
+		a.chartCmd(helm.Upgrade, "Upgrade the traffic-manager, keeping its values"),
+		a.chartCmd(helm.Uninstall, "Uninstall the traffic-manager and its resources; agents stay (see: doppel uninstall)"),
 	)
 	return c
 }
 
 // chartCmd is one verb of the chart.
-func (a *app) chartCmd(verb, short string, do func(context.Context, *rest.Config, chart.Options) error) *cobra.Command {
+func (a *app) chartCmd(verb helm.Verb, short string) *cobra.Command {
 	var k kubeFlags
-	var o chart.Options
+	var o helm.Options
 	c := &cobra.Command{
-		Use: verb, Short: short, Args: cobra.NoArgs,
+		Use: string(verb), Short: short, Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			if a.configErr != nil {
 				return a.configErr
 			}
-			cluster, err := kube.Load(k.Options)
-			if err != nil {
+			if _, err := kube.Load(k.Options); err != nil {
 				return err
 			}
 			show, done := a.progress()
-			o.Namespace, o.Progress = k.managerNS, show
-			err = do(c.Context(), cluster.RESTConfig(), o)
+			o.Namespace = k.managerNS
+			err := a.helm(c.Context(), helm.Request{Verb: verb, Cluster: k.Options, Options: o}, show)
 			done()
 			if err != nil {
 				return err
@@ -57,21 +56,30 @@ func (a *app) chartCmd(verb, short string, do func(context.Context, *rest.Config
 	}
 	k.add(c.Flags(), false)
 	a.configured(&k)
-	if verb != "uninstall" {
+	if verb != helm.Uninstall {
 		addValues(c.Flags(), &o)
 	}
-	if verb == "upgrade" {
+	if verb == helm.Upgrade {
 		c.Flags().BoolVar(&o.ResetValues, "reset-values", false, "forget the values of earlier installs and upgrades")
 	}
 	return c
 }
 
-func addValues(f *pflag.FlagSet, o *chart.Options) {
+// helm has the chart's program do something.
+func (a *app) helm(ctx context.Context, r helm.Request, show func(string)) error {
+	program, err := spawn.Find(helm.Program)
+	if err != nil {
+		return err
+	}
+	return helm.Run(ctx, program, r, show)
+}
+
+func addValues(f *pflag.FlagSet, o *helm.Options) {
 	f.StringArrayVarP(&o.ValueFiles, "values", "f", nil, "file with values for the chart (may be repeated)")
 	f.StringArrayVar(&o.Set, "set", nil, "a value for the chart, KEY=VALUE (may be repeated)")
 	f.BoolVar(&o.CreateNamespace, "create-namespace", true, "create the namespace if it is missing")
 	f.BoolVar(&o.Wait, "wait", true, "wait until the traffic-manager runs, or say why it does not")
-	f.DurationVar(&o.Timeout, "timeout", chart.DefaultTimeout, "how long to wait")
+	f.DurationVar(&o.Timeout, "timeout", helm.DefaultTimeout, "how long to wait")
 }
 
 func (a *app) uninstallCmd() *cobra.Command {
@@ -97,10 +105,10 @@ func (a *app) uninstallCmd() *cobra.Command {
 	}
 	k.add(c.Flags(), true)
 	a.configured(&k)
-	c.Flags().Lookup("namespace").Usage = "namespace of the workload (default: the context's)"
+	c.Flags().Lookup("namespace").Usage = "namespace of the workload (default: the connected one, or the context's)"
 	c.Flags().StringVar(&agent, "agent", "", "remove the agent of one workload in the namespace")
-	c.Flags().BoolVar(&all, "all-agents", false, "remove all agents in all namespaces")
-	c.Flags().BoolVar(&everything, "everything", false, "remove agents, sessions, the traffic-manager, its resource types, its namespace if doppel created it, and stop the daemons")
+	c.Flags().BoolVar(&all, "all-agents", false, "remove all agents in all namespaces of the traffic-manager, but for those that pod templates ask for")
+	c.Flags().BoolVar(&everything, "everything", false, "remove agents, sessions, the traffic-manager, the resource types if no other needs them, its namespace if doppel created it, and stop the daemons")
 	return c
 }
 
@@ -117,10 +125,15 @@ func (a *app) uninstallRun(ctx context.Context, k *kubeFlags, agent string, ever
 	}
 	ctx, cancel := context.WithTimeout(ctx, uninstallTimeout)
 	defer cancel()
+	if agent != "" && k.Namespace == "" {
+		if err := a.useConnected(ctx, cluster); err != nil {
+			return err
+		}
+	}
 	show, done := a.progress()
 	defer done()
 	if everything {
-		if err := a.uninstallEverything(ctx, cluster, k.managerNS, show); err != nil {
+		if err := a.uninstallEverything(ctx, cluster, k, show); err != nil {
 			return err
 		}
 	} else {
@@ -131,15 +144,43 @@ func (a *app) uninstallRun(ctx context.Context, k *kubeFlags, agent string, ever
 		if err := refuseUnknown(ctx, cluster, agent); err != nil {
 			return err
 		}
-		if err := cluster.RefuseIntercepted(ctx, ns, agent); err != nil {
-			return err
+		namespaces := []string{ns}
+		if agent != "" {
+			if err := cluster.RefuseKept(ctx, ns, agent); err != nil {
+				return err
+			}
+		} else {
+			if namespaces, err = cluster.ManagedNamespaces(ctx, k.managerNS); err != nil {
+				return err
+			}
 		}
-		if err := cluster.RemoveAgents(ctx, ns, only, show); err != nil {
-			return err
+		for _, ns := range namespaces {
+			if err := cluster.RefuseIntercepted(ctx, ns, agent); err != nil {
+				return err
+			}
+		}
+		for _, ns := range namespaces {
+			if err := cluster.RemoveAgents(ctx, ns, only, show); err != nil {
+				return err
+			}
 		}
 	}
 	done()
 	return a.print(localapi.Empty{}, func(w io.Writer) { fmt.Fprintln(w, "Uninstalled") })
+}
+
+// useConnected makes the namespace that this machine is connected to the cluster's, if it is connected to that cluster: what list shows by
+// default is what can be named.
+func (a *app) useConnected(ctx context.Context, cluster *kube.Cluster) error {
+	var st localapi.Status
+	err := a.client.Call(ctx, localapi.MethodStatus, localapi.StatusRequest{}, &st, nil)
+	if errors.Is(err, localapi.ErrNoDaemon) {
+		return nil
+	}
+	if err == nil && st.Session != nil && st.Session.Context == cluster.Context && st.Session.Server == cluster.Server {
+		cluster.Namespace = st.Session.Namespace
+	}
+	return err
 }
 
 // refuseUnknown is an error if the namespace has no workload of that name; "" is none in particular.
@@ -154,22 +195,28 @@ func refuseUnknown(ctx context.Context, cluster *kube.Cluster, name string) erro
 	return uerr.New(uerr.NotFound, "choose another namespace with -n", "no workload %q in namespace %s", name, cluster.Namespace)
 }
 
-func (a *app) uninstallEverything(ctx context.Context, cluster *kube.Cluster, managerNS string, show func(string)) error {
+func (a *app) uninstallEverything(ctx context.Context, cluster *kube.Cluster, k *kubeFlags, show func(string)) error {
+	namespaces, err := cluster.ManagedNamespaces(ctx, k.managerNS)
+	if err != nil {
+		return err
+	}
 	show("Ending the session of this machine")
 	if err := a.stopDaemons(ctx); err != nil {
 		return err
 	}
 	show("Ending all sessions and intercepts")
-	if err := cluster.EndAll(ctx, managerNS); err != nil {
+	if err := cluster.EndAll(ctx, k.managerNS, namespaces); err != nil {
 		return err
 	}
-	if err := cluster.RemoveAgents(ctx, "", nil, show); err != nil {
-		return err
-	}
+	// The manager goes first: it would add agents again to pods that always have one.
 	show("Uninstalling the traffic-manager")
-	err := chart.Uninstall(ctx, cluster.RESTConfig(), chart.Options{Namespace: managerNS, Progress: show})
-	if errors.Is(err, chart.ErrNotInstalled) {
-		return nil
+	if err := a.helm(ctx, helm.Request{Verb: helm.Remove, Cluster: k.Options, Options: helm.Options{Namespace: k.managerNS}}, show); err != nil {
+		return err
 	}
-	return err
+	for _, ns := range namespaces {
+		if err := cluster.RemoveAgents(ctx, ns, nil, show); err != nil {
+			return err
+		}
+	}
+	return nil
 }

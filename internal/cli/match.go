@@ -2,6 +2,7 @@ package cli
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/spf13/pflag"
@@ -24,6 +25,9 @@ func (m *matchFlags) register(f *pflag.FlagSet) {
 	f.StringVar(&m.pathExpr, "http-path-regexp", "", "only requests whose whole path matches this")
 	f.StringSliceVar(&m.methods, "http-method", nil, "only requests with one of these methods")
 }
+
+// all says that the user has asked for all requests in so many words.
+func (m *matchFlags) all() bool { return slices.Contains(m.regexps, "all") }
 
 // rule is what the flags say together.
 func (m *matchFlags) rule() (match.Rule, error) {

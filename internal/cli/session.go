@@ -93,10 +93,12 @@ type statusOutput struct {
 	localapi.Status
 	UserDaemon string `json:"userDaemon"`
 	RootDaemon string `json:"rootDaemon"`
+	// Logins are where this machine is logged in to make previews.
+	Logins []relayLine `json:"logins,omitempty"`
 }
 
 func (a *app) statusRun(ctx context.Context, req localapi.StatusRequest) error {
-	out := statusOutput{RootDaemon: rootDaemon(ctx)}
+	out := statusOutput{RootDaemon: rootDaemon(ctx), Logins: a.relayLines(ctx)}
 	err := a.client.Call(ctx, localapi.MethodStatus, req, &out.Status, nil)
 	switch {
 	case errors.Is(err, localapi.ErrNoDaemon):
@@ -115,6 +117,12 @@ func writeStatus(w io.Writer, o statusOutput) {
 		fmt.Fprintf(w, "   Log        : %s\n", o.LogFile)
 	}
 	fmt.Fprintf(w, "Root daemon: %s\n", o.RootDaemon)
+	for _, l := range o.Logins {
+		fmt.Fprintf(w, "Relay      : %s\n", l)
+	}
+	for _, r := range o.Relays {
+		writeRelay(w, r)
+	}
 	if !o.Connected || o.Session == nil {
 		fmt.Fprintln(w, "Not connected")
 		if o.Ended != "" {
@@ -141,7 +149,7 @@ func writeSession(w io.Writer, s *localapi.Session, as string, root *localapi.Ro
 	fmt.Fprintf(w, "   Manager    : %s\n", s.ManagerVersion)
 	fmt.Fprintf(w, "   Tunnel     : %s%s\n", s.Tunnel, latency(s))
 	if s.Transport.Name != "" {
-		fmt.Fprintf(w, "   Transport  : %s\n", s.Transport.Name)
+		fmt.Fprintf(w, "   Transport  : %s%s\n", s.Transport.Name, inBrackets(s.Transport.Why))
 	}
 	for _, f := range s.Transport.Failed {
 		fmt.Fprintf(w, "      not by %s: %s\n", f.Name, f.Why)
@@ -157,7 +165,7 @@ func writeSession(w io.Writer, s *localapi.Session, as string, root *localapi.Ro
 	}
 	fmt.Fprintf(w, "Intercepts: %d\n", len(s.Intercepts))
 	for _, i := range s.Intercepts {
-		fmt.Fprintf(w, "   %s: %s, port %d to %s\n", i.Name, i.State, i.Port, i.Target)
+		fmt.Fprintf(w, "   %s: %s, %s\n", i.Name, i.State, portsLine(i))
 	}
 }
 
@@ -192,6 +200,14 @@ func latency(s *localapi.Session) string {
 		return ""
 	}
 	return fmt.Sprintf(" (%.1f ms)", s.LatencyMS)
+}
+
+// inBrackets is s in brackets, behind a space, or nothing.
+func inBrackets(s string) string {
+	if s == "" {
+		return ""
+	}
+	return " (" + s + ")"
 }
 
 // maxReaches is how many namespaces status lists; -o json has them all.

@@ -34,13 +34,23 @@ type Config struct {
 	Connect localapi.ConnectRequest `json:"connect,omitzero"`
 	// Intercept is for intercept.
 	Intercept Intercept `json:"intercept,omitzero"`
+	// Relay is for login, previews and tokens.
+	Relay Relay `json:"relay,omitzero"`
+}
+
+// Relay is the relay that is meant where none is named.
+type Relay struct {
+	// URL is where it is.
+	URL string `json:"url,omitempty"`
+	// CAFile is the certificate of its own authority, for the token in the environment.
+	CAFile string `json:"caFile,omitempty"`
 }
 
 // Intercept are the defaults of doppel intercept.
 type Intercept struct {
 	// Address is where local processes listen.
 	Address string `json:"address,omitempty"`
-	// Timeout is how long an intercept may take to become active.
+	// Timeout is how long an intercept may make no progress before it is active.
 	Timeout Duration `json:"timeout,omitempty"`
 }
 

@@ -260,7 +260,7 @@ func evaluate(x ast.Expr) (time.Duration, bool) {
 func quantity(s string) time.Duration {
 	number, unit, _ := strings.Cut(s, " ")
 	f, err := strconv.ParseFloat(strings.ReplaceAll(number, ",", ""), 64)
-	u, ok := map[string]time.Duration{"": 1, "ms": time.Millisecond, "s": time.Second, "min": time.Minute}[unit]
+	u, ok := map[string]time.Duration{"": 1, "ms": time.Millisecond, "s": time.Second, "min": time.Minute, "h": time.Hour, "d": 24 * time.Hour}[unit]
 	if err != nil || !ok {
 		return -1
 	}
@@ -286,7 +286,7 @@ func chartValue(t *testing.T, key string) (any, error) {
 	return v, nil
 }
 
-var setRE = regexp.MustCompile(`(?:--set '?|^)((?:image|manager|agent|session|reach|clientRbac)(?:\.[a-zA-Z]+)+)(?:$|[=\[ ])`)
+var setRE = regexp.MustCompile(`(?:--set '?|^)((?:image|manager|agent|session|reach|admission|clientRbac)(?:\.[a-zA-Z]+)+)(?:$|[=\[ ])`)
 
 // TestValues looks for every value of the chart that the pages name.
 func TestValues(t *testing.T) {

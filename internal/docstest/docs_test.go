@@ -139,7 +139,10 @@ func commandPath(top string, words []string) []string {
 	if !wordRE.MatchString(words[0]) || words[0] != "daemon" && !strings.Contains(top, "\n  "+words[0]+" ") {
 		return nil
 	}
-	if (words[0] == "helm" || words[0] == "config" || words[0] == "rootd") && len(words) > 1 && wordRE.MatchString(words[1]) {
+	if (words[0] == "helm" || words[0] == "config" || words[0] == "rootd" || words[0] == "preview" || words[0] == "relay") && len(words) > 1 && wordRE.MatchString(words[1]) {
+		if words[0] == "relay" && words[1] == "token" && len(words) > 2 {
+			return words[:3]
+		}
 		return words[:2]
 	}
 	return words[:1]

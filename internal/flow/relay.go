@@ -1,8 +1,10 @@
 package flow
 
 import (
+	"cmp"
 	"errors"
 	"io"
+	"net"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -79,6 +81,94 @@ func Copy(dst, src Stream) (int64, error) {
 	buf := buffers.Get().(*[bufferSize]byte)
 	defer buffers.Put(buf)
 	return io.CopyBuffer(struct{ io.Writer }{dst}, struct{ io.Reader }{src}, buf[:])
+}
+
+// ErrStopped is the error of CopyWhile when it was told to stop.
+var ErrStopped = errors.New("copying was stopped")
+
+// CopyWhile is Copy that shows pass what has come before it is passed on, or nil for much at once that only the kernel has seen. It stops,
+// without passing that on, when pass returns false.
+func CopyWhile(dst, src Stream, pass func(p []byte) bool) (int64, error) {
+	d, ok1 := dst.(*tcpStream)
+	s, ok2 := src.(*tcpStream)
+	if ok1 && ok2 {
+		return spliceWhile(d.c, s.c, pass)
+	}
+	if t, ok := dst.(tryWriter); ok {
+		return Copy(shownTry{shown{dst, pass}, t}, src)
+	}
+	return Copy(shown{dst, pass}, src)
+}
+
+type shown struct {
+	Stream
+	pass func(p []byte) bool
+}
+
+// Write implements Stream.
+func (s shown) Write(p []byte) (int, error) {
+	if !s.pass(p) {
+		return 0, ErrStopped
+	}
+	return s.Stream.Write(p)
+}
+
+type tryWriter interface {
+	TryWrite(p []byte) (int, error)
+}
+
+// shownTry is shown that still never blocks where it is asked not to.
+type shownTry struct {
+	shown
+	t tryWriter
+}
+
+func (s shownTry) TryWrite(p []byte) (int, error) {
+	if !s.pass(p) {
+		return 0, ErrStopped
+	}
+	return s.t.TryWrite(p)
+}
+
+// spliceWhile reads what is little and has the kernel copy what is much (splice(2) on Linux). It waits with neither a buffer nor a pipe.
+func spliceWhile(dst, src *net.TCPConn, pass func(p []byte) bool) (total int64, err error) {
+	r, err := newReadiness(src)
+	if err != nil {
+		return 0, err
+	}
+	for much := false; ; {
+		if n := unread(src, much); n >= bufferSize/4 {
+			if !pass(nil) {
+				return total, ErrStopped
+			}
+			m, err := dst.ReadFrom(&io.LimitedReader{R: src, N: int64(n)})
+			total += m
+			if err != nil {
+				return total, err
+			}
+			continue
+		}
+		buf, n, err := r.read()
+		much = n == bufferSize
+		if n > 0 {
+			if pass(buf[:n]) {
+				m, werr := dst.Write(buf[:n])
+				total += int64(m)
+				err = cmp.Or(werr, err)
+			} else {
+				err = ErrStopped
+			}
+		}
+		if buf != nil {
+			buffers.Put(buf)
+		}
+		if err == io.EOF { //nolint:errorlint // read returns io.EOF itself
+			return total, nil
+		}
+		if err != nil {
+			return total, err
+		}
+	}
 }
 
 // CopyN is Copy of n bytes; an earlier end is io.ErrUnexpectedEOF.

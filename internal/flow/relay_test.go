@@ -252,3 +252,50 @@ func TestRelayPacketsIdle(t *testing.T) {
 		}
 	})
 }
+
+// CopyWhile shows what it copies, or that it was much, passes everything on in order, and stops where it is told to.
+func TestCopyWhile(t *testing.T) {
+	for name, far := range map[string]func(t *testing.T) (dst, reader flow.Stream){
+		"tcp": func(t *testing.T) (flow.Stream, flow.Stream) {
+			a, b := tcp(t)
+			return flow.FromTCP(a), flow.FromTCP(b)
+		},
+		"tunnel": func(t *testing.T) (flow.Stream, flow.Stream) {
+			a, b := streams(t)
+			return a, b
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			client, src := tcp(t)
+			dst, reader := far(t)
+			want := bytes.Repeat([]byte("0123456789abcdef"), 1<<16)
+			stopped := make(chan error, 1)
+			seen := 0
+			go func() {
+				_, err := flow.CopyWhile(dst, flow.FromTCP(src), func(p []byte) bool {
+					seen += len(p)
+					return !bytes.HasSuffix(p, []byte("stop"))
+				})
+				stopped <- err
+			}()
+			go func() { _, _ = client.Write(want) }()
+			got := make([]byte, len(want))
+			if _, err := io.ReadFull(reader, got); err != nil || !bytes.Equal(got, want) {
+				t.Fatalf("%d bytes differ, %v", len(got), err)
+			}
+			if _, err := client.Write([]byte("stop")); err != nil {
+				t.Fatal(err)
+			}
+			if err := <-stopped; !errors.Is(err, flow.ErrStopped) {
+				t.Errorf("ended with %v", err)
+			}
+			if seen < 4 || seen > len(want)+4 {
+				t.Errorf("%d bytes were shown", seen)
+			}
+			_ = dst.CloseWrite()
+			if rest, err := io.ReadAll(reader); err != nil || len(rest) > 0 {
+				t.Errorf("%q was passed on, %v", rest, err)
+			}
+		})
+	}
+}

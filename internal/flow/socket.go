@@ -60,6 +60,9 @@ func (t *tcpStream) WriteTo(w io.Writer) (int64, error) {
 
 // splice lets the kernel copy up to limit bytes between two TCP connections (splice(2) on Linux); a negative limit is none.
 func splice(dst, src Stream, limit int64) (n int64, ok bool, err error) {
+	if t, ok := dst.(*tee); ok { // what is written is not looked at
+		dst = t.Stream
+	}
 	d, ok1 := dst.(*tcpStream)
 	s, ok2 := src.(*tcpStream)
 	if !ok1 || !ok2 {

@@ -10,6 +10,7 @@ import (
 	"golang.org/x/net/http2"
 
 	"github.com/doppel-dev/doppel/internal/flow"
+	"github.com/doppel-dev/doppel/internal/match"
 )
 
 // conn is one connection of a client with the connections that its requests go to.
@@ -71,6 +72,7 @@ var errDone = errors.New("no more requests")
 func newConn(ctx context.Context, client flow.Stream, cfg Config) *conn {
 	c := &conn{cfg: cfg, ctx: ctx, client: client, in: reader{src: client}, ups: map[string]*upstream{}, opening: map[string]bool{}}
 	c.cond.L = &c.mu
+	c.in.unread(cfg.Came)
 	return c
 }
 
@@ -222,19 +224,12 @@ func (c *conn) request(h *requestHead) error {
 	if err := c.owe(u, ex); err != nil {
 		return err
 	}
-	length, chunked, lead := h.length, h.chunked, len(h.raw)
-	if h.offers {
-		if _, err := u.s.Write(h.unoffered()); err != nil {
-			return c.lost(u, err)
-		}
-		c.in.discard(lead)
-		lead = 0
+	if c.cfg.Sent != nil {
+		c.cfg.Sent(h, u.to)
 	}
-	if chunked {
-		err = c.sendChunked(u, lead)
-	} else {
-		err = c.sendSized(u, lead, length)
-	}
+	dst, end := c.copied(u, h)
+	err = c.send(u, dst, h)
+	end(err == nil)
 	if err != nil {
 		return err
 	}
@@ -242,6 +237,45 @@ func (c *conn) request(h *requestHead) error {
 		c.settle(u)
 	}
 	return nil
+}
+
+// copied is where a request is written to: its upstream, and besides whoever gets a copy, who is told the end.
+func (c *conn) copied(u *upstream, h match.Head) (dst flow.Stream, end func(whole bool)) {
+	if c.cfg.Copy != nil {
+		if cp := c.cfg.Copy(h, false); cp != nil {
+			return &copying{u.s, cp}, cp.End
+		}
+	}
+	return u.s, func(bool) {}
+}
+
+// copying is a stream whose bytes are copied when they have been written.
+type copying struct {
+	flow.Stream
+	cp Copy
+}
+
+// Write implements io.Writer.
+func (s *copying) Write(p []byte) (int, error) {
+	n, err := s.Stream.Write(p)
+	s.cp.Write(p[:n])
+	return n, err
+}
+
+// send writes a request.
+func (c *conn) send(u *upstream, dst flow.Stream, h *requestHead) error {
+	length, chunked, lead := h.length, h.chunked, len(h.raw)
+	if h.offers {
+		if _, err := dst.Write(h.unoffered()); err != nil {
+			return c.lost(u, err)
+		}
+		c.in.discard(lead)
+		lead = 0
+	}
+	if chunked {
+		return c.sendChunked(u, dst, lead)
+	}
+	return c.sendSized(u, dst, lead, length)
 }
 
 // activate makes the upstream for "to" the one that requests go to. If a laptop does not take the flow it is the app.
@@ -341,11 +375,11 @@ func (c *conn) lost(u *upstream, err error) error {
 }
 
 // sendSized passes on a head of lead bytes and the n bytes of a body: what is there in one piece.
-func (c *conn) sendSized(u *upstream, lead int, n int64) error {
+func (c *conn) sendSized(u *upstream, dst flow.Stream, lead int, n int64) error {
 	for {
 		k := min(n, int64(len(c.in.peek())-lead))
 		lead += int(k)
-		if _, err := u.s.Write(c.in.peek()[:lead]); err != nil {
+		if _, err := dst.Write(c.in.peek()[:lead]); err != nil {
 			return c.lost(u, err)
 		}
 		c.in.discard(lead)
@@ -355,7 +389,7 @@ func (c *conn) sendSized(u *upstream, lead int, n int64) error {
 		}
 		if k > 0 {
 			c.in.release()
-			return flow.CopyN(u.s, c.client, n)
+			return flow.CopyN(dst, c.client, n)
 		}
 		if err := c.moreBody(u); err != nil {
 			return err
@@ -364,11 +398,11 @@ func (c *conn) sendSized(u *upstream, lead int, n int64) error {
 }
 
 // sendChunked passes on a head of lead bytes and a body in the chunked coding.
-func (c *conn) sendChunked(u *upstream, lead int) error {
+func (c *conn) sendChunked(u *upstream, dst flow.Stream, lead int) error {
 	var scan chunkScanner
 	for {
 		n, done, err := scan.scan(c.in.peek()[lead:])
-		if _, werr := u.s.Write(c.in.peek()[:lead+n]); werr != nil {
+		if _, werr := dst.Write(c.in.peek()[:lead+n]); werr != nil {
 			return c.lost(u, werr)
 		}
 		c.in.discard(lead + n)
@@ -424,6 +458,15 @@ func (c *conn) passRest() error {
 		return err
 	}
 	if b := c.in.peek(); len(b) > 0 {
+		c.mu.Lock()
+		begun := c.begun
+		c.mu.Unlock()
+		if c.cfg.Odd != nil && !begun {
+			c.cfg.Odd(b)
+		}
+		if c.cfg.Sent != nil && !begun {
+			c.cfg.Sent(nil, u.to)
+		}
 		if _, err := u.s.Write(b); err != nil {
 			return c.lost(u, err)
 		}

@@ -3,10 +3,15 @@ package httproute
 import (
 	"bufio"
 	"bytes"
+	"errors"
 	"io"
 	"net/http"
+	"slices"
 	"strings"
 	"testing"
+
+	"golang.org/x/net/http2"
+	"golang.org/x/net/http2/hpack"
 )
 
 // FuzzRequestHead compares what is taken for a plain request with net/http: where it ends must not be a matter of opinion.
@@ -59,15 +64,13 @@ func FuzzRequestHead(f *testing.F) {
 			t.Fatalf("net/http: %s %v %d, here: %s %v %d: %q", r.Method, chunked, r.ContentLength, h.Method(), h.chunked, h.length, b[:n])
 		}
 		for name, vs := range r.Header {
-			i := 0
-			for v := range h.Values(strings.ToLower(name)) {
-				if i >= len(vs) || v != vs[i] {
-					t.Fatalf("header %s: net/http %q, here value %d is %q", name, vs, i, v)
-				}
-				i++
-			}
-			if i != len(vs) {
-				t.Fatalf("header %s: net/http %q, here %d values", name, vs, i)
+			var here []string
+			h.Any(strings.ToLower(name), func(v string) bool {
+				here = append(here, v)
+				return false
+			})
+			if !slices.Equal(vs, here) {
+				t.Fatalf("header %s: net/http %q, here %q", name, vs, here)
 			}
 		}
 	})
@@ -137,4 +140,80 @@ func FuzzResponseHead(f *testing.F) {
 			t.Fatalf("length %d, net/http %d: %q", h.length, r.ContentLength, b)
 		}
 	})
+}
+
+// FuzzFrames compares what is read in place with what http2.Framer makes of the same bytes.
+func FuzzFrames(f *testing.F) {
+	var b bytes.Buffer
+	w, enc := http2.NewFramer(&b, nil), hpack.NewEncoder(&b)
+	block := func(list ...string) []byte {
+		at := b.Len()
+		for i := 0; i < len(list); i += 2 {
+			_ = enc.WriteField(hpack.HeaderField{Name: list[i], Value: list[i+1]})
+		}
+		out := bytes.Clone(b.Bytes()[at:])
+		b.Truncate(at)
+		return out
+	}
+	for _, list := range [][]string{
+		{":method", "GET", ":path", "/", "x-id", "lou", "cookie", "a=1", "cookie", "b=2"},
+		{":status", "200", "trailer", "a, b"},
+		{"x", "1", ":path", "/"},
+		{":path", "/", ":path", "/"},
+		{":path", "", ":path", ""},
+		{":path", "/", ":status", "200"},
+		{":odd", "1"},
+		{"X", "1"},
+		{"", "1"},
+		{"x", "a\nb"},
+		{"é", "1"},
+	} {
+		bl := block(list...)
+		_ = w.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: bl, EndHeaders: true, EndStream: true})
+		f.Add(bytes.Clone(b.Bytes()))
+		_ = w.WriteHeaders(http2.HeadersFrameParam{StreamID: 3, BlockFragment: bl, EndHeaders: true, PadLength: 3, Priority: http2.PriorityParam{Weight: 1}})
+		_ = w.WriteHeaders(http2.HeadersFrameParam{StreamID: 5, BlockFragment: bl[:len(bl)/2]})
+		_ = w.WriteContinuation(5, true, bl[len(bl)/2:])
+		_ = w.WriteData(5, true, []byte("content"))
+		_ = w.WriteDataPadded(5, false, []byte("content"), make([]byte, 4))
+		_ = w.WritePing(false, [8]byte{1})
+		_ = w.WriteHeaders(http2.HeadersFrameParam{StreamID: 7, BlockFragment: bl, EndHeaders: true, Priority: http2.PriorityParam{Weight: 1}})
+		f.Add(bytes.Clone(b.Bytes()))
+		b.Reset()
+		enc = hpack.NewEncoder(&b)
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		here := newFrameReader(bufio.NewReaderSize(bytes.NewReader(b), readAhead))
+		framer := newFrameReader(bufio.NewReaderSize(bytes.NewReader(b), readAhead))
+		framer.odd = true
+		for {
+			x, xerr := here.readFrame()
+			y, yerr := framer.readFrame()
+			if kind(xerr) != kind(yerr) {
+				t.Fatalf("%v, the framer: %v", xerr, yerr)
+			}
+			if xerr != nil {
+				if _, ok := streamError(xerr); ok {
+					continue
+				}
+				return
+			}
+			if x.Type != y.Type || x.Flags != y.Flags || x.Length != y.Length || x.StreamID != y.StreamID || x.truncated != y.truncated ||
+				!slices.Equal(x.fields, y.fields) || !bytes.Equal(x.data, y.data) || (x.other == nil) != (y.other == nil) {
+				t.Fatalf("%+v, the framer: %+v", x, y)
+			}
+		}
+	})
+}
+
+// kind is what a peer is told about an error.
+func kind(err error) any {
+	var ce http2.ConnectionError
+	if se, ok := streamError(err); ok {
+		return [2]uint32{se.StreamID, uint32(se.Code)}
+	}
+	if errors.As(err, &ce) {
+		return ce
+	}
+	return err != nil
 }

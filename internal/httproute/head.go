@@ -3,7 +3,6 @@ package httproute
 import (
 	"bytes"
 	"errors"
-	"iter"
 	"strings"
 )
 
@@ -54,18 +53,14 @@ func (h *requestHead) Path() string {
 	return t
 }
 
-// Values implements match.Head.
-func (h *requestHead) Values(name string) iter.Seq[string] {
-	return func(yield func(string) bool) {
-		for i := range h.fields {
-			if !h.named(i, name) {
-				continue
-			}
-			if !yield(string(h.bytes(h.fields[i].value))) {
-				return
-			}
+// Any implements match.Head.
+func (h *requestHead) Any(name string, is func(string) bool) bool {
+	for i := range h.fields {
+		if h.named(i, name) && is(string(h.bytes(h.fields[i].value))) {
+			return true
 		}
 	}
+	return false
 }
 
 func (h *requestHead) bytes(s span) []byte { return h.raw[s.from:s.to] }
@@ -118,6 +113,14 @@ func (s *headScanner) scan(b []byte) (int, error) {
 		}
 	}
 	return 0, nil
+}
+
+// BeginsRequest says whether b begins with a whole head of an HTTP/1 request.
+func BeginsRequest(b []byte) bool {
+	var s headScanner
+	var h requestHead
+	n, err := s.scan(b)
+	return n > 0 && err == nil && h.parse(b[:n]) == nil
 }
 
 // maxMethod is longer than any method that is registered.

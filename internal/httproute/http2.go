@@ -2,11 +2,12 @@ package httproute
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io"
-	"iter"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -33,7 +34,8 @@ const (
 // connection its own. Header lists are encoded anew, since each connection has a compression context; fields, their order, contents and trailers
 // are as they came.
 //
-// There is one goroutine that reads and one that writes for each connection. What they share is under one lock, and nobody blocks under it.
+// There is one goroutine that reads and one that writes for each connection. What they share is under one lock, and nobody blocks under it. A reader
+// writes what came of its frames itself, as far as the sockets take it at once: that saves a switch to the writer on the way of each request.
 type splitter struct {
 	cfg    Config
 	ctx    context.Context
@@ -48,6 +50,8 @@ type splitter struct {
 	ups     map[string]*origin // those that take new streams
 	greeted bool               // the client has our settings
 	closing bool               // the client was told to go, and is closed after its last stream
+	batch   []*side            // what has something to write, while frames are taken that came together
+	sides   [4]*side           // memory for batch
 }
 
 // origin is an HTTP/2 connection to the app or to a laptop.
@@ -67,13 +71,14 @@ type origin struct {
 // stream is a request with its answer.
 type stream struct {
 	id     uint32 // at the client
-	head   []hpack.HeaderField
+	head   fields
 	end    bool // the head is all of the request
 	origin *origin
 	upID   uint32 // at the origin; 0 until the head is sent
 	up     half
 	down   half
 	reset  *http2.ErrCode // what the client is told when it has the whole answer
+	copy   *copy1         // of the request; nil: nobody's, or ended
 }
 
 // half is one direction of a stream: what came from its source and has not gone to its destination.
@@ -94,7 +99,7 @@ func serveHTTP2(ctx context.Context, client flow.Stream, in *reader, cfg Config)
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	h := &splitter{cfg: cfg, ctx: ctx, cancel: cancel, streams: map[uint32]*stream{}, ups: map[string]*origin{}}
-	h.client = newSide(client, bufio.NewReaderSize(&buffered{in: in, s: client}, readAhead), func() { h.drained(h.client) })
+	h.client = newSide(client, bufio.NewReaderSize(&buffered{in: in, s: client}, readAhead), &h.batch, func() { h.drained(h.client) })
 	h.client.held = true
 	stop := context.AfterFunc(ctx, func() { h.client.s.Reset() })
 	defer stop()
@@ -149,6 +154,10 @@ func (h *splitter) finish(err error) {
 		o.closeLocked(err != nil && !errors.Is(err, io.EOF))
 	}
 	for _, st := range h.streams {
+		if st.copy != nil {
+			st.copy.End(false)
+			st.copy = nil
+		}
 		if st.origin != nil {
 			st.origin.closeLocked(true)
 		}
@@ -162,19 +171,55 @@ func (h *splitter) readClient() error {
 		return err
 	}
 	for {
-		f, err := h.client.fr.ReadFrame()
+		f, err := h.client.readFrame()
 		h.mu.Lock()
+		h.begin()
 		if err == nil {
 			err = h.fromClient(f)
 		} else if se, ok := streamError(err); ok {
 			h.resetLocked(h.streams[se.StreamID], se.StreamID, se.Code)
 			err = nil
 		}
-		h.mu.Unlock()
+		h.end(h.client, err)
 		if err != nil {
 			return err
 		}
 	}
+}
+
+// begin collects what is to be written.
+func (h *splitter) begin() {
+	if h.batch == nil {
+		h.batch = h.sides[:0]
+	}
+}
+
+// end has it written if the side has no other frame ready, and unlocks.
+func (h *splitter) end(from *side, err error) {
+	if err == nil && frameReady(from.r) {
+		h.mu.Unlock()
+		return
+	}
+	var batch [4]*side
+	all := append(batch[:0], h.batch...)
+	h.batch = nil
+	h.mu.Unlock()
+	for _, d := range all {
+		d.flush()
+	}
+}
+
+// frameReady says whether a whole frame has been read ahead, and not the first one of several that make a header list.
+func frameReady(r *bufio.Reader) bool {
+	if r.Buffered() < 9 {
+		return false
+	}
+	b, _ := r.Peek(9)
+	headers := b[3] == byte(http2.FrameHeaders) || b[3] == byte(http2.FrameContinuation)
+	if headers && http2.Flags(b[4])&http2.FlagHeadersEndHeaders == 0 {
+		return false
+	}
+	return r.Buffered() >= 9+int(b[0])<<16+int(b[1])<<8+int(b[2])
 }
 
 func streamError(err error) (http2.StreamError, bool) {
@@ -184,17 +229,20 @@ func streamError(err error) (http2.StreamError, bool) {
 }
 
 // fromClient takes one frame.
-func (h *splitter) fromClient(f http2.Frame) error {
-	st := h.streams[f.Header().StreamID]
-	switch f := f.(type) {
-	case *http2.MetaHeadersFrame:
+func (h *splitter) fromClient(f *frame) error {
+	st := h.streams[f.StreamID]
+	switch f.Type {
+	case http2.FrameHeaders:
 		return h.requestLocked(st, f)
-	case *http2.DataFrame:
+	case http2.FrameData:
 		if st == nil {
 			h.client.grant(0, int(f.Length)) // it ended while the frame was under way
 			return nil
 		}
 		return h.takeLocked(st, &st.up, h.client, f)
+	default:
+	}
+	switch f := f.other.(type) {
 	case *http2.WindowUpdateFrame:
 		if f.StreamID == 0 {
 			return h.widen(h.client, f.Increment)
@@ -226,12 +274,13 @@ func (h *splitter) fromClient(f http2.Frame) error {
 }
 
 // requestLocked takes a request's head, or its trailers.
-func (h *splitter) requestLocked(st *stream, f *http2.MetaHeadersFrame) error {
+func (h *splitter) requestLocked(st *stream, f *frame) error {
 	if st != nil {
-		if !f.StreamEnded() || st.up.over {
+		if !f.ended() || st.up.over {
 			return http2.ConnectionError(http2.ErrCodeProtocol)
 		}
-		st.up.trailers, st.up.over = f.Fields, true
+		st.up.trailers, st.up.over = slices.Clone(f.fields), true
+		st.copyEnds(f.fields)
 		h.flushUp(st)
 		return nil
 	}
@@ -243,7 +292,7 @@ func (h *splitter) requestLocked(st *stream, f *http2.MetaHeadersFrame) error {
 	}
 	h.last = f.StreamID
 	switch {
-	case f.Truncated:
+	case f.truncated:
 		_ = h.client.w.WriteRSTStream(f.StreamID, http2.ErrCodeEnhanceYourCalm)
 		h.client.kick()
 		return nil
@@ -252,11 +301,16 @@ func (h *splitter) requestLocked(st *stream, f *http2.MetaHeadersFrame) error {
 		h.client.kick()
 		return nil
 	}
-	st = &stream{id: f.StreamID, head: f.Fields, end: f.StreamEnded()}
+	st = &stream{id: f.StreamID, head: f.fields, end: f.ended()}
 	st.up.over = st.end
 	st.down.window = h.client.initial
 	h.streams[st.id] = st
-	h.place(st, h.cfg.Pick(fields(f.Fields)))
+	if h.cfg.Copy != nil {
+		if st.copy = newCopy1(f.fields, st.end, h.cfg.Copy); st.end {
+			st.copyEnds(nil)
+		}
+	}
+	h.place(st, h.cfg.Pick(&f.fields))
 	return nil
 }
 
@@ -264,9 +318,17 @@ func (h *splitter) requestLocked(st *stream, f *http2.MetaHeadersFrame) error {
 func (h *splitter) place(st *stream, to string) {
 	o := h.use(to)
 	st.origin = o
+	if len(o.waiting) == 0 && o.takes() {
+		h.send(o, st)
+		return
+	}
+	st.head = slices.Clone(st.head)
 	o.waiting = append(o.waiting, st)
 	h.sendWaiting(o)
 }
+
+// takes reports whether a stream can be sent now.
+func (o *origin) takes() bool { return o.ready && !o.gone && uint32(len(o.streams)) < o.limit }
 
 // use returns the origin for "to" that takes new streams, connecting if there is none.
 func (h *splitter) use(to string) *origin {
@@ -281,38 +343,57 @@ func (h *splitter) use(to string) *origin {
 
 // sendWaiting sends the heads of streams that wait for o.
 func (h *splitter) sendWaiting(o *origin) {
-	for o.ready && !o.gone && len(o.waiting) > 0 && uint32(len(o.streams)) < o.limit {
+	for len(o.waiting) > 0 && o.takes() {
 		st := o.waiting[0]
 		o.waiting = o.waiting[1:]
-		st.upID = o.next
-		o.next += 2
-		o.streams[st.upID] = st
-		st.up.window = o.initial
-		st.up.begun, st.up.sent = true, st.end
-		o.writeFields(st.upID, st.head, st.end)
-		st.head = nil
-		h.flushUp(st)
+		h.send(o, st)
 	}
 }
 
+// send sends a stream's head and what else has come of it.
+func (h *splitter) send(o *origin, st *stream) {
+	st.upID = o.next
+	o.next += 2
+	o.streams[st.upID] = st
+	st.up.window = o.initial
+	st.up.begun, st.up.sent = true, st.end
+	if h.cfg.Sent != nil {
+		h.cfg.Sent(&st.head, o.to)
+	}
+	o.writeFields(st.upID, st.head, st.end)
+	st.head = nil
+	h.flushUp(st)
+}
+
 // takeLocked takes DATA into one direction of a stream.
-func (h *splitter) takeLocked(st *stream, d *half, from *side, f *http2.DataFrame) error {
+func (h *splitter) takeLocked(st *stream, d *half, from *side, f *frame) error {
 	if d.over {
 		return http2.ConnectionError(http2.ErrCodeStreamClosed)
 	}
-	data := f.Data()
-	padding := int(f.Length) - len(data)
+	padding := int(f.Length) - len(f.data)
 	d.owed += padding // it is flow-controlled too (RFC 9113, section 6.1)
 	from.grant(0, padding)
-	d.pending = append(d.pending, data...)
-	d.over = f.StreamEnded()
+	waits := len(d.pending) > 0
+	if waits {
+		d.pending = append(d.pending, f.data...)
+	} else {
+		d.pending = f.data
+	}
+	d.over = f.ended()
 	if len(d.pending) > streamWindow {
 		return http2.ConnectionError(http2.ErrCodeFlowControl)
 	}
 	if d == &st.up {
+		st.copy.body(f.data)
+		if d.over {
+			st.copyEnds(nil)
+		}
 		h.flushUp(st)
 	} else {
 		h.flushDown(st)
+	}
+	if !waits {
+		d.pending = bytes.Clone(d.pending) // what is left
 	}
 	return nil
 }
@@ -385,6 +466,10 @@ func (h *splitter) ended(st *stream) {
 // forget takes a stream out of the tables.
 func (h *splitter) forget(st *stream) {
 	delete(h.streams, st.id)
+	if st.copy != nil {
+		st.copy.End(false)
+		st.copy = nil
+	}
 	o := st.origin
 	h.client.grant(0, len(st.up.pending))
 	if o.side != nil {
@@ -529,34 +614,36 @@ func (l fields) Path() string {
 	return p
 }
 
-// Values implements match.Head. The authority is the host, and the pieces of a cookie are one value (RFC 9113, sections 8.3.1 and 8.2.3).
-func (l fields) Values(name string) iter.Seq[string] {
-	return func(yield func(string) bool) {
-		if name == "cookie" {
-			var all []string
-			for _, f := range l {
-				if f.Name == name {
-					all = append(all, f.Value)
-				}
+// Any implements match.Head. The authority is the host, and the pieces of a cookie are one value (RFC 9113, sections 8.3.1 and 8.2.3).
+func (l fields) Any(name string, is func(string) bool) bool {
+	if name == "cookie" {
+		c, ok := l.cookie()
+		return ok && is(c)
+	}
+	found := false
+	for _, f := range l {
+		if f.Name == name {
+			found = true
+			if is(strings.Trim(f.Value, " \t")) {
+				return true
 			}
-			if all != nil {
-				yield(strings.Join(all, "; "))
-			}
-			return
-		}
-		found := false
-		for _, f := range l {
-			if f.Name == name {
-				found = true
-				if !yield(strings.Trim(f.Value, " \t")) {
-					return
-				}
-			}
-		}
-		if a := l.get(":authority"); !found && name == "host" && a != "" {
-			yield(a)
 		}
 	}
+	a := ""
+	if name == "host" && !found {
+		a = l.get(":authority")
+	}
+	return a != "" && is(a)
+}
+
+func (l fields) cookie() (value string, ok bool) {
+	var all []string
+	for _, f := range l {
+		if f.Name == "cookie" {
+			all = append(all, f.Value)
+		}
+	}
+	return strings.Join(all, "; "), all != nil
 }
 
 func errNotHTTP2(b []byte) error { return fmt.Errorf("no HTTP/2 but %.20q: %w", b, errPeer) }

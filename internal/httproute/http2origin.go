@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"errors"
 	"io"
+	"slices"
 	"time"
 
 	"golang.org/x/net/http2"
@@ -20,7 +21,7 @@ func (h *splitter) serveOrigin(o *origin) {
 	}
 	br := bufio.NewReaderSize(s, readAhead)
 	h.mu.Lock()
-	o.side = newSide(s, br, func() { h.drained(o.side) })
+	o.side = newSide(s, br, &h.batch, func() { h.drained(o.side) })
 	if h.ctx.Err() != nil || o.gone {
 		h.mu.Unlock()
 		s.Reset()
@@ -71,8 +72,9 @@ func (h *splitter) readOrigin(o *origin, br *bufio.Reader, s flow.Stream) error 
 		return errors.Join(errNotHTTP2(b), err)
 	}
 	for {
-		f, err := o.fr.ReadFrame()
+		f, err := o.readFrame()
 		h.mu.Lock()
+		h.begin()
 		if err == nil {
 			err = h.fromOrigin(o, f)
 		} else if se, ok := streamError(err); ok {
@@ -81,7 +83,7 @@ func (h *splitter) readOrigin(o *origin, br *bufio.Reader, s flow.Stream) error 
 			}
 			err = nil
 		}
-		h.mu.Unlock()
+		h.end(o.side, err)
 		if err != nil {
 			return err
 		}
@@ -105,18 +107,23 @@ func (h *splitter) passApp(br *bufio.Reader) error {
 }
 
 // fromOrigin takes one frame of an origin.
-func (h *splitter) fromOrigin(o *origin, f http2.Frame) error {
-	st := o.streams[f.Header().StreamID]
-	switch f := f.(type) {
-	case *http2.MetaHeadersFrame:
-		if st != nil {
-			return h.answerLocked(st, f)
+func (h *splitter) fromOrigin(o *origin, f *frame) error {
+	st := o.streams[f.StreamID]
+	switch f.Type {
+	case http2.FrameHeaders:
+		if st == nil {
+			return nil
 		}
-	case *http2.DataFrame:
-		if st != nil {
-			return h.takeLocked(st, &st.down, o.side, f)
+		return h.answerLocked(st, f)
+	case http2.FrameData:
+		if st == nil {
+			o.grant(0, int(f.Length))
+			return nil
 		}
-		o.grant(0, int(f.Length))
+		return h.takeLocked(st, &st.down, o.side, f)
+	default:
+	}
+	switch f := f.other.(type) {
 	case *http2.WindowUpdateFrame:
 		if f.StreamID == 0 {
 			return h.widen(o.side, f.Increment)
@@ -155,24 +162,24 @@ func (h *splitter) originResets(st *stream, code http2.ErrCode) {
 }
 
 // answerLocked takes an answer's head, provisional or final, or its trailers.
-func (h *splitter) answerLocked(st *stream, f *http2.MetaHeadersFrame) error {
+func (h *splitter) answerLocked(st *stream, f *frame) error {
 	d := &st.down
-	if f.Truncated {
+	if f.truncated {
 		h.resetLocked(st, st.id, http2.ErrCodeInternal)
 		return nil
 	}
 	if d.begun {
-		if !f.StreamEnded() || d.over {
+		if !f.ended() || d.over {
 			return http2.ConnectionError(http2.ErrCodeProtocol)
 		}
-		d.trailers, d.over = f.Fields, true
+		d.trailers, d.over = slices.Clone(f.fields), true
 		h.flushDown(st)
 		return nil
 	}
-	status := fields(f.Fields).get(":status")
+	status := f.fields.get(":status")
 	d.begun = len(status) != 3 || status[0] != '1'
-	d.over, d.sent = f.StreamEnded(), f.StreamEnded()
-	h.client.writeFields(st.id, f.Fields, f.StreamEnded())
+	d.over, d.sent = f.ended(), f.ended()
+	h.client.writeFields(st.id, f.fields, f.ended())
 	h.ended(st)
 	return nil
 }

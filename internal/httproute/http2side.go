@@ -1,8 +1,9 @@
 package httproute
 
 import (
+	"bufio"
 	"bytes"
-	"io"
+	"slices"
 	"sync"
 
 	"golang.org/x/net/http2"
@@ -26,21 +27,22 @@ const (
 
 // side is one HTTP/2 connection as its peer's other end.
 type side struct {
+	*frameReader
 	s  flow.Stream
-	r  io.Reader
-	fr *http2.Framer // reads
-	on func()        // called after the queue was written
+	on func() // called after the queue was written
 
 	mu   sync.Mutex // of the queue, after splitter.mu
 	cond sync.Cond
 	// guarded by mu:
-	queue  bytes.Buffer
-	held   bool // nothing is written yet
-	closed bool
-	reset  bool
-	dead   bool // cannot be written to
+	queue   bytes.Buffer
+	held    bool // nothing is written yet
+	writing bool // by the writer, outside of the lock
+	closed  bool
+	reset   bool
+	dead    bool // cannot be written to
 
 	// guarded by splitter.mu:
+	batch    *[]*side      // of the splitter; nil: nobody collects what is kicked
 	w        *http2.Framer // writes into the queue
 	fields   bytes.Buffer
 	enc      *hpack.Encoder
@@ -50,12 +52,9 @@ type side struct {
 	granted  int // of the connection, not yet told
 }
 
-func newSide(s flow.Stream, r io.Reader, drained func()) *side {
-	d := &side{s: s, r: r, fr: http2.NewFramer(io.Discard, r), on: drained, window: defaultWindow, initial: defaultWindow, maxFrame: 16 << 10}
+func newSide(s flow.Stream, r *bufio.Reader, batch *[]*side, drained func()) *side {
+	d := &side{batch: batch, frameReader: newFrameReader(r), s: s, on: drained, window: defaultWindow, initial: defaultWindow, maxFrame: 16 << 10}
 	d.cond.L = &d.mu
-	d.fr.ReadMetaHeaders = hpack.NewDecoder(4096, nil)
-	d.fr.MaxHeaderListSize = maxFields
-	d.fr.SetMaxReadFrameSize(16 << 10)
 	d.w = http2.NewFramer(queueWriter{d}, nil)
 	d.enc = hpack.NewEncoder(&d.fields)
 	return d
@@ -100,8 +99,36 @@ func (d *side) release(first func()) {
 	d.kick()
 }
 
-// kick has the writer write what is queued.
-func (d *side) kick() { d.cond.Signal() }
+// kick has what is queued written: at the end of the batch, or by the writer.
+func (d *side) kick() {
+	if b := *d.batch; b == nil {
+		d.cond.Signal()
+	} else if !slices.Contains(b, d) {
+		*d.batch = append(b, d)
+	}
+}
+
+// flush writes what is queued as far as the connection takes it now. The writer has the rest.
+func (d *side) flush() {
+	t, ok := d.s.(interface{ TryWrite(p []byte) (int, error) })
+	d.mu.Lock()
+	if !ok || d.writing || d.held || d.closed || d.dead {
+		d.mu.Unlock()
+		d.cond.Signal()
+		return
+	}
+	full := d.queue.Len() >= queueFull  // somebody may wait for room
+	n, _ := t.TryWrite(d.queue.Bytes()) // an error is the writer's to find
+	d.queue.Next(n)
+	left := d.queue.Len() > 0
+	d.mu.Unlock()
+	switch {
+	case left:
+		d.cond.Signal()
+	case full:
+		d.on()
+	}
+}
 
 // closeLocked has the writer close the connection when all is written, or reset it now.
 func (d *side) closeLocked(reset bool) {
@@ -135,16 +162,18 @@ func (d *side) run(failed func(error)) {
 			return
 		}
 		out, d.queue = d.queue, out
+		d.writing = true
 		d.mu.Unlock()
 		_, err := d.s.Write(out.Bytes())
 		out.Reset()
 		if out.Cap() > queueFull+maxWriteFrame {
 			out = bytes.Buffer{}
 		}
+		d.mu.Lock()
+		d.writing = false
+		d.dead = d.dead || err != nil
+		d.mu.Unlock()
 		if err != nil {
-			d.mu.Lock()
-			d.dead = true
-			d.mu.Unlock()
 			failed(err)
 			return
 		}

@@ -78,6 +78,15 @@ func (b *reader) room() {
 	}
 }
 
+// unread has p, at most MaxHead bytes, read first.
+func (b *reader) unread(p []byte) {
+	if len(p) == 0 {
+		return
+	}
+	b.large = largeBuffers.Get().(*[largeBuffer]byte)
+	b.w = copy(b.large[:], p)
+}
+
 // release gives the buffer back, if nothing is in it: an idle connection needs none until it reads again.
 func (b *reader) release() {
 	if b.r < b.w {

@@ -29,6 +29,7 @@ type world struct {
 	addrs map[string]string // by intercept; App is the app's
 	opens map[string]int
 	wrap  func(flow.Stream) flow.Stream // what Open returns, if it is set
+	copy  func(match.Head, bool) Copy   // if it is set
 }
 
 func newWorld(t testing.TB) *world {
@@ -43,7 +44,7 @@ func newWorld(t testing.TB) *world {
 				return
 			}
 			wg.Go(func() {
-				w.ends <- Serve(ctx, flow.FromTCP(c.(*net.TCPConn)), Config{Pick: w.pick, Rest: w.whoRests, Open: w.open})
+				w.ends <- Serve(ctx, flow.FromTCP(c.(*net.TCPConn)), Config{Pick: w.pick, Rest: w.whoRests, Open: w.open, Copy: w.copyOf})
 			})
 		}
 	})
@@ -99,6 +100,15 @@ func (w *world) open(ctx context.Context, to string) (flow.Stream, error) {
 		s = wrap(s)
 	}
 	return s, nil
+}
+
+func (w *world) copyOf(h match.Head, alone bool) Copy {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.copy == nil {
+		return nil
+	}
+	return w.copy(h, alone)
 }
 
 // at says where connections to the app or a laptop go.

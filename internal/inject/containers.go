@@ -1,6 +1,8 @@
 package inject
 
 import (
+	"strings"
+
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	"k8s.io/apimachinery/pkg/util/intstr"
@@ -25,7 +27,7 @@ func agentContainer(ac *agentcfg.Config, cfg Config, spec *corev1.PodSpec) corev
 		Image:           cfg.Image,
 		ImagePullPolicy: cfg.PullPolicy,
 		Env: []corev1.EnvVar{
-			{Name: agentcfg.EnvConfig, Value: ac.String()},
+			configEnv(ac),
 			{Name: "DOPPEL_LOG_LEVEL", Value: cfg.LogLevel},
 			fieldEnv(agentcfg.EnvPodName, "metadata.name"),
 			fieldEnv(agentcfg.EnvPodNamespace, "metadata.namespace"),
@@ -87,7 +89,7 @@ func redirectContainer(ac *agentcfg.Config, cfg Config, spec *corev1.PodSpec) co
 		Image:           cfg.Image,
 		ImagePullPolicy: cfg.PullPolicy,
 		Args:            []string{"redirect"},
-		Env:             []corev1.EnvVar{{Name: agentcfg.EnvConfig, Value: ac.String()}},
+		Env:             []corev1.EnvVar{configEnv(ac)},
 		VolumeMounts:    []corev1.VolumeMount{{Name: tokenVolumeName, MountPath: agentcfg.TokenDir, ReadOnly: true}}, // keeps the app's token out
 
 		TerminationMessagePolicy: corev1.TerminationMessageFallbackToLogsOnError,
@@ -113,6 +115,11 @@ func redirectContainer(ac *agentcfg.Config, cfg Config, spec *corev1.PodSpec) co
 func runsAsRoot(spec *corev1.PodSpec) bool {
 	sc := spec.SecurityContext
 	return sc != nil && sc.RunAsUser != nil && *sc.RunAsUser == 0
+}
+
+// configEnv carries the agent's configuration; the kubelet makes $$ a dollar sign again.
+func configEnv(ac *agentcfg.Config) corev1.EnvVar {
+	return corev1.EnvVar{Name: agentcfg.EnvConfig, Value: strings.ReplaceAll(ac.String(), "$", "$$")}
 }
 
 func fieldEnv(name, path string) corev1.EnvVar {

@@ -11,11 +11,30 @@ import (
 	"github.com/doppel-dev/doppel/internal/agentcfg"
 )
 
-// Find picks the port a user named: a service port's or container port's name or number, narrowed by service and container.
+// Find picks the ports a user named, in that order; without a name the only one. No port can be named twice.
+func Find(ports []Taken, names []string, service, container string) ([]Taken, error) {
+	if len(names) == 0 {
+		names = []string{""}
+	}
+	var out []Taken
+	for _, name := range names {
+		p, err := find(ports, name, service, container)
+		if err != nil {
+			return nil, err
+		}
+		if slices.ContainsFunc(out, func(o Taken) bool { return o.ContainerPort == p.ContainerPort && o.Protocol == p.Protocol }) {
+			return nil, &PortError{"SamePort", fmt.Sprintf("one port %s, which is named twice", describe([]Taken{p}))}
+		}
+		out = append(out, p)
+	}
+	return out, nil
+}
+
+// find picks one port: a service port's or container port's name or number, narrowed by service and container.
 // Where both fit, the service's port is meant. An empty name means the only port there is, or the only one that a service leads to. A suffix
 // /tcp or /udp narrows it to a protocol; without one a TCP port is meant before a UDP port.
 // The port's Services are narrowed to those that were meant. The error lists what could have been meant.
-func Find(ports []Taken, name, service, container string) (Taken, error) {
+func find(ports []Taken, name, service, container string) (Taken, error) {
 	name, protocol, _ := strings.Cut(name, "/")
 	all, err := narrow(ports, protocol, service, container)
 	if err != nil {
@@ -51,15 +70,15 @@ func tcp(ports []Taken) []Taken {
 }
 
 // Any picks a port to put an agent in front of where no port is meant: one that needs no privilege if there is one.
-func Any(ports []Taken) (Taken, error) {
+func Any(ports []Taken) ([]Taken, error) {
 	tcp := tcp(ports)
 	if len(tcp) == 0 {
-		return Taken{}, &PortError{"NoPort", "no TCP port: no service leads to its pods and no container declares one"}
+		return nil, &PortError{"NoPort", "no TCP port: no service leads to its pods and no container declares one"}
 	}
 	if i := slices.IndexFunc(tcp, func(p Taken) bool { return p.Way == agentcfg.ByName }); i >= 0 {
-		return tcp[i], nil
+		return tcp[i : i+1], nil
 	}
-	return tcp[0], nil
+	return tcp[:1], nil
 }
 
 // narrow keeps the TCP and UDP ports, those of a protocol, of a service and of a container; "" is any.

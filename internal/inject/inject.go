@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
@@ -23,8 +24,14 @@ type Config struct {
 	Resources *corev1.ResourceRequirements
 	// Ports are the ports to take, as Ports listed them.
 	Ports []Taken
+	// StandIns are the containers that are not to run.
+	StandIns []string
 	// Others are the pod's ports that are not taken: the agent keeps off their numbers.
 	Others []Taken
+	// Apps are the containers whose environment and volumes the agent has for laptops.
+	Apps []string
+	// Volumes is what laptops may do with volumes of which the pod's annotation says nothing.
+	Volumes Access
 }
 
 // Pod returns a copy of pod with the agent in it. A pod that already has one is returned unchanged.
@@ -36,10 +43,19 @@ func Pod(pod *corev1.Pod, cfg Config) (*corev1.Pod, error) {
 	if err := injectable(pod, cfg); err != nil {
 		return nil, err
 	}
+	secrets, err := agentcfg.TLSSecrets(pod.Annotations)
+	if err != nil {
+		return nil, err
+	}
 	if out.Annotations == nil {
 		out.Annotations = map[string]string{}
 	}
+	if len(cfg.StandIns) > 0 {
+		standIn(out, cfg)
+		pod = out.DeepCopy() // without the probes and hooks of what does not run
+	}
 	ac := agentConfig(&pod.Spec, cfg)
+	tls := endTLS(ac, secrets)
 	first := false
 	for _, p := range ac.Ports {
 		if p.Way == agentcfg.ByName {
@@ -49,7 +65,17 @@ func Pod(pod *corev1.Pod, cfg Config) (*corev1.Pod, error) {
 		first = first || hasPostStart(&pod.Spec, p.ContainerPort)
 		moveProbes(&out.Spec, p, ac.HealthPort)
 	}
+	apps, err := showApps(ac, cfg, pod)
+	if err != nil {
+		return nil, err
+	}
 	agent := agentContainer(ac, cfg, &pod.Spec)
+	agent.Env, agent.EnvFrom = append(agent.Env, apps.Env...), apps.EnvFrom
+	agent.VolumeMounts = append(agent.VolumeMounts, apps.VolumeMounts...)
+	for _, v := range tls {
+		agent.VolumeMounts = append(agent.VolumeMounts, corev1.VolumeMount{Name: v.name, MountPath: v.dir, ReadOnly: true})
+		out.Spec.Volumes = append(out.Spec.Volumes, v.volume())
+	}
 	if first {
 		// The kubelet runs the hook right after its container's start, once, and starts the next container when it is done.
 		out.Spec.Containers = slices.Insert(out.Spec.Containers, 0, agent)
@@ -79,13 +105,13 @@ func hasContainer(cs []corev1.Container, name string) bool {
 	return slices.ContainsFunc(cs, func(c corev1.Container) bool { return c.Name == name })
 }
 
-// ErrForbidden is returned for a pod whose template says doppel.dev/inject: "false".
-var ErrForbidden = errors.New(`the annotation doppel.dev/inject: "false" forbids it`)
+// ErrForbidden is returned for a pod whose template says doppel.dev/inject: disabled.
+var ErrForbidden = errors.New("the annotation doppel.dev/inject: disabled forbids it")
 
 func injectable(pod *corev1.Pod, cfg Config) error {
 	spec := &pod.Spec
 	switch {
-	case pod.Annotations[agentcfg.AnnotationInject] == "false":
+	case agentcfg.Forbids(pod.Annotations):
 		return ErrForbidden
 	case spec.HostNetwork:
 		return errors.New("the pod uses the node's network (hostNetwork)")
@@ -93,7 +119,7 @@ func injectable(pod *corev1.Pod, cfg Config) error {
 		return errors.New("the pod runs on Windows")
 	case spec.RestartPolicy == corev1.RestartPolicyNever || spec.RestartPolicy == corev1.RestartPolicyOnFailure:
 		return fmt.Errorf("the pod runs to completion (restartPolicy %s), which it never would with an agent", spec.RestartPolicy)
-	case len(cfg.Ports) == 0:
+	case len(cfg.Ports)+len(cfg.StandIns)+len(cfg.Apps) == 0:
 		return errors.New("no ports to take")
 	}
 	for _, name := range []string{agentcfg.Container, agentcfg.InitContainer} {
@@ -101,8 +127,15 @@ func injectable(pod *corev1.Pod, cfg Config) error {
 			return fmt.Errorf("the pod has a container %s that is not doppel's", name)
 		}
 	}
-	if slices.ContainsFunc(spec.Volumes, func(v corev1.Volume) bool { return v.Name == tokenVolumeName }) {
-		return fmt.Errorf("the pod has a volume %s that is not doppel's", tokenVolumeName)
+	for _, name := range cfg.StandIns {
+		if !hasContainer(spec.Containers, name) {
+			return fmt.Errorf("the pod has no container %s that a stand-in could replace", name)
+		}
+	}
+	if i := slices.IndexFunc(spec.Volumes, func(v corev1.Volume) bool {
+		return v.Name == tokenVolumeName || strings.HasPrefix(v.Name, tlsVolumePrefix)
+	}); i >= 0 {
+		return fmt.Errorf("the pod has a volume %s that is not doppel's", spec.Volumes[i].Name)
 	}
 	return earlyLiveness(spec, cfg.Ports)
 }
@@ -118,7 +151,7 @@ func agentConfig(spec *corev1.PodSpec, cfg Config) *agentcfg.Config {
 		used[next] = true
 		return next
 	}
-	ac := &agentcfg.Config{Managers: cfg.Managers, ManagerKey: cfg.ManagerKey, HealthPort: alloc()}
+	ac := &agentcfg.Config{Managers: cfg.Managers, ManagerKey: cfg.ManagerKey, HealthPort: alloc(), StandIns: cfg.StandIns}
 	for _, t := range cfg.Ports {
 		p := agentcfg.Port{
 			Protocol: string(t.Protocol), ContainerPort: t.ContainerPort, Container: t.Container, Way: t.Way, AgentPort: alloc(),

@@ -26,6 +26,8 @@ type fixture struct {
 	pod   corev1.Pod
 	facts Facts
 	take  []string
+	apps  []string
+	out   []string // containers that are not to run
 }
 
 func readFixture(t *testing.T, file string) fixture {
@@ -38,6 +40,12 @@ func readFixture(t *testing.T, file string) fixture {
 	for _, line := range strings.Split(string(raw), "\n") {
 		if s, ok := strings.CutPrefix(line, "# take: "); ok {
 			f.take = strings.Split(s, ",")
+		}
+		if s, ok := strings.CutPrefix(line, "# apps: "); ok {
+			f.apps = strings.Split(s, ",")
+		}
+		if s, ok := strings.CutPrefix(line, "# stand-in: "); ok {
+			f.out = strings.Split(s, ",")
 		}
 	}
 	for _, doc := range bytes.Split(raw, []byte("\n---\n")) {
@@ -70,15 +78,14 @@ func (f *fixture) config(t *testing.T) Config {
 	t.Helper()
 	cfg := Config{
 		Image: "ghcr.io/doppel-dev/traffic-agent:0.0.0", PullPolicy: corev1.PullIfNotPresent, LogLevel: "info",
-		Managers: []string{"10.96.0.1:8082"}, ManagerKey: "sha256:key",
+		Managers: []string{"10.96.0.1:8082"}, ManagerKey: "sha256:key", StandIns: f.out, Apps: f.apps,
 	}
 	cfg.Others = Ports(&f.pod.Spec, f.pod.Labels, f.facts)
-	for _, name := range f.take {
-		p, err := Find(cfg.Others, name, "", "")
-		if err != nil {
-			t.Fatal(err)
-		}
-		cfg.Ports = append(cfg.Ports, p)
+	var err error
+	if cfg.Ports, err = Find(cfg.Others, f.take, "", ""); err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range cfg.Ports {
 		cfg.Others = slices.DeleteFunc(cfg.Others, func(o Taken) bool { return o.ContainerPort == p.ContainerPort && o.Protocol == p.Protocol })
 	}
 	return cfg

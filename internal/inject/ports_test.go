@@ -334,6 +334,11 @@ func TestFind(t *testing.T) {
 		{"a number of both protocols, UDP wanted", both, "53/udp", "", "", 53, "udp:53", "", ""},
 		{"the only one of a protocol", both, "/UDP", "", "", 53, "udp:53", "", ""},
 
+		{"several ports", many, "metrics 80", "", "", 8080, "web:80", "", ""},
+		{"one that is there after one that is not", many, "grpc 80", "", "", 0, "", "NoSuchPort", `no port "grpc"; there is 8080 (http) [service web:80] [service pods:8080], 9090 (metrics), 80 (admin), 53/udp (dns) [service web:53]`},
+		{"the same one by two names", many, "http metrics 8080", "", "", 0, "", "SamePort", "one port 8080 (http) [service pods:8080], which is named twice"},
+		{"two protocols of a number", both, "53 53/udp", "", "", 53, "udp:53", "", ""},
+
 		{"no ports", nil, "", "", "", 0, "", "NoPort", "no port: no service leads to its pods and no container declares one"},
 		{"no such protocol", one, "80/sctp", "", "", 0, "", "NoPort", "no port: no service leads to its pods and no container declares one"},
 		{"no such name", many, "grpc", "", "", 0, "", "NoSuchPort", `no port "grpc"; there is 8080 (http) [service web:80] [service pods:8080], 9090 (metrics), 80 (admin), 53/udp (dns) [service web:53]`},
@@ -348,7 +353,11 @@ func TestFind(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			got, err := Find(tt.ports, tt.port, tt.service, tt.container)
+			var names []string
+			if tt.port != "" {
+				names = strings.Split(tt.port, " ")
+			}
+			got, err := Find(tt.ports, names, tt.service, tt.container)
 			var pe *PortError
 			if tt.reason != "" {
 				if !errors.As(err, &pe) || pe.Reason != tt.reason || pe.Error() != tt.msg {
@@ -359,14 +368,99 @@ func TestFind(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if via := fmt.Sprintf("%s:%d", got.Via().Service, got.Via().Port); got.ContainerPort != tt.want || via != tt.via {
-				t.Errorf("got %d via %s, want %d via %s", got.ContainerPort, via, tt.want, tt.via)
+			last := got[len(got)-1]
+			if via := fmt.Sprintf("%s:%d", last.Via().Service, last.Via().Port); len(got) != max(len(names), 1) || last.ContainerPort != tt.want || via != tt.via {
+				t.Errorf("got %v, want as the last one %d via %s", got, tt.want, tt.via)
 			}
 		})
 	}
 	// The list that was searched keeps all its services.
 	if len(one[0].Services) != 2 || len(many[0].Services) != 2 {
 		t.Error("Find changed its argument")
+	}
+}
+
+func TestFindContainer(t *testing.T) {
+	spec := func(names ...string) *corev1.PodSpec {
+		s := &corev1.PodSpec{InitContainers: []corev1.Container{{Name: "native"}}}
+		for _, n := range names {
+			s.Containers = append(s.Containers, corev1.Container{Name: n})
+		}
+		return s
+	}
+	ports := []Taken{
+		{Container: "a", ContainerPort: 80, Protocol: "TCP", Name: "http", Services: []ServicePort{{"web", 80, ""}}},
+		{Container: "b", ContainerPort: 81, Protocol: "TCP", Name: "admin"},
+		{Container: "a", ContainerPort: 82, Protocol: "SCTP"},
+		{Container: "a", ContainerPort: 83, Protocol: "UDP", Name: "dns"},
+	}
+	both := []Taken{{Container: "a", ContainerPort: 1, Services: []ServicePort{{"x", 1, ""}}}, {Container: "b", ContainerPort: 2, Services: []ServicePort{{"y", 2, ""}}}}
+	for name, tt := range map[string]struct {
+		spec      *corev1.PodSpec
+		ports     []Taken
+		names     []string
+		container string
+		want      string // container and its ports, or the error
+	}{
+		"the only one":                    {spec: spec("a"), ports: ports[:1], want: "a [80]"},
+		"without ports":                   {spec: spec("worker"), want: "worker []"},
+		"the one that services lead to":   {spec: spec("a", "b"), ports: ports, want: "a [80 83]"},
+		"by name":                         {spec: spec("a", "b"), ports: ports, container: "b", want: "b [81]"},
+		"by a port, which comes first":    {spec: spec("a", "b"), ports: ports, names: []string{"dns"}, want: "a [83 80]"},
+		"by name and port":                {spec: spec("a", "b"), ports: ports, container: "a", names: []string{"http"}, want: "a [80 83]"},
+		"another one's port":              {spec: spec("a", "b"), ports: ports, container: "b", names: []string{"http"}, want: `NoSuchPort: no port "http"; there is 81 (admin)`},
+		"ports of two":                    {spec: spec("a", "b"), ports: ports, names: []string{"http", "admin"}, want: "AmbiguousContainer: ports of several containers among those: 80 (http) [service web:80], 81 (admin)"},
+		"services lead to both":           {spec: spec("a", "b"), ports: both, want: "AmbiguousContainer: several containers: a, b"},
+		"services lead to none":           {spec: spec("a", "b"), want: "AmbiguousContainer: several containers: a, b"},
+		"no such":                         {spec: spec("a", "b"), container: "c", want: `NoSuchContainer: no container "c" that can be replaced; there is a, b`},
+		"what runs until the pod is gone": {spec: spec("a"), container: "native", want: `NoSuchContainer: no container "native" that can be replaced; there is a`},
+	} {
+		container, got, err := FindContainer(tt.spec, tt.ports, tt.names, "", tt.container)
+		numbers := []uint16{}
+		for _, p := range got {
+			numbers = append(numbers, p.ContainerPort)
+		}
+		out := fmt.Sprintf("%s %v", container, numbers)
+		var pe *PortError
+		if errors.As(err, &pe) {
+			out = pe.Reason + ": " + pe.Msg
+		}
+		if out != tt.want {
+			t.Errorf("%s: %s, want %s", name, out, tt.want)
+		}
+	}
+}
+
+func TestFindApp(t *testing.T) {
+	always := corev1.ContainerRestartPolicyAlways
+	pod := func(preferred string, names ...string) *corev1.PodTemplateSpec {
+		p := &corev1.PodTemplateSpec{Spec: corev1.PodSpec{InitContainers: []corev1.Container{{Name: "init"}, {Name: "native", RestartPolicy: &always}}}}
+		p.Annotations = map[string]string{defaultContainerAnnotation: preferred}
+		for _, n := range names {
+			p.Spec.Containers = append(p.Spec.Containers, corev1.Container{Name: n})
+		}
+		return p
+	}
+	for name, tt := range map[string]struct {
+		pod       *corev1.PodTemplateSpec
+		container string
+		want      string
+	}{
+		"the only one":        {pod("", "a"), "", "a"},
+		"the default one":     {pod("b", "a", "b"), "", "b"},
+		"a default that errs": {pod("none", "a", "b"), "", "AmbiguousContainer: several containers: a, b, native"},
+		"by name":             {pod("b", "a", "b"), "a", "a"},
+		"a native sidecar":    {pod("b", "a", "b"), "native", "native"},
+		"none of that name":   {pod("b", "a"), "init", `NoSuchContainer: no container "init"; there is a, native`},
+	} {
+		got, err := FindApp(tt.pod, tt.container)
+		var pe *PortError
+		if errors.As(err, &pe) {
+			got = pe.Reason + ": " + pe.Msg
+		}
+		if got != tt.want {
+			t.Errorf("%s: %s, want %s", name, got, tt.want)
+		}
 	}
 }
 
@@ -378,8 +472,8 @@ func TestAny(t *testing.T) {
 		ports []Taken
 		want  uint16
 	}{{[]Taken{udp, redirect, name}, 8080}, {[]Taken{udp, redirect}, 80}} {
-		if got, err := Any(tt.ports); err != nil || got.ContainerPort != tt.want {
-			t.Errorf("%v: port %d, %v", tt.ports, got.ContainerPort, err)
+		if got, err := Any(tt.ports); err != nil || len(got) != 1 || got[0].ContainerPort != tt.want {
+			t.Errorf("%v: ports %v, %v", tt.ports, got, err)
 		}
 	}
 	var pe *PortError

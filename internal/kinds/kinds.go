@@ -6,11 +6,13 @@ import (
 	"encoding/json"
 	"fmt"
 	"strings"
+	"time"
 
 	appsv1 "k8s.io/api/apps/v1"
 	batchv1 "k8s.io/api/batch/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/util/intstr"
 
 	"github.com/doppel-dev/doppel/internal/agentcfg"
@@ -25,6 +27,7 @@ const (
 	Pod         = "Pod"
 	Job         = "Job"
 	CronJob     = "CronJob"
+	Rollout     = "Rollout" // of Argo Rollouts, where the cluster has it
 )
 
 // Names are the words by which people call a kind, as kubectl takes them.
@@ -34,6 +37,7 @@ var names = map[string]string{
 	"daemonset": DaemonSet, "daemonsets": DaemonSet, "ds": DaemonSet,
 	"replicaset": ReplicaSet, "replicasets": ReplicaSet, "rs": ReplicaSet,
 	"pod": Pod, "pods": Pod, "po": Pod,
+	"rollout": Rollout, "rollouts": Rollout, "ro": Rollout,
 	"job": Job, "jobs": Job, "cronjob": CronJob, "cronjobs": CronJob, "cj": CronJob,
 }
 
@@ -55,7 +59,7 @@ type How int
 
 // The ways.
 const (
-	ByController How = iota // a change of the template's annotations is enough
+	ByController How = iota // RestartPatch is enough
 	ByDeletion              // each pod has to be deleted, and its controller makes another
 	ByCreation              // a pod alone: who deletes it has to make it again
 	Never
@@ -66,11 +70,13 @@ type Info struct {
 	Kind     string
 	Object   metav1.Object
 	Selector *metav1.LabelSelector   // nil: a pod alone
-	Template *corev1.PodTemplateSpec // a part of Object, but for a pod alone
+	Template *corev1.PodTemplateSpec // without containers: it is elsewhere, see FromSets
 	Replicas int32
 	Observed bool   // its controller has acted on the template
 	Failure  string // its controller's own word for pods that it cannot create
 	Owner    string // "KIND NAME" of what it belongs to; that is to be intercepted instead
+
+	restartAt time.Time // of a Rollout
 
 	How How
 	// Why says, after the workload's name, what stands against replacing its pods: never, or not without a gap. "": nothing.
@@ -100,6 +106,11 @@ func Of(o any) (i Info, ok bool) {
 		i = Info{Kind: Job, Object: o, Selector: o.Spec.Selector, Template: &o.Spec.Template, Observed: true, How: Never, Why: "runs to completion"}
 	case *batchv1.CronJob:
 		i = Info{Kind: CronJob, Object: o, Template: &o.Spec.JobTemplate.Spec.Template, Observed: true, How: Never, Why: "runs to completion"}
+	case *unstructured.Unstructured:
+		if o.GroupVersionKind() != rolloutKind {
+			return Info{}, false
+		}
+		i = rollout(o)
 	default:
 		return Info{}, false
 	}
@@ -135,6 +146,10 @@ func New(kind string) metav1.Object {
 		return &batchv1.Job{}
 	case CronJob:
 		return &batchv1.CronJob{}
+	case Rollout:
+		u := &unstructured.Unstructured{}
+		u.SetGroupVersionKind(rolloutKind)
+		return u
 	}
 	return nil
 }
@@ -146,6 +161,8 @@ func (i *Info) APIVersion() string {
 		return corev1.SchemeGroupVersion.String()
 	case Job, CronJob:
 		return batchv1.SchemeGroupVersion.String()
+	case Rollout:
+		return RolloutVersion.String()
 	}
 	return appsv1.SchemeGroupVersion.String()
 }
@@ -184,7 +201,7 @@ func deployment(d *appsv1.Deployment) Info {
 // Claims are the names of the volume claims that all pods of a Deployment or ReplicaSet share.
 func (i *Info) Claims() []string {
 	var out []string
-	if i.Kind == StatefulSet || i.Kind == DaemonSet {
+	if i.Kind == StatefulSet || i.Kind == DaemonSet || i.Kind == Rollout {
 		return nil // each pod ends before the next one starts
 	}
 	for _, v := range i.Template.Spec.Volumes {

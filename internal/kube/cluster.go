@@ -177,6 +177,18 @@ func (c *Cluster) WhoAmI(ctx context.Context) (string, error) {
 	return c.user, nil
 }
 
+// DirectAddrs resolves the names of a manager's direct addresses, as far as they are known here.
+func DirectAddrs(ctx context.Context, addresses []string) []netip.Addr {
+	var out []netip.Addr
+	for _, a := range addresses {
+		host, _, _ := net.SplitHostPort(a)
+		if addrs, err := lookup(ctx, host); err == nil {
+			out = append(out, addrs...)
+		}
+	}
+	return out
+}
+
 // ServerAddrs resolves the API server's name, and that of the proxy on the way if there is one; these addresses must never be
 // routed into the tunnel.
 func (c *Cluster) ServerAddrs(ctx context.Context) ([]netip.Addr, error) {
@@ -231,6 +243,8 @@ func (c *Cluster) explain(err error, doing string) error {
 		return uerr.Wrap(err, uerr.Denied, "log in to the cluster again; kubectl get ns shows the same error", "%s: the API server does not accept your credentials", doing)
 	case apierrors.IsForbidden(err):
 		return uerr.Wrap(err, uerr.Denied, "ask an administrator of the cluster for the right", "%s", doing)
+	case apierrors.IsBadRequest(err) && strings.Contains(err.Error(), "strict decoding error"):
+		return uerr.Wrap(err, uerr.Conflict, "ask an administrator for: doppel helm upgrade", "%s: the doppel in the cluster is older than this one, and does not know what is wanted", doing)
 	case strings.Contains(err.Error(), "getting credentials: "): // a credential plugin's failure is a url.Error too
 		return uerr.Wrap(err, uerr.Denied, "log in to the cluster again; kubectl get ns shows the same error", "%s: the kubeconfig's credential plugin failed", doing)
 	case errors.Is(err, context.DeadlineExceeded) || errors.As(err, &ne) && ne.Timeout():
@@ -257,9 +271,9 @@ func (c *Cluster) CloseIdle() {
 // sooner than the third SYN, 3 s later.
 const attachDialTimeout = 3 * time.Second
 
-// attachTransport is for one attempt to attach, on a connection of its own. It speaks HTTP/1.1 only: over HTTP/2 the API server's
+// attachTransport is for one attempt to attach, on a connection of its own, of which made is told. It speaks HTTP/1.1 only: over HTTP/2 the API server's
 // proxy ignores Upgrade (D1).
-func (c *Cluster) attachTransport() (http.RoundTripper, error) {
+func (c *Cluster) attachTransport(made func(*tunnel.Socket)) (http.RoundTripper, error) {
 	cfg := rest.CopyConfig(c.config)
 	cfg.NextProtos = []string{"http/1.1"}
 	tlsConfig, err := rest.TLSConfigFor(cfg)
@@ -281,7 +295,9 @@ func (c *Cluster) attachTransport() (http.RoundTripper, error) {
 				local := a.AddrPort().Addr().Unmap().WithZone("")
 				c.from.Store(&local)
 			}
-			return conn, tunnel.Tune(conn)
+			s := tunnel.NewSocket(conn)
+			made(s)
+			return s, tunnel.Tune(conn)
 		},
 	})
 }

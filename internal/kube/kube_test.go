@@ -15,6 +15,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"sync"
 	"testing"
@@ -302,7 +303,7 @@ func TestManager(t *testing.T) {
 				}
 				return
 			}
-			if want := (ManagerInfo{Key: "sha256:k", Version: "1.0", Protocol: 1, Pod: "traffic-manager-7"}); err != nil || m != want {
+			if want := (ManagerInfo{Key: "sha256:k", Version: "1.0", Protocol: 1, Pod: "traffic-manager-7"}); err != nil || !reflect.DeepEqual(m, want) {
 				t.Errorf("%+v, %v", m, err)
 			}
 		})
@@ -453,6 +454,9 @@ func TestIntercepts(t *testing.T) {
 	if err := s.c.DeleteIntercept(t.Context(), &in); err != nil {
 		t.Errorf("an intercept that is gone: %v", err)
 	}
+	older := newAPIServer(t, map[string]any{"POST " + intercepts: apierrors.NewBadRequest(`strict decoding error: unknown field "spec.http.cookies"`)})
+	_, err = older.c.CreateIntercept(t.Context(), "shop", v1alpha1.InterceptSpec{})
+	wantError(t, err, uerr.Conflict, "older than this one", "doppel helm upgrade")
 	_, err = s.c.CreateIntercept(t.Context(), "nowhere", v1alpha1.InterceptSpec{})
 	wantError(t, err, uerr.NotFound, "no namespace nowhere", "kubectl get ns")
 }
@@ -523,7 +527,7 @@ func TestWorkloads(t *testing.T) {
 	}
 	want := []string{
 		"Deployment web agent:true ", "Deployment plain agent:false ",
-		"Deployment forbids agent:false its annotation doppel.dev/inject=false forbids it",
+		"Deployment forbids agent:false its annotation doppel.dev/inject forbids it",
 		"Deployment host agent:false it uses the node's network",
 		"StatefulSet db agent:true ",
 		"DaemonSet logs agent:false not without --recreate: it runs on one node, where its pod ends before the next one starts",
@@ -606,9 +610,24 @@ func TestReplacePod(t *testing.T) {
 	if err := s.c.ReplacePod(t.Context(), "shop", "alone", "u2"); err != nil {
 		t.Fatal(err)
 	}
-	if back := last(); tries != 3 || len(back.Annotations) != 0 || len(back.Spec.Containers) != 1 || back.Labels["app"] != "alone" {
+	back := last()
+	if tries != 3 || len(back.Annotations) != 0 || len(back.Spec.Containers) != 1 || back.Labels["app"] != "alone" {
 		t.Errorf("made again %+v", back)
 	}
+
+	// The pod is not given up for an API server in trouble, nor made twice when its answer was lost.
+	answers["POST "+pods] = func() any {
+		if tries++; tries == 5 {
+			p.UID = "u3"
+		}
+		return apierrors.NewInternalError(errors.New("etcd"))
+	}
+	tries = 3
+	if err := s.c.ReplacePod(t.Context(), "shop", "alone", "u2"); err != nil || tries != 5 {
+		t.Errorf("%d tries, %v", tries, err)
+	}
+	answers["POST "+pods] = apierrors.NewForbidden(schema.GroupResource{Resource: "pods"}, "alone", errors.New("quota"))
+	wantError(t, s.c.ReplacePod(t.Context(), "shop", "alone", "u3"), uerr.Denied, "quota", "administrator")
 }
 
 // Agents leave by a rolling restart, which is waited for.
@@ -637,6 +656,19 @@ func TestRemoveAgents(t *testing.T) {
 		t.Errorf("said %q", steps)
 	}
 
+	// One that its template asks for stays while there is a manager.
+	keeps := deployment("web")
+	keeps.Spec.Template.Annotations = map[string]string{agentcfg.AnnotationInject: agentcfg.InjectEnabled}
+	s = newAPIServer(t, appsLists(map[string]any{
+		"GET " + deployments: &appsv1.DeploymentList{Items: []appsv1.Deployment{keeps}},
+		"GET " + replicaSets: &appsv1.ReplicaSetList{Items: []appsv1.ReplicaSet{replicaSet("web")}},
+		"GET " + pods:        &corev1.PodList{Items: []corev1.Pod{agentPod("web")}},
+	}))
+	if err := s.c.RemoveAgents(t.Context(), "shop", func(Workload) bool { return true }, func(string) {}); err != nil {
+		t.Error(err)
+	}
+	wantError(t, s.c.RefuseKept(t.Context(), "shop", "web"), uerr.Conflict, "doppel.dev/inject: enabled", "annotation")
+
 	// One that does not go is named when the time is up; one that is not meant is left alone.
 	answers["GET "+pods] = &corev1.PodList{Items: []corev1.Pod{agentPod("web")}}
 	s = newAPIServer(t, answers)
@@ -659,16 +691,16 @@ func TestEndAll(t *testing.T) {
 		"GET /apis/doppel.dev/v1alpha1/intercepts": &v1alpha1.InterceptList{Items: []v1alpha1.Intercept{in}}, "DELETE " + intercepts + "/web-x": ok,
 		"GET " + sessionsPath: &v1alpha1.SessionList{Items: []v1alpha1.Session{sess}}, "DELETE " + sessionsPath + "/session-x": ok,
 	})
-	if err := s.c.EndAll(t.Context(), "doppel"); err != nil {
+	if err := s.c.EndAll(t.Context(), "doppel", []string{""}); err != nil {
 		t.Fatal(err)
 	}
 	if len(s.saw("DELETE "+intercepts+"/web-x")) != 1 || len(s.saw("DELETE "+sessionsPath+"/session-x")) != 1 {
 		t.Error("not deleted")
 	}
-	if err := newAPIServer(t, nil).c.EndAll(t.Context(), "doppel"); err != nil {
+	if err := newAPIServer(t, nil).c.EndAll(t.Context(), "doppel", []string{""}); err != nil {
 		t.Errorf("a cluster without doppel: %v", err)
 	}
-	err := newAPIServer(t, map[string]any{"GET /apis/doppel.dev/v1alpha1/intercepts": forbidden()}).c.EndAll(t.Context(), "doppel")
+	err := newAPIServer(t, map[string]any{"GET /apis/doppel.dev/v1alpha1/intercepts": forbidden()}).c.EndAll(t.Context(), "doppel", []string{""})
 	wantError(t, err, uerr.Denied, "list intercepts", "administrator")
 }
 

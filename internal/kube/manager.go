@@ -10,6 +10,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/rest"
 
 	"github.com/doppel-dev/doppel/api/v1alpha1"
 	"github.com/doppel-dev/doppel/internal/tunnel"
@@ -29,6 +30,12 @@ type ManagerInfo struct {
 	Protocol int  // version of the tunnel protocol it speaks
 	ReachAll bool // it lets every session get to the whole cluster
 	Pod      string
+	Direct   []string // HOST:PORT where it is reached without the API server
+
+	Namespaces      []string // those that it is for; none: the whole cluster
+	NoWebhook       bool     // it gives pods no agents
+	EnabledOnly     bool     // it gives agents only to pods that are annotated doppel.dev/inject: enabled
+	ReachNamespaces bool     // it lets every session get to all of these, whatever its user may
 }
 
 // Manager reads the manager's ConfigMap.
@@ -54,7 +61,11 @@ func (c *Cluster) Manager(ctx context.Context, ns string) (ManagerInfo, error) {
 	if err != nil {
 		return ManagerInfo{}, uerr.Wrap(err, uerr.Cluster, "install it again with: doppel helm upgrade", "ConfigMap %s/%s", ns, managerName)
 	}
-	return ManagerInfo{Key: cm.Data["key"], Version: cm.Data["version"], Protocol: protocol, ReachAll: cm.Data["reach"] == "all", Pod: cm.Data["pod"]}, nil
+	return ManagerInfo{
+		Key: cm.Data["key"], Version: cm.Data["version"], Protocol: protocol, ReachAll: cm.Data["reach"] == "all", Pod: cm.Data["pod"],
+		Namespaces: listed(cm.Data, "namespaces"), ReachNamespaces: cm.Data["reach"] == "namespaces", NoWebhook: cm.Data["webhook"] == "none",
+		EnabledOnly: cm.Data["injection"] == "enabledOnly", Direct: listed(cm.Data, "direct"),
+	}, nil
 }
 
 func explainUpgrade(e *tunnel.UpgradeError, ns string) error {
@@ -71,6 +82,12 @@ func explainUpgrade(e *tunnel.UpgradeError, ns string) error {
 	return uerr.Wrap(e, uerr.Cluster, "", "reach the traffic-manager")
 }
 
+// create begins the creation of an object of ours. The API server would drop fields that its resource types do not have yet, and an intercept of which a
+// condition was dropped takes more than it should: it is to refuse them.
+func (c *Cluster) create(resource, ns string) *rest.Request {
+	return c.resources.Post().Namespace(ns).Resource(resource).Param("fieldValidation", metav1.FieldValidationStrict)
+}
+
 // CreateSession creates the session object, renewed now by the cluster's clock, and returns it with its UID.
 func (c *Cluster) CreateSession(ctx context.Context, ns string, spec v1alpha1.SessionSpec) (*v1alpha1.Session, error) {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
@@ -78,7 +95,7 @@ func (c *Cluster) CreateSession(ctx context.Context, ns string, spec v1alpha1.Se
 	spec.RenewTime = c.clock.now()
 	s := &v1alpha1.Session{ObjectMeta: metav1.ObjectMeta{GenerateName: "session-", Namespace: ns}, Spec: spec}
 	out := &v1alpha1.Session{}
-	err := c.resources.Post().Namespace(ns).Resource("sessions").Body(s).Do(ctx).Into(out)
+	err := c.create("sessions", ns).Body(s).Do(ctx).Into(out)
 	if apierrors.IsNotFound(err) {
 		return nil, uerr.Wrap(ErrNoManager, uerr.NotFound, "install it with: doppel helm install", "the cluster does not know doppel's resources")
 	}
@@ -105,7 +122,7 @@ func (c *Cluster) CreateIntercept(ctx context.Context, ns string, spec v1alpha1.
 	defer cancel()
 	in := &v1alpha1.Intercept{ObjectMeta: metav1.ObjectMeta{GenerateName: spec.Workload.Name + "-", Namespace: ns}, Spec: spec}
 	out := &v1alpha1.Intercept{}
-	err := c.resources.Post().Namespace(ns).Resource("intercepts").Body(in).Do(ctx).Into(out)
+	err := c.create("intercepts", ns).Body(in).Do(ctx).Into(out)
 	if apierrors.IsNotFound(err) {
 		return nil, uerr.Wrap(err, uerr.NotFound, "look at the namespaces with: kubectl get ns", "no namespace %s", ns)
 	}

@@ -59,6 +59,17 @@ func (c *Cluster) Reach(ctx context.Context, wanted []string) (v1alpha1.Reach, e
 	return out, nil
 }
 
+// ReachThrough is what the user reaches through a manager.
+func (c *Cluster) ReachThrough(ctx context.Context, m ManagerInfo) (v1alpha1.Reach, error) {
+	switch {
+	case m.ReachAll:
+		return v1alpha1.Reach{Namespaces: []string{v1alpha1.ReachAll}}, nil
+	case m.ReachNamespaces:
+		return v1alpha1.Reach{Namespaces: m.Namespaces}, nil
+	}
+	return c.Reach(ctx, m.Namespaces)
+}
+
 // Namespaces lists the names of all namespaces; not everybody may.
 func (c *Cluster) Namespaces(ctx context.Context) ([]string, error) {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)

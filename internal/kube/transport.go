@@ -28,21 +28,55 @@ import (
 	"github.com/doppel-dev/doppel/internal/uerr"
 )
 
-// Transport is a way through the API server to the traffic-manager.
+// Transport is a way to the traffic-manager.
 type Transport string
 
-// The transports. A port-forward goes through the pod's kubelet instead of the pod network.
+// The transports. A port-forward goes through the pod's kubelet instead of the pod network; Direct, which few clusters have, past the API
+// server.
 const (
+	Direct           Transport = "direct"
 	ServiceProxy     Transport = "service proxy"
 	WebSocketForward Transport = "WebSocket port-forward"
 	SPDYForward      Transport = "SPDY port-forward"
 )
 
-// Transports are all of them, the better first: a port-forward carries half as much.
+// Transports are those through the API server, the better first: a port-forward carries half as much.
 var Transports = []Transport{ServiceProxy, WebSocketForward, SPDYForward}
 
 // managerPort is where the manager's pod serves /attach: the containerPort "api" of the chart.
 const managerPort = 10250
+
+// directTimeout bounds the TCP connection to each of a manager's direct addresses: where a firewall is in between, nothing answers.
+const directTimeout = 2 * time.Second
+
+// DirectConn is a connection past the API server.
+type DirectConn struct {
+	net.Conn
+	Host string        // as it was asked for
+	Trip time.Duration // how long TCP took to connect: a round trip
+}
+
+// NetConn is the connection itself.
+func (c *DirectConn) NetConn() net.Conn { return c.Conn }
+
+// DialDirect connects to the first of a manager's direct addresses that answers.
+func DialDirect(ctx context.Context, addresses []string) (net.Conn, error) {
+	var errs []error
+	for _, a := range addresses {
+		host, _, err := net.SplitHostPort(a)
+		if err != nil {
+			return nil, uerr.Wrap(err, uerr.Cluster, "an administrator corrects the chart's value direct.addresses", "address of the traffic-manager")
+		}
+		began := time.Now()
+		d := net.Dialer{Timeout: directTimeout, KeepAlive: 30 * time.Second}
+		c, err := d.DialContext(ctx, "tcp", a)
+		if err == nil {
+			return &DirectConn{Conn: c, Host: host, Trip: time.Since(began)}, nil
+		}
+		errs = append(errs, err)
+	}
+	return nil, uerr.Wrap(errors.Join(errs...), uerr.Cluster, "", "the traffic-manager is not reached at %s", strings.Join(addresses, ", "))
+}
 
 // attachTimeout bounds one Attach. An API server tries for half a minute to reach a pod that it cannot reach.
 const attachTimeout = 4 * time.Second
@@ -52,12 +86,16 @@ func (c *Cluster) Attach(ctx context.Context, ns string, t Transport) (net.Conn,
 	ctx, cancel := context.WithTimeout(ctx, attachTimeout)
 	defer cancel()
 	if t == ServiceProxy {
-		rt, err := c.attachTransport()
+		var socket *tunnel.Socket
+		rt, err := c.attachTransport(func(s *tunnel.Socket) { socket = s })
 		if err != nil {
 			return nil, err
 		}
 		conn, err := tunnel.Upgrade(ctx, rt, fmt.Sprintf("%s/api/v1/namespaces/%s/services/http:%s:api/proxy/attach", strings.TrimSuffix(c.Server, "/"), ns, managerName))
-		return conn, c.explainAttach(err, ns)
+		if err != nil {
+			return nil, c.explainAttach(err, ns)
+		}
+		return socket.Over(conn), nil
 	}
 	m, err := c.Manager(ctx, ns) // now: a manager's pod does not live as long as a session
 	if err != nil {
@@ -176,7 +214,7 @@ func (c *Cluster) forward(ctx context.Context, ns, pod string, t Transport) (net
 
 // forwardSPDY has the API server switch to SPDY.
 func (c *Cluster) forwardSPDY(ctx context.Context, u *url.URL) (net.Conn, error) {
-	rt, err := c.attachTransport()
+	rt, err := c.attachTransport(func(*tunnel.Socket) {})
 	if err != nil {
 		return nil, err
 	}

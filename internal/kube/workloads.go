@@ -18,6 +18,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/doppel-dev/doppel/internal/agentcfg"
@@ -32,6 +33,7 @@ type Workload struct {
 	Namespace string
 	Agent     bool   // some pod has a traffic-agent
 	NotReady  string // why it cannot be intercepted; empty if it can
+	Keeps     bool   // its pods have an agent, intercepted or not
 
 	how    kinds.How
 	busy   bool         // a pod of it ends, or is not ready
@@ -51,10 +53,13 @@ func (c *Cluster) Workloads(ctx context.Context, ns string) ([]Workload, error) 
 	if err != nil {
 		return nil, c.explain(err, "list the pods of namespace "+ns)
 	}
-	above := map[types.UID]types.UID{} // what controls a controller
+	above, sets := map[types.UID]types.UID{}, map[types.UID][]appsv1.ReplicaSet{} // what controls a controller
 	for _, o := range owners {
 		if c := metav1.GetControllerOf(o); c != nil {
 			above[o.GetUID()] = c.UID
+			if rs, ok := o.(*appsv1.ReplicaSet); ok {
+				sets[c.UID] = append(sets[c.UID], *rs)
+			}
 		}
 	}
 	with, busy := map[types.UID][]corev1.Pod{}, map[types.UID]bool{}
@@ -76,11 +81,31 @@ func (c *Cluster) Workloads(ctx context.Context, ns string) ([]Workload, error) 
 	out := []Workload{}
 	for _, o := range owners {
 		if i, ok := kinds.Of(o); ok && i.Owner == "" {
+			i.FromSets(sets[o.GetUID()])
 			agents := with[o.GetUID()]
-			out = append(out, Workload{Kind: i.Kind, Name: o.GetName(), Namespace: o.GetNamespace(), NotReady: notReady(&i), Agent: len(agents) > 0, how: i.How, busy: busy[o.GetUID()], agents: agents})
+			out = append(out, Workload{Kind: i.Kind, Name: o.GetName(), Namespace: o.GetNamespace(), NotReady: notReady(&i), Agent: len(agents) > 0, how: i.How, Keeps: agentcfg.Keeps(i.Template.Annotations), busy: busy[o.GetUID()], agents: agents})
 		}
 	}
 	return out, nil
+}
+
+// rolloutsPath is where Argo Rollouts are, in clusters that have them.
+var rolloutsPath = "/apis/" + kinds.RolloutVersion.String()
+
+func (c *Cluster) rollouts(ctx context.Context, ns string) ([]unstructured.Unstructured, error) {
+	b, err := c.core.AppsV1().RESTClient().Get().AbsPath(rolloutsPath).Namespace(ns).Resource("rollouts").Do(ctx).Raw()
+	if apierrors.IsNotFound(err) || apierrors.IsForbidden(err) { // what one may not see is not there
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	var list unstructured.UnstructuredList
+	return list.Items, list.UnmarshalJSON(b)
+}
+
+func (c *Cluster) rollout(ctx context.Context, ns, name string) error {
+	return c.core.AppsV1().RESTClient().Get().AbsPath(rolloutsPath).Namespace(ns).Resource("rollouts").Name(name).Do(ctx).Error()
 }
 
 // controllers lists what controls pods.
@@ -89,16 +114,21 @@ func (c *Cluster) controllers(ctx context.Context, ns string) ([]metav1.Object, 
 	var ss *appsv1.StatefulSetList
 	var es *appsv1.DaemonSetList
 	var rs *appsv1.ReplicaSetList
+	var ros []unstructured.Unstructured
 	g, ctx := errgroup.WithContext(ctx)
 	apps := c.core.AppsV1()
 	g.Go(func() (err error) { ds, err = apps.Deployments(ns).List(ctx, metav1.ListOptions{}); return err })
 	g.Go(func() (err error) { ss, err = apps.StatefulSets(ns).List(ctx, metav1.ListOptions{}); return err })
 	g.Go(func() (err error) { es, err = apps.DaemonSets(ns).List(ctx, metav1.ListOptions{}); return err })
 	g.Go(func() (err error) { rs, err = apps.ReplicaSets(ns).List(ctx, metav1.ListOptions{}); return err })
+	g.Go(func() (err error) { ros, err = c.rollouts(ctx, ns); return err })
 	if err := g.Wait(); err != nil {
 		return nil, err
 	}
 	var out []metav1.Object
+	for i := range ros {
+		out = append(out, &ros[i])
+	}
 	for i := range ds.Items {
 		out = append(out, &ds.Items[i])
 	}
@@ -116,8 +146,8 @@ func (c *Cluster) controllers(ctx context.Context, ns string) ([]metav1.Object, 
 
 func notReady(i *kinds.Info) string {
 	switch t := i.Template; {
-	case t.Annotations[agentcfg.AnnotationInject] == "false":
-		return "its annotation " + agentcfg.AnnotationInject + "=false forbids it"
+	case agentcfg.Forbids(t.Annotations):
+		return "its annotation " + agentcfg.AnnotationInject + " forbids it"
 	case t.Spec.HostNetwork:
 		return "it uses the node's network"
 	case i.Why != "":
@@ -152,6 +182,7 @@ func (c *Cluster) KindOf(ctx context.Context, ns, name string) (kind string, err
 		{kinds.Pod, get(c.core.CoreV1().Pods(ns).Get)},
 		{kinds.Job, get(batch.Jobs(ns).Get)},
 		{kinds.CronJob, get(batch.CronJobs(ns).Get)},
+		{kinds.Rollout, func(ctx context.Context, name string, _ metav1.GetOptions) error { return c.rollout(ctx, ns, name) }},
 	}
 	errs := make([]error, len(gets))
 	var wg sync.WaitGroup
@@ -194,8 +225,9 @@ func get[T any](fn func(context.Context, string, metav1.GetOptions) (T, error)) 
 	}
 }
 
-// replaceTimeout is how long a pod may take to end after its grace period, and another to be made in its place.
-const replaceTimeout = time.Minute
+// replaceTimeout is how long a pod may take to end after its grace period, and another to be made in its place. To give up leaves the cluster
+// without the pod, so a slow node gets its time.
+const replaceTimeout = 5 * time.Minute
 
 // ReplacePod deletes a pod. One without a controller is made again, for a traffic-agent to be put into it.
 func (c *Cluster) ReplacePod(ctx context.Context, ns, name string, uid types.UID) error {
@@ -239,12 +271,15 @@ func (c *Cluster) ReplacePod(ctx context.Context, ns, name string, uid types.UID
 	}
 	for { // the name is free when the old pod has ended
 		_, err := c.core.CoreV1().Pods(ns).Create(ctx, again, metav1.CreateOptions{})
-		if !apierrors.IsAlreadyExists(err) {
+		if err == nil || apierrors.IsForbidden(err) || apierrors.IsInvalid(err) || apierrors.IsNotFound(err) {
 			return c.explain(err, "make pod "+name+" again")
+		}
+		if now, err := c.core.CoreV1().Pods(ns).Get(ctx, name, metav1.GetOptions{}); err == nil && now.UID != uid {
+			return nil // it was made, and the answer got lost
 		}
 		select {
 		case <-ctx.Done():
-			return c.explain(context.Cause(ctx), "make pod "+name+" again")
+			return uerr.Wrap(err, uerr.Cluster, "look at it with: kubectl -n "+ns+" get pod "+name, "pod %s was deleted to be made again, and has not ended in %s", name, time.Duration(grace)*time.Second+replaceTimeout)
 		case <-time.After(200 * time.Millisecond):
 		}
 	}
@@ -259,7 +294,8 @@ func (c *Cluster) deletePod(ctx context.Context, p *corev1.Pod) error {
 }
 
 // RemoveAgents has the pods of the workloads of a namespace ("" for all) that have an agent replaced by pods without, and waits until no such
-// pod is left. It does not look at intercepts: whoever calls it has ended them.
+// pod is left. It does not look at intercepts: whoever calls it has ended them. Workloads whose template wants an agent keep it, unless only is nil:
+// then there is no manager any more that would add one.
 func (c *Cluster) RemoveAgents(ctx context.Context, ns string, only func(Workload) bool, progress func(string)) error {
 	begun := map[string]bool{}
 	for {
@@ -269,7 +305,7 @@ func (c *Cluster) RemoveAgents(ctx context.Context, ns string, only func(Workloa
 		}
 		left := ""
 		for _, w := range list {
-			if !w.Agent || only != nil && !only(w) {
+			if !w.Agent || only != nil && (w.Keeps || !only(w)) {
 				continue
 			}
 			left = w.Kind + " " + w.Name
@@ -302,10 +338,27 @@ func (c *Cluster) removeAgent(ctx context.Context, w Workload) error {
 		p := &w.agents[0]
 		return c.ReplacePod(ctx, p.Namespace, p.Name, p.UID)
 	}
-	patch := fmt.Appendf(nil, `{"spec":{"template":{"metadata":{"annotations":{"kubectl.kubernetes.io/restartedAt":%q}}}}}`, time.Now().Format(time.RFC3339Nano))
+	req := c.core.AppsV1().RESTClient().Patch(types.MergePatchType)
+	if w.Kind == kinds.Rollout {
+		req = req.AbsPath(rolloutsPath)
+	}
 	resource := strings.ToLower(w.Kind) + "s"
-	err := c.core.AppsV1().RESTClient().Patch(types.StrategicMergePatchType).Namespace(w.Namespace).Resource(resource).Name(w.Name).Body(patch).Do(ctx).Error()
+	err := req.Namespace(w.Namespace).Resource(resource).Name(w.Name).Body(kinds.RestartPatch(w.Kind, time.Now())).Do(ctx).Error()
 	return c.explain(err, "restart "+w.Kind+" "+w.Name)
+}
+
+// RefuseKept is an error if the workload's template wants an agent: to remove it would be in vain.
+func (c *Cluster) RefuseKept(ctx context.Context, ns, workload string) error {
+	list, err := c.Workloads(ctx, ns)
+	if err != nil {
+		return err
+	}
+	for _, w := range list {
+		if w.Name == workload && w.Keeps {
+			return uerr.New(uerr.Conflict, "take the annotation out of the pod template; that restarts its pods without one", "%s %s keeps its traffic-agent: its pod template says %s: %s", w.Kind, w.Name, agentcfg.AnnotationInject, agentcfg.InjectEnabled)
+		}
+	}
+	return nil
 }
 
 // RefuseIntercepted is an error if the workload (all of them for "") is intercepted: its agent is in use.
@@ -322,18 +375,20 @@ func (c *Cluster) RefuseIntercepted(ctx context.Context, ns, workload string) er
 	return nil
 }
 
-// EndAll deletes every intercept in the cluster and every session in the manager's namespace.
-func (c *Cluster) EndAll(ctx context.Context, managerNS string) error {
-	ins, err := c.Intercepts(ctx, "")
-	if apierrors.IsNotFound(errors.Unwrap(err)) {
-		return nil // nothing of ours is installed
-	}
-	if err != nil {
-		return err
-	}
-	for i := range ins {
-		if err := c.DeleteIntercept(ctx, &ins[i]); err != nil {
+// EndAll deletes every intercept in the namespaces ("" for all) and every session in the manager's.
+func (c *Cluster) EndAll(ctx context.Context, managerNS string, namespaces []string) error {
+	for _, ns := range namespaces {
+		ins, err := c.Intercepts(ctx, ns)
+		if apierrors.IsNotFound(errors.Unwrap(err)) {
+			return nil // nothing of ours is installed
+		}
+		if err != nil {
 			return err
+		}
+		for i := range ins {
+			if err := c.DeleteIntercept(ctx, &ins[i]); err != nil {
+				return err
+			}
 		}
 	}
 	sessions, err := c.Sessions(ctx, managerNS)

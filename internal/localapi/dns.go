@@ -4,6 +4,7 @@ import (
 	"net/netip"
 	"regexp"
 	"strings"
+	"sync"
 
 	"github.com/doppel-dev/doppel/internal/uerr"
 )
@@ -31,14 +32,14 @@ func (o DNSOptions) IsZero() bool {
 }
 
 var (
-	label  = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$`)
-	domain = regexp.MustCompile(`^[a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63})*$`)
+	label  = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$`) })
+	domain = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^[a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63})*$`) })
 )
 
 // Validate checks the form of all names.
 func (o DNSOptions) Validate() error {
 	for _, ns := range o.MappedNamespaces {
-		if !label.MatchString(ns) {
+		if !label().MatchString(ns) {
 			return uerr.New(uerr.Usage, "list them with: kubectl get namespaces", "mapped namespace %q is no namespace's name", ns)
 		}
 	}
@@ -60,5 +61,5 @@ func (o DNSOptions) Validate() error {
 
 func isDomain(s string) bool {
 	s = strings.ToLower(strings.TrimSuffix(s, "."))
-	return len(s) <= 253 && domain.MatchString(s)
+	return len(s) <= 253 && domain().MatchString(s)
 }

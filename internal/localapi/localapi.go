@@ -109,10 +109,7 @@ func (l *listener) Close() error { return errors.Join(l.Listener.Close(), l.lock
 func Handle[Req, Res any](fn func(context.Context, Req, Progress) (Res, error)) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		var req Req
-		dec := json.NewDecoder(io.LimitReader(r.Body, maxRequest))
-		dec.DisallowUnknownFields()
-		if err := dec.Decode(&req); err != nil {
-			http.Error(w, err.Error(), http.StatusBadRequest)
+		if !decode(w, r, &req) {
 			return
 		}
 		w.Header().Set("Content-Type", "application/x-ndjson")
@@ -135,22 +132,36 @@ func Handle[Req, Res any](fn func(context.Context, Req, Progress) (Res, error)) 
 	})
 }
 
+// decode reads a request, or answers that it cannot be read.
+func decode(w http.ResponseWriter, r *http.Request, req any) bool {
+	dec := json.NewDecoder(io.LimitReader(r.Body, maxRequest))
+	dec.DisallowUnknownFields()
+	if err := dec.Decode(req); err != nil {
+		http.Error(w, err.Error(), http.StatusBadRequest)
+		return false
+	}
+	return true
+}
+
 // Client talks to the user daemon.
 type Client struct {
-	http http.Client
+	socket string
+	http   http.Client
 }
 
 // NewClient returns a client of the daemon at a socket.
 func NewClient(socket string) *Client {
-	return &Client{http: http.Client{Transport: &http.Transport{
-		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			if err := checkPrivate(filepath.Dir(socket)); err != nil {
-				return nil, err
-			}
-			var d net.Dialer
-			return d.DialContext(ctx, "unix", socket)
-		},
-	}}}
+	c := &Client{socket: socket}
+	c.http.Transport = &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) { return c.dial(ctx) }}
+	return c
+}
+
+func (c *Client) dial(ctx context.Context) (net.Conn, error) {
+	if err := checkPrivate(filepath.Dir(c.socket)); err != nil {
+		return nil, err
+	}
+	var d net.Dialer
+	return d.DialContext(ctx, "unix", c.socket)
 }
 
 // ErrNoDaemon means that no user daemon runs.
@@ -174,11 +185,19 @@ func (c *Client) Call(ctx context.Context, method string, req, res any, progress
 		return broken(ctx, err)
 	}
 	defer resp.Body.Close()
-	if resp.StatusCode != http.StatusOK {
-		b, _ := io.ReadAll(io.LimitReader(resp.Body, 4096))
-		return uerr.New(uerr.Internal, "the running daemon may be of another version; try: doppel quit -s", "the user daemon does not understand %s: %s", method, bytes.TrimSpace(b))
+	if err := check(method, resp); err != nil {
+		return err
 	}
 	return broken(ctx, readEvents(resp.Body, res, progress))
+}
+
+// check returns an error unless the daemon knows the method.
+func check(method string, resp *http.Response) error {
+	if resp.StatusCode == http.StatusOK {
+		return nil
+	}
+	b, _ := io.ReadAll(io.LimitReader(resp.Body, 4096))
+	return uerr.New(uerr.Internal, "the running daemon may be of another version; try: doppel quit -s", "the user daemon does not understand %s: %s", method, bytes.TrimSpace(b))
 }
 
 // broken says in words what a connection that ends too early means: the daemon was killed, or died.

@@ -36,13 +36,18 @@ type result struct {
 // serve serves a method "m" on a socket and returns a client.
 func serve(t *testing.T, fn func(context.Context, request, Progress) (result, error)) *Client {
 	t.Helper()
+	return serveHandler(t, Handle(fn))
+}
+
+func serveHandler(t *testing.T, h http.Handler) *Client {
+	t.Helper()
 	socket := filepath.Join(t.TempDir(), "run", "daemon.sock")
 	l, err := Listen(socket)
 	if err != nil {
 		t.Fatal(err)
 	}
 	mux := http.NewServeMux()
-	mux.Handle("POST /v1/m", Handle(fn))
+	mux.Handle("POST /v1/m", h)
 	srv := &http.Server{Handler: mux}
 	done := make(chan error, 1)
 	go func() { done <- srv.Serve(l) }()
@@ -368,5 +373,65 @@ func TestPlaces(t *testing.T) {
 	}
 	if fi, err := os.Stat(dir); err != nil || fi.Mode().Perm() != 0o700 {
 		t.Errorf("%v, %v", fi, err)
+	}
+}
+
+// pipe is a stream whose other end is peer.
+func pipe(t *testing.T) (st Stream, peer *net.UnixConn) {
+	t.Helper()
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: filepath.Join(t.TempDir(), "s"), Net: "unix"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	c, err := net.DialUnix("unix", nil, l.Addr().(*net.UnixAddr))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if peer, err = l.AcceptUnix(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = peer.Close() })
+	return c, peer
+}
+
+func TestStream(t *testing.T) {
+	st, peer := pipe(t)
+	c := serveHandler(t, HandleStream(func(_ context.Context, r request) (Stream, error) {
+		if r.Name != "web" {
+			return nil, uerr.New(uerr.NotFound, "look", "no %s", r.Name)
+		}
+		return st, nil
+	}))
+	_, err := c.Stream(t.Context(), "m", request{"none"})
+	if e := new(uerr.Error); !errors.As(err, &e) || e.Kind != uerr.NotFound || e.Hint != "look" {
+		t.Errorf("refused: %v", err)
+	}
+	if _, err := c.Stream(t.Context(), "n", request{"web"}); err == nil || !strings.Contains(err.Error(), "does not understand n") {
+		t.Errorf("unknown: %v", err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	got, err := c.Stream(ctx, "m", request{"web"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	cancel() // bounds the request alone
+	for _, x := range []struct{ from, to Stream }{{got, peer}, {peer, got}} {
+		if _, err := io.WriteString(x.from, "text"); err != nil {
+			t.Fatal(err)
+		}
+		if err := x.from.CloseWrite(); err != nil {
+			t.Fatal(err)
+		}
+		if b, err := io.ReadAll(x.to); string(b) != "text" || err != nil {
+			t.Errorf("%q, %v", b, err)
+		}
+	}
+	_ = got.Close()
+	if _, err := c.Stream(ctx, "m", request{"web"}); !errors.Is(err, context.Canceled) {
+		t.Errorf("canceled before: %v", err)
+	}
+	if _, err := NewClient(filepath.Join(t.TempDir(), "none")).Stream(t.Context(), "m", request{}); !errors.Is(err, ErrNoDaemon) {
+		t.Errorf("no daemon: %v", err)
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"net/netip"
 	"time"
 
+	"github.com/doppel-dev/doppel/internal/control"
 	"github.com/doppel-dev/doppel/internal/match"
 )
 
@@ -15,7 +16,13 @@ const (
 	MethodList      = "list"
 	MethodIntercept = "intercept"
 	MethodLeave     = "leave"
+	MethodEnviron   = "environment"
+	MethodFiles     = "files" // a stream
+	MethodWhy       = "why"
 	MethodLogLevel  = "loglevel"
+	MethodRelay     = "relay"
+	MethodPreview   = "preview"
+	MethodStacks    = "stacks"
 )
 
 // Empty is a request or result without content.
@@ -69,6 +76,18 @@ type Status struct {
 	Session   *Session    `json:"session,omitempty"` // the one asked for, else the first
 	Others    []Session   `json:"others,omitempty"`  // the other connections, in the order in which they were made
 	Root      *RootStatus `json:"root,omitempty"`
+	// Relays are those that know of this machine.
+	Relays []RelayState `json:"relays,omitempty"`
+}
+
+// RelayState is a relay that the user is logged in at, and that a connected cluster is joined to.
+type RelayState struct {
+	URL     string `json:"url"`
+	Joined  bool   `json:"joined"`
+	Problem string `json:"problem,omitempty"` // why it is not joined
+	// Permission is what its user has said of intercepts that are started on its pages: allowed, denied or nothing.
+	Permission string   `json:"permission,omitempty"`
+	Waiting    []string `json:"waiting,omitempty"` // intercepts that wait for the permission
 }
 
 // Session is one laptop in one cluster, for people and programs to read.
@@ -92,9 +111,10 @@ type Session struct {
 	Intercepts       []Intercept `json:"intercepts"`
 }
 
-// Transport is the way of the tunnel's connection through the API server.
+// Transport is the way of the tunnel's connection.
 type Transport struct {
-	Name   string            `json:"name"` // service proxy, WebSocket port-forward or SPDY port-forward
+	Name   string            `json:"name"`          // direct, service proxy, WebSocket port-forward or SPDY port-forward
+	Why    string            `json:"why,omitempty"` // of direct
 	Failed []FailedTransport `json:"failed,omitempty"`
 }
 
@@ -177,21 +197,80 @@ type Workload struct {
 	Intercepts []Intercept `json:"intercepts,omitempty"`
 }
 
+// The modes of an intercept: what its user gets of the ports.
+const (
+	ModeIntercept = "intercept" // the traffic
+	ModeWiretap   = "wiretap"   // a copy of what clients send
+	ModeReplace   = "replace"   // the traffic of a container, which does not run meanwhile
+	ModeIngest    = "ingest"    // no traffic: the environment and files of a container
+)
+
 // InterceptRequest asks for an intercept.
 type InterceptRequest struct {
 	Choice
-	Name      string        `json:"name"`
-	Workload  string        `json:"workload,omitempty"` // [KIND/]NAME, default: Name
-	Namespace string        `json:"namespace,omitempty"`
-	Port      string        `json:"port"`              // LOCAL[:REMOTE]
-	Address   string        `json:"address,omitempty"` // where LOCAL is, default 127.0.0.1
-	Service   string        `json:"service,omitempty"`
-	Container string        `json:"container,omitempty"`
-	Match     match.Rule    `json:"match,omitzero"`     // which HTTP requests; zero: all connections
-	ToPod     []int32       `json:"toPod,omitempty"`    // TCP ports of the pod's loopback that are reached at the same ones here
-	Takeover  bool          `json:"takeover,omitempty"` // end intercepts of others that are in the way
-	Recreate  bool          `json:"recreate,omitempty"` // replace pods although that interrupts the workload
-	Timeout   time.Duration `json:"timeout,omitempty"`
+	Name      string       `json:"name"`
+	Workload  string       `json:"workload,omitempty"` // [KIND/]NAME, default: Name
+	Namespace string       `json:"namespace,omitempty"`
+	Mode      string       `json:"mode,omitempty"`    // ModeIntercept, the default, or another
+	Ports     []string     `json:"ports,omitempty"`   // LOCAL[:REMOTE] each
+	Address   string       `json:"address,omitempty"` // where LOCAL is, default 127.0.0.1
+	Service   string       `json:"service,omitempty"`
+	Container string       `json:"container,omitempty"`
+	Match     match.Rule   `json:"match,omitzero"`     // which HTTP requests; zero: all connections
+	ToPod     []string     `json:"toPod,omitempty"`    // PORT[/udp] of the pod's loopback that are reached at the same ones here
+	LocalTLS  bool         `json:"localTLS,omitempty"` // the local process speaks TLS, the requests that come do not
+	Takeover  bool         `json:"takeover,omitempty"` // end intercepts of others that are in the way
+	Mount     MountRequest `json:"mount,omitzero"`
+	Recreate  bool         `json:"recreate,omitempty"` // replace pods although that interrupts the workload
+	// Preview has the requests of a preview taken, besides those of Match; without a match those alone, unless All.
+	Preview *Preview      `json:"preview,omitempty"`
+	All     bool          `json:"all,omitempty"`
+	Timeout time.Duration `json:"timeout,omitempty"`
+}
+
+// Preview is a domain of a relay through which an intercept is seen.
+type Preview struct {
+	ID      string  `json:"id"`
+	Ingress Ingress `json:"ingress"`
+}
+
+// Ingress is where a preview's requests enter the cluster.
+type Ingress struct {
+	Host   string `json:"host"` // a service as NAME.NAMESPACE, or another name or address of the cluster
+	Port   int32  `json:"port"`
+	TLS    bool   `json:"tls,omitempty"`
+	L5Host string `json:"l5Host,omitempty"` // Host header and server name in TLS
+}
+
+// RelayRequest asks for the relay of a connection, and with Guess for where requests might enter the cluster.
+type RelayRequest struct {
+	Choice
+	Guess     bool   `json:"guess,omitempty"`
+	Namespace string `json:"namespace,omitempty"` // "": the connected one
+}
+
+// RelayResult is the relay that the cluster's traffic-manager is to join.
+type RelayResult struct {
+	URL       string    `json:"url,omitempty"` // "": none
+	Cluster   string    `json:"cluster,omitempty"`
+	Problem   string    `json:"problem,omitempty"` // why it is not joined
+	Namespace string    `json:"namespace"`         // the connected one
+	Ingresses []Ingress `json:"ingresses,omitempty"`
+}
+
+// PreviewRequest gives an intercept that is there a preview: it is made anew, and takes what it took besides.
+type PreviewRequest struct {
+	Choice
+	Name    string  `json:"name"`
+	Preview Preview `json:"preview"`
+}
+
+// MountRequest says where the files of the app's volumes are to be. Zero: in a directory of the daemon's choice, if they can be mounted.
+type MountRequest struct {
+	None      bool   `json:"none,omitempty"`
+	Point     string `json:"point,omitempty"`     // absolute
+	ReadWrite bool   `json:"readWrite,omitempty"` // where the cluster allows it
+	Copy      bool   `json:"copy,omitempty"`      // a copy, as they are now, and no mount
 }
 
 // Intercept is one intercept, ours or a colleague's.
@@ -200,16 +279,40 @@ type Intercept struct {
 	Namespace string `json:"namespace"`
 	Kind      string `json:"kind"`
 	Workload  string `json:"workload"`
+	Mode      string `json:"mode"`
+	Container string `json:"container,omitempty"` // that is replaced or ingested
 	State     string `json:"state"`
 	Message   string `json:"message,omitempty"`
-	Port      uint16 `json:"port"`
-	Protocol  string `json:"protocol,omitempty"` // TCP or UDP
+	// Ports are the container ports taken; before they are known, where their traffic will end.
+	Ports []InterceptPort `json:"ports"`
 	// Match says which HTTP requests are taken; zero: all connections.
-	Match  match.Rule `json:"match,omitzero"`
-	Target string     `json:"target,omitempty"`
-	ToPod  []int32    `json:"toPod,omitempty"`
-	User   string     `json:"user,omitempty"`
-	Mine   bool       `json:"mine"`
+	Match match.Rule `json:"match,omitzero"`
+	ToPod []string   `json:"toPod,omitempty"` // PORT[/udp]
+	User  string     `json:"user,omitempty"`
+	Mine  bool       `json:"mine"`
+	Mount *Mount     `json:"mount,omitempty"` // nil: none, or not ours
+	// Preview is the ID of the preview whose requests are taken, and All says that all others are taken too, if Match has no condition.
+	Preview string `json:"preview,omitempty"`
+	All     bool   `json:"all,omitempty"`
+	// LocalTLS says that the local process is spoken to in TLS.
+	LocalTLS bool `json:"localTLS,omitempty"`
+}
+
+// Mount is where the files of an app's volumes are, each at its own path below Point.
+type Mount struct {
+	Point     string   `json:"point,omitempty"`
+	Volumes   []string `json:"volumes"` // paths in the app's container
+	ReadWrite bool     `json:"readWrite,omitempty"`
+	Copy      bool     `json:"copy,omitempty"`
+	LeftOut   string   `json:"leftOut,omitempty"` // what of them could not be copied
+	Error     string   `json:"error,omitempty"`   // why they are not there
+}
+
+// InterceptPort is one port of an intercept.
+type InterceptPort struct {
+	Port     uint16 `json:"port,omitempty"`     // the container port; 0: not known yet
+	Protocol string `json:"protocol,omitempty"` // TCP or UDP
+	Target   string `json:"target,omitempty"`   // where on its user's machine the traffic ends
 }
 
 // LeaveRequest ends an intercept. Without Use it is looked for in all connections.
@@ -218,10 +321,55 @@ type LeaveRequest struct {
 	Name string `json:"name"`
 }
 
+// EnvironRequest asks for the environment of the container that an intercept is of.
+type EnvironRequest struct {
+	Choice
+	Name string `json:"name"`
+}
+
+// FilesRequest asks for a stream to the file server of the container that an intercept is of: SFTP.
+type FilesRequest struct {
+	Choice
+	Name string `json:"name"`
+}
+
+// Environ is an app's environment, with what is added for the local process.
+type Environ struct {
+	Container string            `json:"container"`
+	Variables map[string]string `json:"variables"`
+	// Incomplete says why the variables that the image gives the app are not among them; "" if they are.
+	Incomplete string `json:"incomplete,omitempty"`
+}
+
+// WhyRequest asks what is done with the traffic of the ports that an intercept takes.
+type WhyRequest struct {
+	Choice
+	Name    string           `json:"name"`
+	Request *control.Request `json:"request,omitempty"` // that the rules are tried on
+	Last    int              `json:"last,omitempty"`    // decisions that are wanted
+}
+
+// Why is the answer of the agents.
+type Why struct {
+	Intercept Intercept `json:"intercept"`
+	control.Why
+}
+
 // LogLevelRequest changes the log level of the daemons.
 type LogLevelRequest struct {
 	Level string        `json:"level"` // error, warn, info or debug; "" is the one that they were started with
 	For   time.Duration `json:"for"`   // 0: until it is changed again
+}
+
+// StacksRequest asks what the daemon is doing.
+type StacksRequest struct {
+	Collect bool `json:"collect,omitempty"` // the garbage first, and give its memory back
+}
+
+// Stacks are the goroutines of the daemon, those with the same stack together.
+type Stacks struct {
+	Goroutines int    `json:"goroutines"`
+	Text       string `json:"text"`
 }
 
 // QuitRequest ends one session, or all, and with Stop both daemons.

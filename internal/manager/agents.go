@@ -9,11 +9,10 @@ import (
 	"net/http"
 	"slices"
 	"strconv"
-	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
-	authenticationv1 "k8s.io/api/authentication/v1"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -30,6 +29,8 @@ import (
 type agents struct {
 	m   *Manager
 	log *slog.Logger
+	// epoch counts agents that came or went.
+	epoch atomic.Uint64
 
 	mu sync.Mutex
 	// guarded by mu
@@ -44,12 +45,14 @@ type agentConn struct {
 	pod      types.UID
 	podName  string
 	workload workloadKey
+	cfg      *agentcfg.Config // what its pod was injected with; nil: it cannot be read
 	mux      *mux.Session
 	kick     chan struct{} // a new table is to be sent
 
 	mu sync.Mutex
 	// guarded by mu
-	acked map[types.UID]bool // intercepts in the last table that the agent acknowledged
+	acked map[types.UID]bool      // intercepts in the last table that the agent acknowledged
+	notes map[control.Port]string // what the agent has told about ports
 }
 
 func newAgents(m *Manager) *agents {
@@ -82,7 +85,7 @@ func (a *agents) handle(ctx context.Context, raw net.Conn) {
 
 // welcome makes the tunnel over an agent's connection; nil: it is nobody's.
 func (a *agents) welcome(ctx context.Context, raw net.Conn) *agentConn {
-	conn := &agentConn{kick: make(chan struct{}, 1), acked: map[types.UID]bool{}}
+	conn := &agentConn{kick: make(chan struct{}, 1), acked: map[types.UID]bool{}, notes: map[control.Port]string{}}
 	s, _, err := tunnel.Server(ctx, raw, tunnel.ServerConfig{
 		Identity: a.m.identity,
 		Authorize: func(ctx context.Context, h wire.Hello, _ string) (wire.HelloReply, error) {
@@ -106,6 +109,7 @@ func (a *agents) run(ctx context.Context, conn *agentConn) {
 	go a.sendTables(ctx, conn)
 	err := tunnel.Serve(ctx, conn.mux, tunnel.Handlers{
 		Intercept: func(r *mux.Request, h wire.InterceptHeader) { a.forward(conn, r, h) },
+		Control:   func(_ context.Context, method string, body []byte) (any, error) { return a.take(conn, method, body) },
 	})
 	a.log.Debug("agent's tunnel ended", "pod", conn.podName, "err", err)
 }
@@ -165,6 +169,11 @@ func (a *agents) connected(pod types.UID) bool {
 	return a.byPod[pod] != nil
 }
 
+// onAll says whether the agents of all pods of a workload are connected.
+func (a *agents) onAll(w *workload) bool {
+	return !slices.ContainsFunc(w.pods, func(p corev1.Pod) bool { return !a.connected(p.UID) })
+}
+
 // beginCall says whether the pod's agent is neither connected nor being called.
 func (a *agents) beginCall(pod types.UID) bool {
 	a.mu.Lock()
@@ -183,21 +192,24 @@ func callAgent(ctx context.Context, pod *corev1.Pod) (net.Conn, error) {
 	return tunnel.Upgrade(ctx, &http.Transport{DisableKeepAlives: true}, "http://"+addr+agentcfg.CallPath)
 }
 
-// authorize trusts only what the token says: its service account, and the pod it is bound to (KEP-1205).
+// authorize trusts only what the token says: the pod it is bound to, which has to be there as the same one.
 // The pod's own annotation and owner then say which workload the agent speaks for.
 func (a *agents) authorize(ctx context.Context, h wire.Hello, conn *agentConn) error {
 	if h.Role != wire.RoleAgent {
 		return fmt.Errorf("role %q does not connect here", h.Role)
 	}
-	ns, podName, podUID, err := a.review(ctx, h.Token)
+	bound, err := a.m.tokens.pod(ctx, h.Token)
 	if err != nil {
 		return err
 	}
+	if !a.m.responsible(bound.namespace) {
+		return fmt.Errorf("namespace %s is not this traffic-manager's", bound.namespace)
+	}
 	var pod corev1.Pod
-	if err := a.m.ctrl.GetAPIReader().Get(ctx, client.ObjectKey{Namespace: ns, Name: podName}, &pod); err != nil {
+	if err := a.m.ctrl.GetAPIReader().Get(ctx, client.ObjectKey{Namespace: bound.namespace, Name: bound.name}, &pod); err != nil {
 		return err
 	}
-	if string(pod.UID) != podUID || pod.Annotations[agentcfg.Annotation] == "" {
+	if string(pod.UID) != bound.uid || pod.Annotations[agentcfg.Annotation] == "" {
 		return errors.New("this pod has no agent")
 	}
 	w, err := a.m.workloadOf(ctx, &pod)
@@ -205,28 +217,10 @@ func (a *agents) authorize(ctx context.Context, h wire.Hello, conn *agentConn) e
 		return err
 	}
 	conn.pod, conn.podName, conn.workload = pod.UID, pod.Namespace+"/"+pod.Name, w
+	if conn.cfg, err = agentcfg.Parse(pod.Annotations[agentcfg.Annotation]); err != nil {
+		a.log.Warn("agent's configuration not understood", "pod", conn.podName, "err", err)
+	}
 	return nil
-}
-
-// review asks the API server whose token it is.
-func (a *agents) review(ctx context.Context, token string) (ns, pod, uid string, err error) {
-	tr := &authenticationv1.TokenReview{Spec: authenticationv1.TokenReviewSpec{Token: token, Audiences: []string{agentcfg.Audience}}}
-	if err := a.m.ctrl.GetClient().Create(ctx, tr); err != nil {
-		return "", "", "", fmt.Errorf("review the agent's token: %w", err)
-	}
-	parts := strings.Split(tr.Status.User.Username, ":")
-	extra := func(k string) string {
-		if v := tr.Status.User.Extra["authentication.kubernetes.io/"+k]; len(v) == 1 {
-			return v[0]
-		}
-		return ""
-	}
-	pod, uid = extra("pod-name"), extra("pod-uid")
-	ours := slices.Contains(tr.Status.Audiences, agentcfg.Audience) // an authenticator that ignores audiences names none
-	if !tr.Status.Authenticated || !ours || len(parts) != 4 || parts[1] != "serviceaccount" || pod == "" || uid == "" {
-		return "", "", "", errors.New("the agent's token is not valid")
-	}
-	return parts[2], pod, uid, nil
 }
 
 func (a *agents) add(c *agentConn) {
@@ -234,6 +228,7 @@ func (a *agents) add(c *agentConn) {
 	old := a.byPod[c.pod]
 	a.byPod[c.pod] = c
 	a.mu.Unlock()
+	a.epoch.Add(1)
 	if old != nil {
 		_ = old.mux.Close()
 	}
@@ -256,6 +251,7 @@ func (a *agents) remove(c *agentConn) {
 		delete(a.byPod, c.pod)
 	}
 	a.mu.Unlock()
+	a.epoch.Add(1)
 	a.log.Info("agent gone", "pod", c.podName)
 	a.m.wake(c.workload)
 }
@@ -290,8 +286,9 @@ func (a *agents) sendTables(ctx context.Context, c *agentConn) {
 			return
 		case <-c.kick:
 		}
-		t := a.m.engaged.table(c.workload)
+		t, uids := a.m.engaged.table(c.workload)
 		t.LogLevel = a.m.logging.agents()
+		t.Away = a.m.away(c.workload)
 		cctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 		err := tunnel.Control(cctx, c.mux, control.ManagerIntercepts, t, nil)
 		cancel()
@@ -300,12 +297,9 @@ func (a *agents) sendTables(ctx context.Context, c *agentConn) {
 			_ = c.mux.Close() // it reconnects and starts afresh
 			return
 		}
-		acked := make(map[types.UID]bool, len(t.Items))
-		for _, e := range t.Items {
-			acked[types.UID(e.Intercept)] = true
-		}
-		for _, uid := range t.Egress {
-			acked[types.UID(uid)] = true
+		acked := make(map[types.UID]bool, len(uids))
+		for _, uid := range uids {
+			acked[uid] = true
 		}
 		c.mu.Lock()
 		c.acked = acked
@@ -334,7 +328,7 @@ const forwardTimeout = 900 * time.Millisecond
 // An agent can only ever offer flows for intercepts of its own workload.
 func (a *agents) forward(c *agentConn, r *mux.Request, h wire.InterceptHeader) {
 	g, ok := a.m.engaged.get(types.UID(h.Intercept))
-	if !ok || g.Egress || g.Workload != c.workload {
+	if !ok || g.egress() || g.Workload != c.workload {
 		_ = r.Reject(wire.CodeNotFound, "no such intercept")
 		return
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -13,8 +14,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/go-jose/go-jose/v4"
 	appsv1 "k8s.io/api/apps/v1"
-	authenticationv1 "k8s.io/api/authentication/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -25,19 +26,6 @@ import (
 	"github.com/doppel-dev/doppel/internal/tunnel"
 	"github.com/doppel-dev/doppel/internal/wire"
 )
-
-// token is what the API server says of a good agent's token; pod "" is a token that is bound to none.
-func token(ns, pod string) authenticationv1.TokenReviewStatus {
-	st := authenticationv1.TokenReviewStatus{
-		Authenticated: true, Audiences: []string{agentcfg.Audience},
-		User: authenticationv1.UserInfo{Username: "system:serviceaccount:" + ns + ":default", Extra: map[string]authenticationv1.ExtraValue{}},
-	}
-	if pod != "" {
-		st.User.Extra["authentication.kubernetes.io/pod-name"] = []string{pod}
-		st.User.Extra["authentication.kubernetes.io/pod-uid"] = []string{pod}
-	}
-	return st
-}
 
 // webPods are Deployment web in namespace shop with two pods: web-1 has an agent, web-2 has none.
 func webPods() []client.Object {
@@ -53,28 +41,24 @@ func webPods() []client.Object {
 func TestAgentAuthorize(t *testing.T) {
 	for name, tt := range map[string]struct {
 		hello wire.Hello
-		token authenticationv1.TokenReviewStatus
+		token claims
 		want  string // "" is welcome
 	}{
 		"welcome":                    {wire.Hello{Role: wire.RoleAgent}, token("shop", "web-1"), ""},
 		"says it is another pod":     {wire.Hello{Role: wire.RoleAgent, Pod: "db-1", Namespace: "data"}, token("shop", "web-1"), ""}, // only the token counts
 		"a laptop":                   {wire.Hello{Role: wire.RoleLaptop}, token("shop", "web-1"), "does not connect here"},
-		"not authenticated":          {wire.Hello{Role: wire.RoleAgent}, authenticationv1.TokenReviewStatus{}, "not valid"},
-		"a person":                   {wire.Hello{Role: wire.RoleAgent}, change(token("shop", "web-1"), func(s *authenticationv1.TokenReviewStatus) { s.User.Username = "ada" }), "not valid"},
-		"a person called like it":    {wire.Hello{Role: wire.RoleAgent}, change(token("shop", "web-1"), func(s *authenticationv1.TokenReviewStatus) { s.User.Username = "system:node:shop:x" }), "not valid"},
+		"a person":                   {wire.Hello{Role: wire.RoleAgent}, change(token("shop", "web-1"), func(c *claims) { c.Subject = "ada" }), "not valid"},
 		"bound to no pod":            {wire.Hello{Role: wire.RoleAgent}, token("shop", ""), "not valid"},
-		"audience not confirmed":     {wire.Hello{Role: wire.RoleAgent}, change(token("shop", "web-1"), func(s *authenticationv1.TokenReviewStatus) { s.Audiences = nil }), "not valid"},
 		"a pod without an agent":     {wire.Hello{Role: wire.RoleAgent}, token("shop", "web-2"), "no agent"},
 		"a pod that is gone":         {wire.Hello{Role: wire.RoleAgent}, token("shop", "web-9"), "not found"},
 		"a pod of another namespace": {wire.Hello{Role: wire.RoleAgent}, token("other", "web-1"), "not found"},
-		"a pod of an earlier time": {wire.Hello{Role: wire.RoleAgent}, change(token("shop", "web-1"), func(s *authenticationv1.TokenReviewStatus) {
-			s.User.Extra["authentication.kubernetes.io/pod-uid"] = []string{"old"}
+		"a pod of an earlier time": {wire.Hello{Role: wire.RoleAgent}, change(token("shop", "web-1"), func(c *claims) {
+			c.Kubernetes["pod"] = map[string]any{"name": "web-1", "uid": "old"}
 		}), "no agent"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			w := newWorld(t, webPods()...)
-			w.tokens["t"] = tt.token
-			tt.hello.Token = "t"
+			tt.hello.Token = sign(t, jose.ES256, signKey(), "k", tt.token)
 			conn := &agentConn{}
 			err := w.agents.authorize(t.Context(), tt.hello, conn)
 			if (err == nil) != (tt.want == "") || err != nil && !strings.Contains(err.Error(), tt.want) {
@@ -130,6 +114,12 @@ type agent struct {
 	tables []control.Table
 	refuse error
 	out    func(*mux.Request, wire.InterceptHeader) // connects for laptops
+	dns    func([]byte) ([]byte, error)             // resolves names
+	asked  []string                                 // of which containers the environment was asked for
+	canary *control.Canary                          // the last that was announced
+	older  bool                                     // it knows nothing of canaries, nor of why
+	why    control.Why                              // what it says to that
+	askWhy control.AskWhy                           // the last
 }
 
 // connect has the agent connect for laptops by fn.
@@ -139,10 +129,16 @@ func (a *agent) connect(fn func(*mux.Request, wire.InterceptHeader)) {
 	a.out = fn
 }
 
+// names has the agent resolve names by fn.
+func (a *agent) names(fn func([]byte) ([]byte, error)) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.dns = fn
+}
+
 func (w *world) agent(pod string) *agent {
 	w.t.Helper()
-	w.set(func() { w.tokens[pod] = token("shop", pod) })
-	s, err := dial(w, nil, wire.Hello{Role: wire.RoleAgent, Token: pod}, nil, func(ctx context.Context, c net.Conn) { w.agents.handle(ctx, c) })
+	s, err := dial(w, nil, wire.Hello{Role: wire.RoleAgent, Token: sign(w.t, jose.ES256, signKey(), "k", token("shop", pod))}, nil, func(ctx context.Context, c net.Conn) { w.agents.handle(ctx, c) })
 	if err != nil {
 		w.t.Fatal(err)
 	}
@@ -156,9 +152,38 @@ func (w *world) agent(pod string) *agent {
 			a.mu.Unlock()
 			out(r, h)
 		}
-		_ = tunnel.Serve(context.Background(), s, tunnel.Handlers{Intercept: intercept, Control: func(_ context.Context, _ string, body []byte) (any, error) {
+		files := func(r *mux.Request, intercept string) {
+			if st, err := r.Accept(nil); err == nil {
+				_, _ = io.WriteString(st, "files of "+intercept)
+				_ = st.Close()
+			}
+		}
+		resolve := func(_ context.Context, msg []byte) ([]byte, error) {
+			a.mu.Lock()
+			fn := a.dns
+			a.mu.Unlock()
+			return fn(msg)
+		}
+		_ = tunnel.Serve(context.Background(), s, tunnel.Handlers{Intercept: intercept, Files: files, DNS: resolve, Control: func(_ context.Context, method string, body []byte) (any, error) {
 			a.mu.Lock()
 			defer a.mu.Unlock()
+			if method == control.ManagerEnvironment {
+				var ask control.AskEnvironment
+				err := json.Unmarshal(body, &ask)
+				a.asked = append(a.asked, ask.Container)
+				return control.Environment{Container: ask.Container, Variables: map[string]string{"A": "1", "HIDDEN": "2"}}, err
+			}
+			if a.older && (method == control.ManagerCanary || method == control.ManagerWhy) {
+				return nil, errors.New("unknown method")
+			}
+			if method == control.ManagerWhy {
+				a.askWhy = control.AskWhy{}
+				return a.why, json.Unmarshal(body, &a.askWhy)
+			}
+			if method == control.ManagerCanary {
+				a.canary = new(control.Canary)
+				return nil, json.Unmarshal(body, a.canary)
+			}
 			var t control.Table
 			err := json.Unmarshal(body, &t)
 			a.tables = append(a.tables, t)
@@ -193,8 +218,8 @@ func TestAgentTables(t *testing.T) {
 	if len(a.table()) != 0 || w.agents.serves("web-1", "in-1") {
 		t.Errorf("table %v", a.table())
 	}
-	w.engaged.set(engagement{UID: "in-1", Session: "mine", Workload: web, Protocol: "TCP", Port: 8080})
-	w.engaged.set(engagement{UID: "other", Session: "mine", Workload: workloadKey{"shop", "Deployment", "db"}, Protocol: "TCP", Port: 1})
+	w.engaged.set(engagement{UID: "in-1", Session: "mine", Workload: web, Ports: tcp(8080), Rules: whole})
+	w.engaged.set(engagement{UID: "other", Session: "mine", Workload: workloadKey{"shop", "Deployment", "db"}, Ports: tcp(1), Rules: whole})
 	w.until("the agent serves it", func() bool { return w.agents.serves("web-1", "in-1") })
 	if got := a.table(); !slices.Equal(got, []string{"in-1"}) {
 		t.Errorf("table %v", got)
@@ -212,7 +237,7 @@ func TestAgentTables(t *testing.T) {
 	case <-time.After(deadline):
 		t.Error("the old connection is still up")
 	}
-	w.engaged.set(engagement{UID: "in-2", Session: "mine", Workload: web, Protocol: "TCP", Port: 8080})
+	w.engaged.set(engagement{UID: "in-2", Session: "mine", Workload: web, Ports: tcp(8080), Rules: whole})
 	w.until("the new one serves", func() bool { return w.agents.serves("web-1", "in-2") })
 	_ = b.Close()
 	w.until("it is forgotten", func() bool { return !w.agents.serves("web-1", "in-2") })
@@ -221,13 +246,13 @@ func TestAgentTables(t *testing.T) {
 // An agent that does not take its table is not counted on, and has to connect anew.
 func TestAgentRefusesTable(t *testing.T) {
 	w := newWorld(t, webPods()...)
-	w.engaged.set(engagement{UID: "in-1", Session: "mine", Workload: web, Protocol: "TCP", Port: 8080})
+	w.engaged.set(engagement{UID: "in-1", Session: "mine", Workload: web, Ports: tcp(8080), Rules: whole})
 	a := w.agent("web-1")
 	a.mu.Lock()
 	a.refuse = errors.New("no")
 	a.mu.Unlock()
 	w.until("it was tried", func() bool { return a.table() != nil })
-	w.engaged.set(engagement{UID: "in-2", Session: "mine", Workload: web, Protocol: "TCP", Port: 8081})
+	w.engaged.set(engagement{UID: "in-2", Session: "mine", Workload: web, Ports: tcp(8081), Rules: whole})
 	select {
 	case <-a.Done():
 	case <-time.After(deadline):
@@ -272,8 +297,8 @@ func TestForward(t *testing.T) {
 	l := newLaptop(t)
 	w := newWorld(t, append(webPods(), session("mine", "ada", l.id.Fingerprint()))...)
 	a := w.agent("web-1")
-	w.engaged.set(engagement{UID: "in-1", Session: "mine", Workload: web, Protocol: "TCP", Port: 8080})
-	w.engaged.set(engagement{UID: "db", Session: "mine", Workload: workloadKey{"shop", "Deployment", "db"}, Protocol: "TCP", Port: 8080})
+	w.engaged.set(engagement{UID: "in-1", Session: "mine", Workload: web, Ports: tcp(8080), Rules: whole})
+	w.engaged.set(engagement{UID: "db", Session: "mine", Workload: workloadKey{"shop", "Deployment", "db"}, Ports: tcp(8080), Rules: whole})
 
 	if _, code := a.flow(t, "nothing"); code != wire.CodeNotFound {
 		t.Errorf("unknown intercept: %s", code)
@@ -329,11 +354,118 @@ func TestForward(t *testing.T) {
 	}
 }
 
+// Agents are told whose laptops do not answer.
+func TestAway(t *testing.T) {
+	l := newLaptop(t)
+	w := newWorld(t, append(webPods(), session("mine", "ada", l.id.Fingerprint()))...)
+	w.engaged.set(engagement{UID: "in-1", Session: "mine", Workload: web, Ports: tcp(8080), Rules: whole})
+	w.engaged.set(engagement{UID: "in-2", Session: "another's", Workload: web, Ports: tcp(8081), Rules: whole})
+	a := w.agent("web-1")
+	away := func(want ...string) {
+		t.Helper()
+		w.until(fmt.Sprintf("%v are away", want), func() bool {
+			a.mu.Lock()
+			defer a.mu.Unlock()
+			return len(a.tables) > 0 && slices.Equal(a.tables[len(a.tables)-1].Away, want)
+		})
+	}
+	away("in-1", "in-2")
+	s, err := l.attach(w, wire.Hello{Role: wire.RoleLaptop, Session: "mine"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	away("in-2")
+	w.laptops.suspect("mine", w.laptops.tunnel("mine"))
+	away("in-2") // it has answered a ping
+	_ = s.Close()
+	away("in-1", "in-2")
+}
+
+// mutedConn is a connection on which nothing is heard while gate is locked.
+type mutedConn struct {
+	net.Conn
+	gate sync.RWMutex
+}
+
+// Read implements net.Conn.
+func (c *mutedConn) Read(p []byte) (int, error) {
+	n, err := c.Conn.Read(p)
+	c.gate.RLock()
+	defer c.gate.RUnlock()
+	return n, err
+}
+
+// A laptop that falls silent is away, also for those who only use flows that it has taken.
+func TestSilentLaptop(t *testing.T) {
+	l := newLaptop(t)
+	w := newWorld(t, append(webPods(), session("mine", "ada", l.id.Fingerprint()))...)
+	w.engaged.set(engagement{UID: "in-1", Session: "mine", Workload: web, Ports: tcp(8080), Rules: whole})
+	a := w.agent("web-1")
+	conns := make(chan *mutedConn, 1)
+	s, err := dial(w, l.id, wire.Hello{Role: wire.RoleLaptop, Session: "mine"}, nil, func(ctx context.Context, c net.Conn) {
+		m := &mutedConn{Conn: c}
+		conns <- m
+		w.laptops.serve(ctx, m)
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	line := <-conns
+	served := make(chan struct{})
+	go func() {
+		defer close(served)
+		_ = tunnel.Serve(context.Background(), s, tunnel.Handlers{Intercept: func(r *mux.Request, _ wire.InterceptHeader) {
+			if st, err := r.Accept(nil); err == nil {
+				_, _ = io.Copy(st, st)
+			}
+		}})
+	}()
+	ctx, cancel := context.WithCancel(t.Context())
+	watched := make(chan error, 1)
+	go func() { watched <- w.laptops.runSilence(ctx) }()
+	t.Cleanup(func() {
+		cancel()
+		_ = s.Close()
+		<-served
+		if err := <-watched; err != nil {
+			t.Error(err)
+		}
+	})
+	w.until("the laptop is there", func() bool { return w.laptops.answers("mine") })
+	st, code := a.flow(t, "in-1")
+	if code != wire.CodeNone {
+		t.Fatalf("refused: %s", code)
+	}
+	echo := make([]byte, 5)
+	say := func() error {
+		_, err := io.WriteString(st, "hello")
+		return err
+	}
+	if err := say(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.ReadFull(st, echo); err != nil {
+		t.Fatal(err)
+	}
+	line.gate.Lock()
+	w.until("it is away", func() bool {
+		if err := say(); err != nil {
+			t.Fatal(err)
+		}
+		return !w.laptops.answers("mine")
+	})
+	line.gate.Unlock()
+	w.until("it is back", func() bool { return w.laptops.answers("mine") })
+	if _, err := io.ReadFull(st, echo); err != nil {
+		t.Errorf("what was said meanwhile: %v", err)
+	}
+}
+
 // A laptop that hangs costs one connection its wait; the others are refused at once until it answers a ping.
 func TestForwardToHangingLaptop(t *testing.T) {
 	l := newLaptop(t)
 	w := newWorld(t, append(webPods(), session("mine", "ada", l.id.Fingerprint()))...)
-	w.engaged.set(engagement{UID: "in-1", Session: "mine", Workload: web, Protocol: "TCP", Port: 8080})
+	w.engaged.set(engagement{UID: "in-1", Session: "mine", Workload: web, Ports: tcp(8080), Rules: whole})
 	a := w.agent("web-1")
 	s, err := l.attach(w, wire.Hello{Role: wire.RoleLaptop, Session: "mine"})
 	if err != nil {
@@ -373,7 +505,6 @@ func TestForwardToHangingLaptop(t *testing.T) {
 // An agent that runs and is not connected is called, once; one that has just started is left to itself.
 func TestCall(t *testing.T) {
 	w := newWorld(t, webPods()...)
-	w.tokens["t"] = token("shop", "web-1")
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -419,7 +550,7 @@ func TestCall(t *testing.T) {
 		t.Fatal(err)
 	}
 	c := <-conns
-	s, _, err := tunnel.Client(t.Context(), c, tunnel.ClientConfig{Identity: id, Peer: w.identity.Fingerprint(), Hello: wire.Hello{Version: wire.Version, Role: wire.RoleAgent, Token: "t"}})
+	s, _, err := tunnel.Client(t.Context(), c, tunnel.ClientConfig{Identity: id, Peer: w.identity.Fingerprint(), Hello: wire.Hello{Version: wire.Version, Role: wire.RoleAgent, Token: sign(t, jose.ES256, signKey(), "k", token("shop", "web-1"))}})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -34,6 +34,7 @@ type clusterInfo struct {
 	cache  cache.Cache
 	domain string
 	self   self
+	only   []string // the namespaces that it may see besides its own; none: all, and nodes and the service subnets
 	log    *slog.Logger
 
 	handler toolscache.ResourceEventHandler
@@ -55,8 +56,8 @@ type self struct {
 	pod       netip.AddrPort
 }
 
-func newClusterInfo(c client.Client, ca cache.Cache, domain string, s self, log *slog.Logger) *clusterInfo {
-	ci := &clusterInfo{client: c, cache: ca, domain: domain, self: s, log: log, changed: make(chan struct{}, 1), next: make(chan struct{})}
+func newClusterInfo(c client.Client, ca cache.Cache, domain string, s self, only []string, log *slog.Logger) *clusterInfo {
+	ci := &clusterInfo{client: c, cache: ca, domain: domain, self: s, only: only, log: log, changed: make(chan struct{}, 1), next: make(chan struct{})}
 	ci.handler = toolscache.ResourceEventHandlerFuncs{
 		AddFunc: func(any) { ci.kick() }, UpdateFunc: func(_, _ any) { ci.kick() }, DeleteFunc: func(any) { ci.kick() },
 	}
@@ -65,7 +66,11 @@ func newClusterInfo(c client.Client, ca cache.Cache, domain string, s self, log 
 
 // run keeps the information current.
 func (c *clusterInfo) run(ctx context.Context) error {
-	for _, o := range []client.Object{&corev1.Service{}, &corev1.Namespace{}, &corev1.Node{}, &networkingv1.ServiceCIDR{}} {
+	watched := []client.Object{&corev1.Service{}}
+	if len(c.only) == 0 {
+		watched = append(watched, &corev1.Namespace{}, &corev1.Node{}, &networkingv1.ServiceCIDR{})
+	}
+	for _, o := range watched {
 		inf, err := c.cache.GetInformer(ctx, o)
 		if err != nil {
 			c.log.Warn("not watched", "object", reflect.TypeOf(o).Elem().Name(), "err", err) // e.g. no ServiceCIDR API before 1.33
@@ -116,12 +121,12 @@ func (c *clusterInfo) refresh(ctx context.Context) error {
 
 func (c *clusterInfo) read(ctx context.Context) (control.Cluster, error) {
 	out := control.Cluster{Domain: c.domain, Services: map[string][]control.Service{}}
-	var nss corev1.NamespaceList
-	if err := c.client.List(ctx, &nss); err != nil {
+	nss, err := c.namespaces(ctx)
+	if err != nil {
 		return out, err
 	}
-	for i := range nss.Items {
-		out.Services[nss.Items[i].Name] = []control.Service{}
+	for _, ns := range nss {
+		out.Services[ns] = []control.Service{}
 	}
 	var svcs corev1.ServiceList
 	if err := c.client.List(ctx, &svcs); err != nil {
@@ -140,9 +145,10 @@ func (c *clusterInfo) read(ctx context.Context) (control.Cluster, error) {
 	out.ServiceCIDRs = c.serviceCIDRs(ctx, svcs.Items)
 	out.ManagerPod = c.self.pod
 	var nodes corev1.NodeList
-	err := c.client.List(ctx, &nodes)
-	if err != nil {
-		return out, err
+	if len(c.only) == 0 {
+		if err := c.client.List(ctx, &nodes); err != nil {
+			return out, err
+		}
 	}
 	for i := range nodes.Items {
 		out.PodCIDRs = appendPrefixes(out.PodCIDRs, nodes.Items[i].Spec.PodCIDRs...)
@@ -159,9 +165,28 @@ func (c *clusterInfo) read(ctx context.Context) (control.Cluster, error) {
 	return out, nil
 }
 
+// namespaces are the names of those that the manager may see.
+func (c *clusterInfo) namespaces(ctx context.Context) ([]string, error) {
+	if len(c.only) > 0 {
+		return append([]string{c.self.namespace}, c.only...), nil
+	}
+	var list corev1.NamespaceList
+	if err := c.client.List(ctx, &list); err != nil {
+		return nil, err
+	}
+	var out []string
+	for i := range list.Items {
+		out = append(out, list.Items[i].Name)
+	}
+	return out, nil
+}
+
 // nodes are the addresses of the nodes. Those where the API server is are left out: it may be what carries the tunnel, under another address
 // that the laptop knows it by (a proxy's, a load balancer's).
 func (c *clusterInfo) nodes(ctx context.Context, nodes []corev1.Node) ([]netip.Addr, error) {
+	if len(nodes) == 0 {
+		return nil, nil
+	}
 	var api discoveryv1.EndpointSlice
 	if err := c.client.Get(ctx, client.ObjectKey{Namespace: metav1.NamespaceDefault, Name: apiServerEndpoints}, &api); client.IgnoreNotFound(err) != nil {
 		return nil, err
@@ -216,7 +241,7 @@ func (c *clusterInfo) podCIDRs(ctx context.Context) ([]netip.Prefix, error) {
 			return nil, err
 		}
 		c.watchesPods = true
-		c.log.Info("nodes have no pod subnets, watching pods")
+		c.log.Info("no pod subnets of nodes, watching pods")
 	}
 	var pods corev1.PodList
 	if err := c.client.List(ctx, &pods); err != nil {
@@ -251,7 +276,7 @@ func appendAround(to []netip.Prefix, ip string, bits4, bits6 int) []netip.Prefix
 // addresses are covered.
 func (c *clusterInfo) serviceCIDRs(ctx context.Context, svcs []corev1.Service) []netip.Prefix {
 	var out []netip.Prefix
-	if !c.noServiceCIDRs {
+	if !c.noServiceCIDRs && len(c.only) == 0 {
 		var list networkingv1.ServiceCIDRList
 		err := c.client.List(ctx, &list)
 		c.noServiceCIDRs = apimeta.IsNoMatchError(err)

@@ -2,6 +2,9 @@ package manager
 
 import (
 	"context"
+	"errors"
+	"fmt"
+	"reflect"
 	"slices"
 	"sync"
 
@@ -23,18 +26,22 @@ import (
 type watchers struct {
 	mu sync.Mutex
 	// guarded by mu
-	subs map[chan struct{}]struct{}
+	subs map[chan struct{}]types.UID // whose
 }
 
-func (w *watchers) add() chan struct{} {
+// everybody stands for all sessions.
+const everybody types.UID = ""
+
+// add begins a watch on what concerns a session, or on all.
+func (w *watchers) add(session types.UID) chan struct{} {
 	ch := make(chan struct{}, 1)
 	ch <- struct{}{}
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.subs == nil {
-		w.subs = map[chan struct{}]struct{}{}
+		w.subs = map[chan struct{}]types.UID{}
 	}
-	w.subs[ch] = struct{}{}
+	w.subs[ch] = session
 	return ch
 }
 
@@ -44,10 +51,14 @@ func (w *watchers) remove(ch chan struct{}) {
 	delete(w.subs, ch)
 }
 
-func (w *watchers) notify() {
+// notify tells of a change that concerns a session.
+func (w *watchers) notify(session types.UID) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	for ch := range w.subs {
+	for ch, of := range w.subs {
+		if session != everybody && of != everybody && of != session {
+			continue
+		}
 		select {
 		case ch <- struct{}{}:
 		default: // one is due already
@@ -55,9 +66,23 @@ func (w *watchers) notify() {
 	}
 }
 
+// Indexes of the cache: with a thousand sessions nobody looks through all of them for one, nor through everybody's intercepts.
+const (
+	holderIndex = "doppel.dev/holder" // intercepts by the session that they go to
+	uidIndex    = "doppel.dev/uid"    // sessions
+)
+
+func holderOf(o client.Object) []string { return []string{o.(*v1alpha1.Intercept).Holder()} }
+
+func uidOf(o client.Object) []string { return []string{string(o.GetUID())} }
+
 // setupControllers registers the reconcilers.
-func (m *Manager) setupControllers(context.Context) error {
-	r := &interceptReconciler{m: m, restarted: map[types.UID]restart{}, inForce: map[types.UID]record{}, names: map[types.NamespacedName]types.UID{}}
+func (m *Manager) setupControllers(ctx context.Context) error {
+	ix := m.ctrl.GetFieldIndexer()
+	if err := errors.Join(ix.IndexField(ctx, &v1alpha1.Intercept{}, holderIndex, holderOf), ix.IndexField(ctx, &v1alpha1.Session{}, uidIndex, uidOf)); err != nil {
+		return fmt.Errorf("index sessions and intercepts: %w", err)
+	}
+	r := newInterceptReconciler(m)
 	return builder.ControllerManagedBy(m.ctrl).
 		Named("intercepts").
 		For(&v1alpha1.Intercept{}).
@@ -107,11 +132,11 @@ func (m *Manager) interceptsWhere(ctx context.Context, ns string, match func(*v1
 }
 
 // notifyIntercepts has every laptop's watch look at the intercepts again.
-func (m *Manager) notifyIntercepts() { m.watchers.notify() }
+func (m *Manager) notifyIntercepts() { m.watchers.notify(everybody) }
 
 // watchIntercepts sends a session's intercepts at the start and whenever they change.
 func (m *Manager) watchIntercepts(ctx context.Context, session types.UID, send func(any) error) error {
-	ch := m.watchers.add()
+	ch := m.watchers.add(session)
 	defer m.watchers.remove(ch)
 	var last control.Intercepts
 	first := true
@@ -125,7 +150,7 @@ func (m *Manager) watchIntercepts(ctx context.Context, session types.UID, send f
 		if err != nil {
 			return err
 		}
-		now := control.Intercepts{Items: items}
+		now := control.Intercepts{Items: items, Problems: m.losses(), Relay: m.relay.state()}
 		if p := m.policy.problem(); p != "" {
 			now.Problems = append(now.Problems, p)
 		}
@@ -133,7 +158,7 @@ func (m *Manager) watchIntercepts(ctx context.Context, session types.UID, send f
 			now.Problems = append(now.Problems, "ping of cluster addresses gets no answer: the traffic-manager's pod may not send ICMP echo ("+m.noEcho.Error()+
 				"); keep the chart's manager.podSecurityContext.sysctls, or allow its net.ipv4.ping_group_range")
 		}
-		if !first && slices.Equal(now.Items, last.Items) && slices.Equal(now.Problems, last.Problems) {
+		if !first && reflect.DeepEqual(now.Items, last.Items) && slices.Equal(now.Problems, last.Problems) && reflect.DeepEqual(now.Relay, last.Relay) {
 			continue
 		}
 		first, last = false, now
@@ -145,26 +170,40 @@ func (m *Manager) watchIntercepts(ctx context.Context, session types.UID, send f
 
 func (m *Manager) interceptsFor(ctx context.Context, session types.UID) ([]control.Intercept, error) {
 	var list v1alpha1.InterceptList
-	if err := m.ctrl.GetClient().List(ctx, &list); err != nil {
+	if err := m.ctrl.GetClient().List(ctx, &list, client.MatchingFields{holderIndex: string(session)}); err != nil {
 		return nil, err
 	}
 	out := []control.Intercept{}
 	for i := range list.Items {
 		in := &list.Items[i]
-		if in.Holder() != string(session) {
-			continue
-		}
 		c := control.Intercept{
 			UID: string(in.UID), Namespace: in.Namespace, Name: in.Name, State: string(in.Status.State), Reason: in.Status.Reason,
 			Message: in.Status.Message, Declared: in.Spec.Session == "", Agents: in.Status.Agents, Kind: in.Spec.Workload.Kind, Workload: in.Spec.Workload.Name,
+			Container: in.Status.Container,
 		}
-		if len(in.Status.Ports) > 0 {
-			c.Port, c.Protocol = uint16(in.Status.Ports[0].ContainerPort), in.Status.Ports[0].Protocol
+		g, ok := m.engaged.get(in.UID)
+		if ok && in.Status.State == v1alpha1.InterceptActive {
+			c.Hosts, c.OwnDNS = g.Hosts, g.OwnDNS
+		}
+		for _, p := range in.Status.Ports {
+			c.Ports = append(c.Ports, control.Port{Protocol: p.Protocol, Number: uint16(p.ContainerPort)})
+		}
+		if ok && len(c.Ports) == 0 { // the first flows come before the object says so
+			c.Ports = g.Ports
 		}
 		if r := in.Status.Replace; r != nil {
 			c.Replace, c.ReplaceUID = r.Name, r.UID
 		}
 		out = append(out, c)
+	}
+	// Those that are gone as objects, and whose traffic comes to the laptop until the app is back.
+	for _, g := range m.engaged.where(func(g engagement) bool { return g.Mode == v1alpha1.ModeReplace && g.Session == session }) {
+		if !slices.ContainsFunc(out, func(c control.Intercept) bool { return c.UID == string(g.UID) }) {
+			out = append(out, control.Intercept{
+				UID: string(g.UID), Namespace: g.Workload.Namespace, State: control.StateEnding, Kind: g.Workload.Kind, Workload: g.Workload.Name,
+				Ports: g.Ports, Container: g.Container, Message: "bringing container " + g.Container + " back",
+			})
+		}
 	}
 	return out, nil
 }

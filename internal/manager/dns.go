@@ -5,9 +5,16 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
+	"strings"
 	"time"
 
 	"github.com/miekg/dns"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/doppel-dev/doppel/internal/control"
+	"github.com/doppel-dev/doppel/internal/tunnel"
 )
 
 // dnsTimeout bounds one question to one server; the laptop gives up after 2.8 s, and a second server must have its chance before.
@@ -33,8 +40,9 @@ func newDNSForwarder(resolvConf string) (*dnsForwarder, error) {
 	return f, nil
 }
 
-// answer is query for one session: names out of its reach do not exist.
-func (m *Manager) answer(ctx context.Context, r reach, msg []byte) ([]byte, error) {
+// answer is query for one session: names out of its reach do not exist. A session with an intercept of pods that have a DNS of their own gets
+// what these would get.
+func (m *Manager) answer(ctx context.Context, session types.UID, r reach, msg []byte) ([]byte, error) {
 	var q dns.Msg
 	if err := q.Unpack(msg); err != nil {
 		return nil, fmt.Errorf("DNS question: %w", err)
@@ -44,7 +52,50 @@ func (m *Manager) answer(ctx context.Context, r reach, msg []byte) ([]byte, erro
 	} else if !ok {
 		return unknown(&q)
 	}
+	if a := m.agents.resolving(session); a != nil {
+		qctx, cancel := context.WithTimeout(ctx, agentDNSTimeout)
+		out, err := tunnel.Query(qctx, a.mux, msg)
+		cancel()
+		if err == nil {
+			return out, nil
+		}
+	}
 	return m.dns.query(ctx, &q)
+}
+
+// agentDNSTimeout is how long an agent has to answer before the cluster's DNS is asked.
+const agentDNSTimeout = time.Second
+
+// resolving is an agent that resolves names for a session as its pod does: one of the oldest of its intercepts of pods whose DNS is not the
+// cluster's. Nil: there is none, and the manager resolves as any pod.
+func (a *agents) resolving(session types.UID) *agentConn {
+	for _, g := range a.m.engaged.where(func(g engagement) bool { return g.Session == session && g.OwnDNS }) {
+		if c := a.serving(g, nil); c != nil {
+			return c
+		}
+	}
+	return nil
+}
+
+// hostsOf are the names that the kubelet writes into the pods' hosts file for their owner (hostAliases).
+func hostsOf(spec *corev1.PodSpec) []control.Host {
+	var out []control.Host
+	for _, h := range spec.HostAliases {
+		addr, err := netip.ParseAddr(h.IP)
+		if err != nil {
+			continue
+		}
+		for _, name := range h.Hostnames {
+			out = append(out, control.Host{Name: strings.ToLower(name), Addr: addr})
+		}
+	}
+	return out
+}
+
+// ownDNS says that pods do not ask the cluster's DNS, or not it alone.
+func ownDNS(spec *corev1.PodSpec) bool {
+	cluster := spec.DNSPolicy == "" || spec.DNSPolicy == corev1.DNSClusterFirst || spec.DNSPolicy == corev1.DNSClusterFirstWithHostNet
+	return !cluster || spec.DNSConfig != nil && len(spec.DNSConfig.Nameservers) > 0
 }
 
 // query asks over UDP and, if the answer was truncated, again over TCP: the tunnel has room for it.

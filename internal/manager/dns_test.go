@@ -1,15 +1,23 @@
 package manager
 
 import (
+	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
 
 	"github.com/miekg/dns"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/doppel-dev/doppel/internal/control"
+	"github.com/doppel-dev/doppel/internal/nettest"
 )
 
 // dnsServer answers over UDP and TCP on one port; over UDP big answers are truncated.
@@ -21,21 +29,7 @@ type dnsServer struct {
 func newDNSServer(t *testing.T) *dnsServer {
 	t.Helper()
 	s := &dnsServer{}
-	var pc net.PacketConn
-	var l net.Listener
-	for range 20 { // the number that UDP got has to be free for TCP too
-		var err error
-		if pc, err = net.ListenPacket("udp", "127.0.0.1:0"); err != nil {
-			t.Fatal(err)
-		}
-		if l, err = net.Listen("tcp", pc.LocalAddr().String()); err == nil {
-			break
-		}
-		_ = pc.Close()
-	}
-	if l == nil {
-		t.Fatal("no port")
-	}
+	pc, l := nettest.SamePort(t)
 	s.addr = l.Addr().String()
 	handler := dns.HandlerFunc(func(w dns.ResponseWriter, q *dns.Msg) {
 		a := new(dns.Msg).SetReply(q)
@@ -111,7 +105,7 @@ func TestDNSForwarder(t *testing.T) {
 	}
 	w := newWorld(t)
 	w.dns = f
-	if _, err := w.answer(t.Context(), reach{all: true}, []byte("not DNS")); err == nil {
+	if _, err := w.answer(t.Context(), "mine", reach{all: true}, []byte("not DNS")); err == nil {
 		t.Error("nonsense was forwarded")
 	}
 }
@@ -153,5 +147,80 @@ func TestNewDNSForwarder(t *testing.T) {
 	f, err := newDNSForwarder(file)
 	if err != nil || fmt.Sprint(f.servers) != "[10.96.0.10:53 [fd00::10]:53]" {
 		t.Errorf("%v, %v", f, err)
+	}
+}
+
+// A session with an intercept of pods that have a DNS of their own gets what these would get, and the cluster's answers when they do not answer.
+func TestAnswersOfAgents(t *testing.T) {
+	w := newWorld(t, webPods()...)
+	w.dns = &dnsForwarder{servers: []string{newDNSServer(t).addr}} // which says 10.96.0.5
+	ask := func(session types.UID) string {
+		t.Helper()
+		q, err := new(dns.Msg).SetQuestion("db.internal.example.", dns.TypeA).Pack()
+		if err != nil {
+			t.Fatal(err)
+		}
+		b, err := w.answer(t.Context(), session, reach{all: true}, q)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var a dns.Msg
+		if err := a.Unpack(b); err != nil || len(a.Answer) != 1 {
+			t.Fatalf("%v, %v", &a, err)
+		}
+		return a.Answer[0].(*dns.A).A.String()
+	}
+	w.engaged.set(engagement{UID: "in-1", Session: "mine", Workload: web, Ports: tcp(8080), OwnDNS: true})
+	w.engaged.set(engagement{UID: "in-2", Session: "other", Workload: web, Ports: tcp(8080)})
+	if got := ask("mine"); got != "10.96.0.5" {
+		t.Errorf("without an agent: %s", got)
+	}
+	a := w.agent("web-1")
+	w.until("the agent knows", func() bool { return w.agents.serves("web-1", "in-1") })
+	a.names(func(q []byte) ([]byte, error) {
+		var m dns.Msg
+		if err := m.Unpack(q); err != nil {
+			return nil, err
+		}
+		rr, err := dns.NewRR(m.Question[0].Name + " 5 IN A 10.9.9.9")
+		if err != nil {
+			return nil, err
+		}
+		a := new(dns.Msg).SetReply(&m)
+		a.Answer = append(a.Answer, rr)
+		return a.Pack()
+	})
+	if got := ask("mine"); got != "10.9.9.9" {
+		t.Errorf("with an agent: %s", got)
+	}
+	if got := ask("other"); got != "10.96.0.5" {
+		t.Errorf("another session: %s", got)
+	}
+	a.names(func([]byte) ([]byte, error) { return nil, errors.New("no resolver answers") })
+	if got := ask("mine"); got != "10.96.0.5" {
+		t.Errorf("an agent that fails: %s", got)
+	}
+}
+
+func TestOwnDNS(t *testing.T) {
+	servers := &corev1.PodDNSConfig{Nameservers: []string{"10.1.1.1"}}
+	for name, tt := range map[string]struct {
+		spec corev1.PodSpec
+		want bool
+	}{
+		"as others":         {corev1.PodSpec{DNSPolicy: corev1.DNSClusterFirst}, false},
+		"options only":      {corev1.PodSpec{DNSConfig: &corev1.PodDNSConfig{Searches: []string{"x"}}}, false},
+		"the node's":        {corev1.PodSpec{DNSPolicy: corev1.DNSDefault}, true},
+		"none, and its own": {corev1.PodSpec{DNSPolicy: corev1.DNSNone, DNSConfig: servers}, true},
+		"more servers":      {corev1.PodSpec{DNSPolicy: corev1.DNSClusterFirst, DNSConfig: servers}, true},
+	} {
+		if got := ownDNS(&tt.spec); got != tt.want {
+			t.Errorf("%s: %v", name, got)
+		}
+	}
+	got := hostsOf(&corev1.PodSpec{HostAliases: []corev1.HostAlias{{IP: "10.1.2.3", Hostnames: []string{"A.example", "b"}}, {IP: "bad", Hostnames: []string{"c"}}}})
+	want := []control.Host{{Name: "a.example", Addr: netip.MustParseAddr("10.1.2.3")}, {Name: "b", Addr: netip.MustParseAddr("10.1.2.3")}}
+	if !slices.Equal(got, want) {
+		t.Errorf("%v", got)
 	}
 }

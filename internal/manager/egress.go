@@ -8,6 +8,7 @@ import (
 
 	"k8s.io/apimachinery/pkg/types"
 
+	"github.com/doppel-dev/doppel/api/v1alpha1"
 	"github.com/doppel-dev/doppel/internal/mux"
 	"github.com/doppel-dev/doppel/internal/tunnel"
 	"github.com/doppel-dev/doppel/internal/wire"
@@ -17,16 +18,18 @@ import (
 // permission: the API server let the session's user create it in the workload's namespace.
 func (a *agents) egress(session types.UID, r *mux.Request, h wire.InterceptHeader) {
 	g, ok := a.m.engaged.get(types.UID(h.Intercept))
-	if !ok || g.Session != session || !g.Egress && len(g.ToPod) == 0 {
+	if !ok || g.Session != session || !g.egress() && len(g.ToPod) == 0 {
 		_ = r.Reject(wire.CodeNotFound, "no such intercept")
 		return
 	}
-	toPod := h.Proto == wire.ProtoTCP && h.Dst.Addr().Unmap().IsLoopback() && slices.Contains(g.ToPod, int32(h.Dst.Port()))
-	if !toPod && (!g.Egress || !mayEgress(h.Dst)) {
+	toPod := h.Dst.Addr().Unmap().IsLoopback() && slices.ContainsFunc(g.ToPod, func(p v1alpha1.PodPort) bool {
+		return p.Port == int32(h.Dst.Port()) && (p.Protocol == "UDP") == (h.Proto == wire.ProtoUDP)
+	})
+	if !toPod && (!g.egress() || !mayEgress(h.Dst)) {
 		_ = r.Reject(wire.CodeUnreachable, "not an address that a pod is asked to reach")
 		return
 	}
-	c := a.serving(g)
+	c := a.serving(g, nil)
 	if c == nil {
 		_ = r.Reject(wire.CodeUnreachable, "no pod of "+g.Workload.Name+" has an agent that is connected")
 		return
@@ -51,15 +54,15 @@ func (a *agents) egress(session types.UID, r *mux.Request, h wire.InterceptHeade
 	_ = tunnel.Join(h.Proto, in, out) // how a flow ended is between its two ends
 }
 
-// serving returns an agent that has acknowledged an engagement, or nil.
-func (a *agents) serving(g engagement) *agentConn {
+// serving returns an agent that has acknowledged an engagement and is as wanted, or nil.
+func (a *agents) serving(g engagement, wanted func(*agentConn) bool) *agentConn {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	for _, c := range a.byPod {
 		c.mu.Lock()
 		ok := c.workload == g.Workload && c.acked[g.UID]
 		c.mu.Unlock()
-		if ok {
+		if ok && (wanted == nil || wanted(c)) {
 			return c
 		}
 	}

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/doppel-dev/doppel/api/v1alpha1"
 	"github.com/doppel-dev/doppel/internal/mux"
 	"github.com/doppel-dev/doppel/internal/tunnel"
 	"github.com/doppel-dev/doppel/internal/wire"
@@ -37,12 +38,12 @@ func TestEgress(t *testing.T) {
 		}
 		return st, wire.CodeNone
 	}
-	egress := engagement{UID: "out-1", Session: "mine", Workload: web, Protocol: "TCP", Port: 8080, Egress: true}
+	egress := engagement{UID: "out-1", Session: "mine", Workload: web, Ports: tcp(8080), Mode: v1alpha1.ModeEgress}
 	theirs := egress
 	theirs.UID, theirs.Session = "out-2", "theirs"
-	plain := engagement{UID: "in-1", Session: "mine", Workload: web, Protocol: "TCP", Port: 8080}
+	plain := engagement{UID: "in-1", Session: "mine", Workload: web, Ports: tcp(8080), Rules: whole}
 	forward := plain
-	forward.UID, forward.ToPod = "in-2", []int32{9000}
+	forward.UID, forward.ToPod = "in-2", []v1alpha1.PodPort{{Port: 9000}, {Port: 9001, Protocol: "UDP"}}
 	for _, g := range []engagement{egress, theirs, plain, forward} {
 		w.engaged.set(g)
 	}
@@ -86,7 +87,8 @@ func TestEgress(t *testing.T) {
 		"cloud metadata":               {"out-1", "169.254.169.254:80", wire.CodeUnreachable},
 		"another session's":            {"out-2", "10.3.0.7:5432", wire.CodeNotFound},
 		"a port of --to-pod":           {"in-2", "127.0.0.1:9000", wire.CodeRefused}, // asked
-		"not a port of --to-pod":       {"in-2", "127.0.0.1:9001", wire.CodeUnreachable},
+		"not a port of --to-pod":       {"in-2", "127.0.0.1:9002", wire.CodeUnreachable},
+		"a port of --to-pod for UDP":   {"in-2", "127.0.0.1:9001", wire.CodeUnreachable}, // not for TCP
 		"beyond the pod":               {"in-2", "10.3.0.7:9000", wire.CodeUnreachable},
 		"an intercept of traffic":      {"in-1", "10.3.0.7:5432", wire.CodeNotFound},
 		"an intercept that is unknown": {"out-9", "10.3.0.7:5432", wire.CodeNotFound},

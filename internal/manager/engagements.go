@@ -8,6 +8,7 @@ import (
 
 	"k8s.io/apimachinery/pkg/types"
 
+	"github.com/doppel-dev/doppel/api/v1alpha1"
 	"github.com/doppel-dev/doppel/internal/control"
 	"github.com/doppel-dev/doppel/internal/match"
 )
@@ -17,17 +18,32 @@ type workloadKey struct {
 	Namespace, Kind, Name string
 }
 
-// engagement is one intercept as the data path needs it: which port of which workload, or which of its requests, goes to which session.
+// engagement is one intercept as the data path needs it: which ports of which workload, or which of their requests, go to which session.
 type engagement struct {
 	UID      types.UID
 	Session  types.UID
+	User     string
 	Workload workloadKey
-	Protocol string
-	Port     uint16
-	Match    match.Rule // zero: all connections
-	Egress   bool       // the port's traffic stays; the agents connect for the session
-	ToPod    []int32    // the agents connect for the session to these ports on their loopback
+	Ports    []control.Port
+	Rules    []match.Rule // a request is taken that one of them takes; the zero rule takes all connections
+	Preview  *v1alpha1.Preview
+	Mode     v1alpha1.InterceptMode
+	// Container is whose place a stand-in takes (Replace), until Ending: then it is to come back, and the session still has the traffic.
+	Container string
+	Ending    bool
+	// Hosts are the names of the pods' hosts file, and OwnDNS says that the pods do not ask the cluster's DNS as others do.
+	Hosts  []control.Host
+	OwnDNS bool
+	// Shown is the container whose environment and files the session sees, or "".
+	Shown string
+	ToPod []v1alpha1.PodPort // the agents connect for the session to these ports on their loopback
 }
+
+// egress says that the ports' traffic stays, and that the agents connect for the session.
+func (g engagement) egress() bool { return g.Mode == v1alpha1.ModeEgress }
+
+// replaces says that the container is not to run.
+func (g engagement) replaces() bool { return g.Mode == v1alpha1.ModeReplace && !g.Ending }
 
 // engagements is the set of intercepts in force; it is rebuilt from the Intercept objects after a restart.
 type engagements struct {
@@ -36,9 +52,13 @@ type engagements struct {
 	byUID   map[types.UID]engagement
 	changed uint64
 	notify  []func(workloadKey)
+	// onSession is called, without a lock held and before those of onChange, for each session that a change concerns.
+	onSession func(types.UID)
 }
 
-func newEngagements() *engagements { return &engagements{byUID: map[types.UID]engagement{}} }
+func newEngagements() *engagements {
+	return &engagements{byUID: map[types.UID]engagement{}, onSession: func(types.UID) {}}
+}
 
 // onChange registers fn to be called, without a lock held, after the set of a workload changed.
 func (e *engagements) onChange(fn func(workloadKey)) { e.notify = append(e.notify, fn) }
@@ -52,8 +72,11 @@ func (e *engagements) set(g engagement) {
 		e.changed++
 	}
 	e.mu.Unlock()
+	if had && old.Session != g.Session {
+		e.onSession(old.Session)
+	}
 	if changed {
-		e.tell(g.Workload)
+		e.tell(g)
 	}
 }
 
@@ -65,14 +88,15 @@ func (e *engagements) remove(uid types.UID) (engagement, bool) {
 	e.changed++
 	e.mu.Unlock()
 	if had {
-		e.tell(g.Workload)
+		e.tell(g)
 	}
 	return g, had
 }
 
-func (e *engagements) tell(w workloadKey) {
+func (e *engagements) tell(g engagement) {
+	e.onSession(g.Session)
 	for _, fn := range e.notify {
-		fn(w)
+		fn(g.Workload)
 	}
 }
 
@@ -97,6 +121,42 @@ func (e *engagements) of(w workloadKey) []engagement {
 	return out
 }
 
+// replaced are the containers of a workload that are not to run.
+func (e *engagements) replaced(w workloadKey) []string {
+	var out []string
+	for _, g := range e.of(w) {
+		if g.replaces() {
+			out = append(out, g.Container)
+		}
+	}
+	return out
+}
+
+// where lists the intercepts for which ok says so.
+func (e *engagements) where(ok func(engagement) bool) []engagement {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	var out []engagement
+	for _, g := range e.byUID {
+		if ok(g) {
+			out = append(out, g)
+		}
+	}
+	return out
+}
+
+// preview finds the intercept of a preview.
+func (e *engagements) preview(id string) (engagement, bool) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for _, g := range e.byUID {
+		if g.Preview != nil && g.Preview.ID == id {
+			return g, true
+		}
+	}
+	return engagement{}, false
+}
+
 // inNamespace says whether any workload of the namespace is intercepted; the webhook asks it first.
 func (e *engagements) inNamespace(ns string) bool {
 	e.mu.Lock()
@@ -109,20 +169,31 @@ func (e *engagements) inNamespace(ns string) bool {
 	return false
 }
 
-// table is what the agents of a workload are told.
-func (e *engagements) table(w workloadKey) control.Table {
+// table is what the agents of a workload are told, and the intercepts that are in force with that.
+func (e *engagements) table(w workloadKey) (control.Table, []types.UID) {
 	e.mu.Lock()
 	gen := e.changed
 	e.mu.Unlock()
 	t := control.Table{Generation: gen, Items: []control.TableEntry{}}
+	var uids []types.UID
 	for _, g := range e.of(w) {
-		if g.Egress || len(g.ToPod) > 0 {
+		uids = append(uids, g.UID)
+		if g.egress() || len(g.ToPod) > 0 {
 			t.Egress = append(t.Egress, string(g.UID))
 		}
-		if g.Egress {
+		if g.Shown != "" {
+			t.Shown = append(t.Shown, control.Shown{Intercept: string(g.UID), Container: g.Shown})
+		}
+		if g.egress() {
 			continue
 		}
-		t.Items = append(t.Items, control.TableEntry{Intercept: string(g.UID), Protocol: g.Protocol, ContainerPort: g.Port, Match: g.Match})
+		for _, p := range g.Ports {
+			for _, rule := range g.Rules {
+				t.Items = append(t.Items, control.TableEntry{
+					Intercept: string(g.UID), Protocol: p.Protocol, ContainerPort: p.Number, Match: rule, Wiretap: g.Mode == v1alpha1.ModeWiretap,
+				})
+			}
+		}
 	}
-	return t
+	return t, uids
 }

@@ -1,10 +1,13 @@
 package manager
 
 import (
+	"slices"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"k8s.io/apimachinery/pkg/types"
 
+	"github.com/doppel-dev/doppel/api/v1alpha1"
 	"github.com/doppel-dev/doppel/internal/control"
 )
 
@@ -18,23 +21,25 @@ func TestEngagements(t *testing.T) {
 		told = append(told, w.Name)
 	})
 	web, db := workloadKey{"shop", "Deployment", "web"}, workloadKey{"data", "Deployment", "db"}
-	a := engagement{UID: "a", Session: "s", Workload: web, Protocol: "TCP", Port: 80}
-	b := engagement{UID: "b", Session: "s", Workload: web, Protocol: "TCP", Port: 81}
+	a := engagement{UID: "a", Session: "s", Workload: web, Ports: tcp(80), Rules: whole}
+	b := engagement{UID: "b", Session: "s", Workload: web, Ports: tcp(81, 82), Rules: whole}
+	b.Mode = v1alpha1.ModeWiretap
 	e.set(b)
 	e.set(a)
 	e.set(a) // the same again changes nothing
-	e.set(engagement{UID: "c", Workload: db, Protocol: "TCP", Port: 5432})
+	e.set(engagement{UID: "c", Workload: db, Ports: tcp(5432)})
 	if d := cmp.Diff([]string{"web", "web", "db"}, told); d != "" {
 		t.Errorf("told:\n%s", d)
 	}
 	if d := cmp.Diff([]engagement{a, b}, e.of(web)); d != "" {
 		t.Errorf("of web:\n%s", d)
 	}
-	want := control.Table{Generation: 3, Items: []control.TableEntry{{Intercept: "a", Protocol: "TCP", ContainerPort: 80}, {Intercept: "b", Protocol: "TCP", ContainerPort: 81}}}
-	if d := cmp.Diff(want, e.table(web)); d != "" {
-		t.Errorf("table:\n%s", d)
+	want := control.Table{Generation: 3, Items: []control.TableEntry{{Intercept: "a", Protocol: "TCP", ContainerPort: 80}, {Intercept: "b", Protocol: "TCP", ContainerPort: 81, Wiretap: true}, {Intercept: "b", Protocol: "TCP", ContainerPort: 82, Wiretap: true}}}
+	got, uids := e.table(web)
+	if d := cmp.Diff(want, got); d != "" || !slices.Equal(uids, []types.UID{"a", "b"}) {
+		t.Errorf("%v, table:\n%s", uids, d)
 	}
-	if got := e.table(workloadKey{}); got.Items == nil || len(got.Items) != 0 {
+	if got, _ := e.table(workloadKey{}); got.Items == nil || len(got.Items) != 0 {
 		t.Errorf("an unknown workload's table is %v, want empty and not null", got.Items)
 	}
 	if !e.inNamespace("data") || e.inNamespace("other") {

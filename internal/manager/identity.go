@@ -26,11 +26,15 @@ const objectName = "traffic-manager"
 // Keys of the Secret and the ConfigMap.
 const (
 	secretIdentity  = "identity.pem"
-	configKey       = "key"      // the fingerprint laptops pin
-	configVersion   = "version"  // the manager's version
-	configProtocol  = "protocol" // the tunnel protocol it speaks
-	configReach     = "reach"    // "all" where it does not check what sessions get to
-	configPod       = "pod"      // where ports are forwarded to
+	configKey       = "key"        // the fingerprint laptops pin
+	configVersion   = "version"    // the manager's version
+	configProtocol  = "protocol"   // the tunnel protocol it speaks
+	configReach     = "reach"      // "all" where it does not check what sessions get to, "namespaces" where all get to all of these
+	configWebhook   = "webhook"    // "none" where it has none
+	configInject    = "injection"  // InjectEnabledOnly where only annotated workloads get agents
+	configListed    = "namespaces" // those that it is for; none: the whole cluster
+	configPod       = "pod"        // where ports are forwarded to
+	configDirect    = "direct"     // where laptops reach it without the API server, comma-separated; missing: nowhere
 	webhookPrefix   = "doppel-agent-injector-"
 	injectorService = "agent-injector"
 )
@@ -79,8 +83,23 @@ func publish(ctx context.Context, cm ctrl.Manager, key client.ObjectKey, fingerp
 		return err
 	}
 	want := map[string]string{configKey: fingerprint, configVersion: buildinfo.Version, configProtocol: strconv.Itoa(wire.Version), configPod: cfg.PodName}
-	if !cfg.CheckReach {
+	switch {
+	case !cfg.CheckReach:
 		want[configReach] = "all"
+	case cfg.NoPolicy:
+		want[configReach] = "namespaces"
+	}
+	if cfg.NoWebhook {
+		want[configWebhook] = "none"
+	}
+	if cfg.Injection == InjectEnabledOnly {
+		want[configInject] = InjectEnabledOnly
+	}
+	if cfg.Namespaces != "" {
+		want[configListed] = cfg.Namespaces
+	}
+	if d := c.Data[configDirect]; d != "" && cfg.DirectAddr != "" { // publishDirect's
+		want[configDirect] = d
 	}
 	if maps.Equal(c.Data, want) {
 		return nil
@@ -94,11 +113,16 @@ func publish(ctx context.Context, cm ctrl.Manager, key client.ObjectKey, fingerp
 
 // publishCABundle writes our certificate into the webhook's configuration and repairs it when a helm upgrade or someone else takes it out.
 func (m *Manager) publishCABundle(ctx context.Context) error {
+	if m.cfg.NoWebhook {
+		return nil
+	}
 	tick := time.NewTicker(10 * time.Second)
 	defer tick.Stop()
 	for {
 		if err := m.ensureCABundle(ctx); err != nil {
 			m.cfg.Log.Warn("webhook configuration not updated, nothing will be injected", "err", err)
+		} else {
+			m.presence.webhookReady()
 		}
 		select {
 		case <-ctx.Done():

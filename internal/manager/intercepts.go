@@ -1,23 +1,28 @@
 package manager
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"net/netip"
 	"reflect"
 	"slices"
+	"strings"
 	"time"
 
+	"golang.org/x/sync/errgroup"
 	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/handler"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 
 	"github.com/doppel-dev/doppel/api/v1alpha1"
 	"github.com/doppel-dev/doppel/internal/agentcfg"
+	"github.com/doppel-dev/doppel/internal/control"
 	"github.com/doppel-dev/doppel/internal/inject"
 	"github.com/doppel-dev/doppel/internal/kinds"
 	"github.com/doppel-dev/doppel/internal/match"
@@ -26,8 +31,15 @@ import (
 // pendingPoll is how often an intercept that waits for pods is looked at again; events of agents wake it earlier.
 const pendingPoll = 300 * time.Millisecond
 
-// activePoll is how often an active intercept is checked against its pods.
-const activePoll = 10 * time.Second
+// activePoll is how often an active intercept is checked against its pods, but not more than one of them in each activeEach: with thousands, nothing else would
+// be done.
+const (
+	activePoll = 10 * time.Second
+	activeEach = 100 * time.Millisecond
+)
+
+// whenIdle is the priority of a check: whoever changes something comes first.
+var whenIdle = handler.LowPriority
 
 // interceptReconciler brings intercepts into force.
 //
@@ -39,8 +51,54 @@ type interceptReconciler struct {
 	restarted map[types.UID]restart
 	// inForce remembers what has to be said when an intercept ends.
 	inForce map[types.UID]record
-	// names finds the UID of an intercept that is gone.
-	names map[types.NamespacedName]types.UID
+	// names finds the UID of an intercept that is gone, and holders whose it was.
+	names   map[types.NamespacedName]types.UID
+	holders map[types.NamespacedName]types.UID
+	// seen is when an intercept was looked at for the first time.
+	seen map[types.UID]time.Time
+	// last is the last reading: when agents say something, all intercepts of their workload are looked at, one after the other.
+	last reading
+	// quiet is for how long the object of a new intercept does not say what it waits for: pendingPoll.
+	quiet time.Duration
+}
+
+func newInterceptReconciler(m *Manager) *interceptReconciler {
+	return &interceptReconciler{
+		m: m, restarted: map[types.UID]restart{}, inForce: map[types.UID]record{}, names: map[types.NamespacedName]types.UID{}, holders: map[types.NamespacedName]types.UID{}, seen: map[types.UID]time.Time{}, quiet: pendingPoll,
+	}
+}
+
+// reading is a workload as the API server has it, and what decides about its ports.
+type reading struct {
+	of    workloadKey
+	at    time.Time
+	epoch uint64 // of the agents
+	w     *workload
+	facts inject.Facts
+	by    map[types.UID]bool // the intercepts that have used it; who comes again wants to know what is new
+}
+
+// readingAge is how long a reading is good for, unless an agent comes or goes: shorter than anything that is waited for by asking again.
+const readingAge = 200 * time.Millisecond
+
+// read reads the workload of an intercept. An error about the workload is told before one about the facts.
+func (r *interceptReconciler) read(ctx context.Context, in *v1alpha1.Intercept) (w *workload, facts inject.Facts, noFacts, err error) {
+	of, epoch := workloadKey{in.Namespace, in.Spec.Workload.Kind, in.Spec.Workload.Name}, r.m.agents.epoch.Load()
+	if r.last.of == of && r.last.epoch == epoch && time.Since(r.last.at) < readingAge && !r.last.by[in.UID] {
+		r.last.by[in.UID] = true
+		return r.last.w, r.last.facts, nil, nil
+	}
+	now := reading{of: of, epoch: epoch, at: time.Now(), by: map[types.UID]bool{in.UID: true}}
+	var reading errgroup.Group // beside the workload: each is a question to the API server, and somebody waits
+	reading.Go(func() (err error) {
+		now.facts, err = r.m.facts(ctx, in.Namespace)
+		return err
+	})
+	now.w, err = r.m.loadWorkload(ctx, in.Namespace, in.Spec.Workload)
+	if noFacts = reading.Wait(); err == nil && noFacts == nil {
+		r.last = now
+	}
+	return now.w, now.facts, noFacts, err
 }
 
 // restart is a restart of a workload that an intercept asked for.
@@ -66,9 +124,14 @@ func fail(reason, format string, args ...any) error {
 }
 
 func (r *interceptReconciler) Reconcile(ctx context.Context, req reconcile.Request) (reconcile.Result, error) {
-	defer r.m.notifyIntercepts() // what we were woken for is in the cache by now, and laptops want to know
 	var in v1alpha1.Intercept
 	err := r.m.ctrl.GetClient().Get(ctx, req.NamespacedName, &in)
+	holder, known := r.holders[req.NamespacedName]
+	if now := types.UID(in.Holder()); err == nil && (!known || now != holder) {
+		defer r.m.watchers.notify(now)
+		r.holders[req.NamespacedName] = now
+	}
+	defer r.m.watchers.notify(holder) // what we were woken for is in the cache by now, and its laptop wants to know
 	if apierrors.IsNotFound(err) {
 		return reconcile.Result{}, r.gone(ctx, req.NamespacedName)
 	}
@@ -81,16 +144,12 @@ func (r *interceptReconciler) Reconcile(ctx context.Context, req reconcile.Reque
 		}
 	}
 	r.names[req.NamespacedName] = in.UID
+	if _, known := r.seen[in.UID]; !known {
+		r.seen[in.UID] = time.Now()
+	}
 	sess, err := r.session(ctx, &in)
 	if err != nil {
 		return reconcile.Result{}, err
-	}
-	if sess == nil && in.Spec.Session == "" && in.Status.State != v1alpha1.InterceptFailed {
-		r.m.engaged.remove(in.UID)
-		r.ended(ctx, in.UID)
-		return reconcile.Result{}, r.writeStatus(ctx, &in, v1alpha1.InterceptStatus{
-			State: v1alpha1.InterceptPending, Message: "waiting for " + in.Spec.User + " to connect with --accept-intercepts",
-		})
 	}
 	if sess == nil && in.Spec.Session != "" {
 		r.m.cfg.Log.Info("intercept ended with its session", "intercept", req.NamespacedName.String())
@@ -98,6 +157,18 @@ func (r *interceptReconciler) Reconcile(ctx context.Context, req reconcile.Reque
 	}
 	if in.Status.State == v1alpha1.InterceptFailed {
 		return reconcile.Result{}, nil
+	}
+	if err := r.m.withheld(&in); err != nil {
+		r.m.looked.Store(in.UID, true)
+		return reconcile.Result{}, r.writeStatus(ctx, &in, v1alpha1.InterceptStatus{State: v1alpha1.InterceptFailed, Reason: err.reason, Message: err.msg})
+	}
+	if sess == nil && in.Spec.Session == "" {
+		r.m.looked.Store(in.UID, true)
+		r.m.engaged.remove(in.UID)
+		r.ended(ctx, in.UID)
+		return reconcile.Result{}, r.writeStatus(ctx, &in, v1alpha1.InterceptStatus{
+			State: v1alpha1.InterceptPending, Message: "waiting for " + in.Spec.User + " to connect with --accept-intercepts",
+		})
 	}
 	st, err := r.engage(ctx, &in, sess)
 	var p *problem
@@ -108,20 +179,36 @@ func (r *interceptReconciler) Reconcile(ctx context.Context, req reconcile.Reque
 	} else if err != nil {
 		return reconcile.Result{}, err
 	}
+	r.m.looked.Store(in.UID, true)
 	if in.Spec.Session == "" {
 		st.Session = string(sess.UID)
 	}
+	if st.State == v1alpha1.InterceptPending && r.soon(&in) {
+		return reconcile.Result{RequeueAfter: pendingPoll}, nil
+	}
 	if err := r.writeStatus(ctx, &in, st); err != nil {
 		return reconcile.Result{}, err
+	}
+	if rec := r.inForce[in.UID]; rec.untold {
+		rec.untold = false
+		r.inForce[in.UID] = rec
+		r.m.tell(ctx, in.UID, rec, eventBegan)
 	}
 	switch st.State {
 	case v1alpha1.InterceptPending:
 		return reconcile.Result{RequeueAfter: pendingPoll}, nil
 	case v1alpha1.InterceptActive:
-		return reconcile.Result{RequeueAfter: activePoll}, nil
+		return reconcile.Result{RequeueAfter: max(activePoll, time.Duration(len(r.inForce))*activeEach), Priority: &whenIdle}, nil
 	case v1alpha1.InterceptFailed:
 	}
 	return reconcile.Result{}, nil
+}
+
+// soon says of an intercept that is pending that it has only just been made, and nothing had to be restarted for it: most of these are active in a moment,
+// which an object that says what they wait for would only delay.
+func (r *interceptReconciler) soon(in *v1alpha1.Intercept) bool {
+	_, restarted := r.restarted[in.UID]
+	return in.Status.State == "" && !restarted && time.Since(r.seen[in.UID]) < r.quiet
 }
 
 // session is the one that the intercept names or, if it names none, one that claims it: the one that has it already, or else the newest.
@@ -136,11 +223,15 @@ func (r *interceptReconciler) session(ctx context.Context, in *v1alpha1.Intercep
 	var best *v1alpha1.Session
 	for i := range list.Items {
 		s := &list.Items[i]
-		if s.Spec.User != in.Spec.User || !s.Spec.AcceptIntercepts || r.m.laptops.tunnel(s.UID) == nil {
+		if s.Spec.User != in.Spec.User || !s.Spec.AcceptIntercepts {
 			continue
 		}
-		if string(s.UID) == in.Status.Session {
+		away := r.m.laptops.tunnel(s.UID) == nil
+		if string(s.UID) == in.Status.Session && (!away || in.Spec.Mode == v1alpha1.ModeReplace) { // a replaced app comes back with the session's end only
 			return s, nil
+		}
+		if away {
+			continue
 		}
 		if best == nil || best.CreationTimestamp.Before(&s.CreationTimestamp) {
 			best = s
@@ -155,13 +246,15 @@ func (r *interceptReconciler) engage(ctx context.Context, in *v1alpha1.Intercept
 	if sess.Spec.User != in.Spec.User {
 		return st, fail("ForeignSession", "the session belongs to another user")
 	}
-	if target, err := netip.ParseAddrPort(in.Spec.Target); in.Spec.Session == "" && (err != nil || !target.Addr().IsLoopback()) {
-		return st, fail("BadTarget", "spec.target is %q and has to be an address of the laptop's loopback with a port, such as 127.0.0.1:3000", in.Spec.Target)
+	for _, p := range in.Spec.Ports {
+		if target, err := netip.ParseAddrPort(p.Target); in.Spec.Session == "" && p.Target != "" && (err != nil || !target.Addr().IsLoopback()) {
+			return st, fail("BadTarget", "a target in spec.ports is %q and has to be an address of the laptop's loopback with a port, such as 127.0.0.1:3000", p.Target)
+		}
 	}
-	if len(r.m.allowed) > 0 && !slices.Contains(r.m.allowed, in.Namespace) {
+	if !r.m.responsible(in.Namespace) {
 		return st, fail("NamespaceNotAllowed", "the administrator does not allow intercepts in namespace %s", in.Namespace)
 	}
-	w, err := r.m.loadWorkload(ctx, in.Namespace, in.Spec.Workload)
+	w, facts, noFacts, err := r.read(ctx, in)
 	if _, replaced := r.restarted[in.UID]; replaced && in.Spec.Workload.Kind == kinds.Pod && isNoWorkload(err) {
 		st.Message = "waiting until pod " + in.Spec.Workload.Name + " is made again"
 		return st, nil
@@ -169,51 +262,164 @@ func (r *interceptReconciler) engage(ctx context.Context, in *v1alpha1.Intercept
 	if err != nil {
 		return st, err
 	}
-	facts, err := r.m.facts(ctx, in.Namespace)
+	if agentcfg.Forbids(w.Template.Annotations) { // at once, also where old pods still have an agent
+		return st, fail("CannotInject", "the pods of %s cannot have a traffic-agent: %v", w.Name(), inject.ErrForbidden)
+	}
+	if r.m.cfg.Injection == InjectEnabledOnly && !agentcfg.Keeps(w.Template.Annotations) {
+		return st, fail("NotEnabled", "%s may not be intercepted: its pod template does not say %s: %s, and the administrator allows others to have no traffic-agent (agent.injection: %s)",
+			w.Name(), agentcfg.AnnotationInject, agentcfg.InjectEnabled, InjectEnabledOnly)
+	}
+	if noFacts != nil {
+		return st, noFacts
+	}
+	container, taken, err := wanted(in, w.Template, inject.Ports(&w.Template.Spec, w.Template.Labels, facts))
 	if err != nil {
 		return st, err
 	}
-	ports := inject.Ports(&w.Template.Spec, w.Template.Labels, facts)
-	egress := in.Spec.Mode == v1alpha1.ModeEgress
-	var port inject.Taken
-	if egress {
-		port, err = inject.Any(ports)
-	} else {
-		port, err = inject.Find(ports, in.Spec.Port, in.Spec.Service, in.Spec.Container)
-	}
-	var pe *inject.PortError
-	if errors.As(err, &pe) {
-		return st, fail(pe.Reason, "%s %s has %s", in.Spec.Workload.Kind, in.Spec.Workload.Name, pe.Msg)
-	}
-	st.Container = port.Container
-	st.Ports = []v1alpha1.InterceptedPort{{
-		Protocol: string(port.Protocol), ContainerPort: int32(port.ContainerPort), Service: port.Via().Service, ServicePort: port.Via().Port, Way: string(port.Way),
-	}}
-	m, err := match.Compile(in.Spec.HTTP.Rule())
+	ms, err := matchers(&in.Spec)
 	if err != nil {
-		return st, fail("BadMatch", "the match cannot be used: %v", err)
+		return st, err
 	}
-	if port.Protocol != corev1.ProtocolTCP && !m.Rule().IsZero() {
-		return st, fail("BadMatch", "port %d of %s is a %s port: HTTP requests come over TCP", port.ContainerPort, in.Spec.Workload.Name, port.Protocol)
+	st.Requests = requestsOf(&in.Spec)
+	byRequest := st.Requests != ""
+	replaces := in.Spec.Mode == v1alpha1.ModeReplace
+	if replaces && byRequest {
+		return st, fail("BadMatch", "a container is replaced for all requests: there is nobody left to answer the others")
 	}
-	if !egress {
-		if st.Message, err = r.conflict(ctx, in, port, m); err != nil || st.Message != "" {
+	if replaces && w.How != kinds.ByController {
+		return st, fail("CannotReplace", "%s has pods that no controller replaces when its template changes: if the laptop were gone, nothing would bring the app back", w.Name())
+	}
+	st.Container = container
+	var ports []control.Port
+	var words []string
+	for _, p := range taken {
+		words = append(words, fmt.Sprintf("%d/%s", p.ContainerPort, p.Protocol))
+		st.Taken = strings.Join(words, ", ")
+		st.Ports = append(st.Ports, v1alpha1.InterceptedPort{
+			Protocol: string(p.Protocol), ContainerPort: int32(p.ContainerPort), Service: p.Via().Service, ServicePort: p.Via().Port, Way: string(p.Way),
+		})
+		ports = append(ports, portOf(p))
+		if p.Protocol != corev1.ProtocolTCP && byRequest {
+			return st, fail("BadMatch", "port %d of %s is a %s port: HTTP requests come over TCP", p.ContainerPort, in.Spec.Workload.Name, p.Protocol)
+		}
+		if byRequest {
+			if err := refuseTLS(w, p, facts); err != nil {
+				return st, err
+			}
+		}
+	}
+	g := engagement{UID: in.UID, Session: sess.UID, User: in.Spec.User, Workload: w.key, Ports: ports, Rules: rulesOf(ms), Preview: in.Spec.Preview, Mode: in.Spec.Mode, ToPod: in.Spec.ToPod}
+	if replaces {
+		g.Container = container
+	}
+	if p := in.Spec.Preview; p != nil { // an ID is not secret to those who may read intercepts
+		if o, ok := r.m.engaged.preview(p.ID); ok && o.User != in.Spec.User {
+			return st, fail("PreviewHeld", "the preview is that of an intercept of %s", o.User)
+		}
+	}
+	if takes(in) {
+		if st.Message, err = r.conflict(ctx, in, g, ms); err != nil || st.Message != "" {
 			return st, err
 		}
 	}
-	r.m.engaged.set(engagement{
-		UID: in.UID, Session: sess.UID, Workload: w.key, Protocol: string(port.Protocol), Port: port.ContainerPort, Match: m.Rule(), Egress: egress, ToPod: in.Spec.ToPod,
-	})
-	st, err = r.progress(ctx, in, w, port, st)
+	if in.Spec.Mode != v1alpha1.ModeEgress && in.Spec.Mode != v1alpha1.ModeWiretap {
+		g.Shown = container
+		g.Hosts, g.OwnDNS = hostsOf(&w.Template.Spec), ownDNS(&w.Template.Spec)
+	}
+	for _, o := range r.m.engaged.of(w.key) {
+		if o.Ending && takes(in) { // what it still has is this one's now
+			r.m.engaged.remove(o.UID)
+		}
+	}
+	r.m.engaged.set(g)
+	st, err = r.progress(ctx, in, w, taken, st)
+	if err == nil && st.State == v1alpha1.InterceptActive && byRequest {
+		st.Message = cmp.Or(st.Message, r.m.agents.noteOn(w.key, ports))
+	}
 	if _, told := r.inForce[in.UID]; err == nil && st.State == v1alpha1.InterceptActive && !told {
-		r.inForce[in.UID] = newRecord(in, sess, w, port)
-		r.m.tell(ctx, in.UID, r.inForce[in.UID], eventBegan)
+		r.inForce[in.UID] = newRecord(in, sess, w, container, taken)
 	}
 	return st, err
 }
 
+// matchers are the compiled rules of an intercept.
+func matchers(spec *v1alpha1.InterceptSpec) ([]*match.Matcher, error) {
+	if spec.Preview != nil && spec.Mode != "" && spec.Mode != v1alpha1.ModeIntercept {
+		return nil, fail("BadMatch", "only an intercept has a preview, and this is of mode %s", spec.Mode)
+	}
+	var out []*match.Matcher
+	for _, rule := range spec.Rules() {
+		m, err := match.Compile(rule)
+		if err != nil {
+			return nil, fail("BadMatch", "the match cannot be used: %v", err)
+		}
+		out = append(out, m)
+	}
+	return out, nil
+}
+
+func rulesOf(ms []*match.Matcher) []match.Rule {
+	var out []match.Rule
+	for _, m := range ms {
+		out = append(out, m.Rule())
+	}
+	return out
+}
+
+// requestsOf says in words which HTTP requests an intercept takes; "": all connections.
+func requestsOf(spec *v1alpha1.InterceptSpec) string {
+	var out []string
+	if spec.Preview != nil {
+		out = append(out, "requests of a preview")
+	}
+	switch rule := spec.HTTP.Rule(); {
+	case !rule.IsZero():
+		out = append(out, "requests with "+rule.String())
+	case spec.HTTP != nil || spec.Preview == nil:
+		return ""
+	}
+	return strings.Join(out, " and ")
+}
+
+// wanted are the container and the ports that an intercept is about, among those of its workload.
+func wanted(in *v1alpha1.Intercept, pod *corev1.PodTemplateSpec, all []inject.Taken) (container string, taken []inject.Taken, err error) {
+	var names []string
+	for _, p := range in.Spec.Ports {
+		names = append(names, p.Port)
+	}
+	switch in.Spec.Mode {
+	case v1alpha1.ModeEgress:
+		taken, err = inject.Any(all)
+	case v1alpha1.ModeReplace:
+		container, taken, err = inject.FindContainer(&pod.Spec, all, names, in.Spec.Service, in.Spec.Container)
+	case v1alpha1.ModeIngest:
+		container, err = inject.FindApp(pod, in.Spec.Container)
+	case v1alpha1.ModeIntercept, v1alpha1.ModeWiretap:
+		fallthrough
+	default:
+		taken, err = inject.Find(all, names, in.Spec.Service, in.Spec.Container)
+	}
+	var pe *inject.PortError
+	if errors.As(err, &pe) {
+		return "", nil, fail(pe.Reason, "%s %s has %s", in.Spec.Workload.Kind, in.Spec.Workload.Name, pe.Msg)
+	}
+	if err == nil && container == "" {
+		container = taken[0].Container
+	}
+	return container, taken, err
+}
+
+func portOf(t inject.Taken) control.Port {
+	return control.Port{Protocol: string(t.Protocol), Number: t.ContainerPort}
+}
+
 // progress has the workload's pods replaced if they lack the agent, and otherwise counts the agents that know the intercept.
-func (r *interceptReconciler) progress(ctx context.Context, in *v1alpha1.Intercept, w *workload, port inject.Taken, st v1alpha1.InterceptStatus) (v1alpha1.InterceptStatus, error) {
+func (r *interceptReconciler) progress(ctx context.Context, in *v1alpha1.Intercept, w *workload, taken []inject.Taken, st v1alpha1.InterceptStatus) (v1alpha1.InterceptStatus, error) {
+	g, _ := r.m.engaged.get(in.UID)
+	f := fit{ports: g.Ports, standIn: g.Container, replaced: r.m.engaged.replaced(w.key)}
+	if in.Spec.Mode == v1alpha1.ModeIngest {
+		f.shown = g.Shown
+	}
 	re, restarted := r.restarted[in.UID]
 	restarted = restarted && !re.done
 	if restarted {
@@ -221,10 +427,16 @@ func (r *interceptReconciler) progress(ctx context.Context, in *v1alpha1.Interce
 			return st, err
 		}
 	}
-	view := w.view(string(port.Protocol), port.ContainerPort, re.old, func(pod types.UID) bool { return r.m.agents.serves(pod, in.UID) })
+	view := w.view(f, re.old, func(pod types.UID) bool { return r.m.agents.serves(pod, in.UID) })
 	st.Agents = int32(view.serving)
 	for i := range w.pods {
 		r.m.agents.wantCall(&w.pods[i])
+	}
+	if in.Spec.Mode != v1alpha1.ModeEgress && in.Status.State != v1alpha1.InterceptActive && view.missing == 0 && !restarted && r.m.agents.onAll(w) {
+		r.m.proven(in.UID, w, taken) // it will be asked for, and takes as long as the agents need to be told
+	}
+	if in.Spec.Mode == v1alpha1.ModeIngest && view.serving > 0 { // one pod has all that there is to have; the others may be as they are
+		return r.activated(in.UID, st), nil
 	}
 	if view.trouble != "" {
 		if p, _ := w.broken(); p != nil && w.How != kinds.ByController {
@@ -239,18 +451,19 @@ func (r *interceptReconciler) progress(ctx context.Context, in *v1alpha1.Interce
 		if in.Status.State == v1alpha1.InterceptActive {
 			r.m.cfg.Log.Warn("pods without an agent behind an active intercept", "intercept", in.Namespace+"/"+in.Name, "pods", view.missing)
 		}
-		if reason, msg := w.cannotReplace(port, in.Spec.Recreate); msg != "" {
+		if reason, msg := w.cannotReplace(taken, f.replaced, g.Shown, in.Spec.Recreate); msg != "" {
 			return st, fail(reason, "%s", msg)
 		}
-		if err := r.admits(ctx, w, port); err != nil {
+		if err := r.admits(ctx, w, taken); err != nil {
 			return st, err
 		}
 		if w.How == kinds.ByController {
+			r.last = reading{}
 			if err := w.restart(ctx, r.m.ctrl.GetClient()); err != nil {
 				return st, fail("RestartRefused", "the workload could not be restarted: %v", err)
 			}
 		}
-		r.restarted[in.UID] = restart{workload: w.key, at: time.Now(), old: w.withoutAgent(string(port.Protocol), port.ContainerPort)}
+		r.restarted[in.UID] = restart{workload: w.key, at: time.Now(), old: w.withoutAgent(f)}
 		st.Message = "restarting the workload to install the traffic-agent"
 	case view.missing > 0:
 		return st, fail("NotInjected", "pod %s came up without a traffic-agent: the API server did not reach the agent-injector webhook", view.missingPod)
@@ -265,99 +478,40 @@ func (r *interceptReconciler) progress(ctx context.Context, in *v1alpha1.Interce
 	case restarted && view.fresh > 0 && w.Why != "": // where there is a gap, nobody else answers until clients know of the new pods
 		st.Message = fmt.Sprintf("waiting until clients know of %d new pods", view.fresh)
 	default:
-		st.State = v1alpha1.InterceptActive
-		if restarted {
-			re.done = true
-			r.restarted[in.UID] = re
+		if in.Spec.Mode == v1alpha1.ModeEgress { // nothing comes to it
+			return r.activated(in.UID, st), nil
 		}
+		problem, known := r.m.proven(in.UID, w, taken)
+		if st.Message = problem; !known && in.Status.State != v1alpha1.InterceptActive {
+			st.Message = "making sure that connections arrive"
+			return st, nil
+		}
+		return r.activated(in.UID, st), nil
 	}
 	return st, nil
 }
 
+// activated says that an intercept is in force.
+func (r *interceptReconciler) activated(uid types.UID, st v1alpha1.InterceptStatus) v1alpha1.InterceptStatus {
+	if re, ok := r.restarted[uid]; ok {
+		re.done = true
+		r.restarted[uid] = re
+	}
+	st.State = v1alpha1.InterceptActive
+	return st
+}
+
 // admits refuses, before anything is restarted, pods that the namespace would not let in (Pod Security Admission, KEP-2579).
-func (r *interceptReconciler) admits(ctx context.Context, w *workload, port inject.Taken) error {
-	if port.Way != agentcfg.ByRedirect {
+func (r *interceptReconciler) admits(ctx context.Context, w *workload, taken []inject.Taken) error {
+	i := slices.IndexFunc(taken, func(p inject.Taken) bool { return p.Way == agentcfg.ByRedirect })
+	if i < 0 {
 		return nil
 	}
-	var ns corev1.Namespace
-	if err := r.m.ctrl.GetAPIReader().Get(ctx, client.ObjectKey{Name: w.key.Namespace}, &ns); err != nil {
-		return client.IgnoreNotFound(err)
+	level, err := r.m.podSecurity(ctx, w.key.Namespace)
+	if err == nil && level != "" {
+		return fail("PodSecurity", "port %d has to be redirected by a container with NET_ADMIN, which the pod security standard of namespace %s (%s) does not let in", taken[i].ContainerPort, w.key.Namespace, level)
 	}
-	if level := ns.Labels["pod-security.kubernetes.io/enforce"]; level == "baseline" || level == "restricted" {
-		return fail("PodSecurity", "port %d has to be redirected by a container with NET_ADMIN, which the pod security standard of namespace %s (%s) does not let in", port.ContainerPort, ns.Name, level)
-	}
-	return nil
-}
-
-// conflict refuses a port that an older intercept of the same workload holds, or requests of it that both would take; the answer names the holder.
-// A laptop that is away blocks nobody: its own user takes the port over at once, others wait for the end of its session.
-func (r *interceptReconciler) conflict(ctx context.Context, in *v1alpha1.Intercept, port inject.Taken, m *match.Matcher) (wait string, err error) {
-	var list v1alpha1.InterceptList
-	if err := r.m.ctrl.GetClient().List(ctx, &list, client.InNamespace(in.Namespace)); err != nil {
-		return "", err
-	}
-	for i := range list.Items {
-		o := &list.Items[i]
-		if o.UID == in.UID || o.Spec.Mode == v1alpha1.ModeEgress || o.Spec.Workload != in.Spec.Workload || o.Status.State == v1alpha1.InterceptFailed || !older(o, in) || !r.takes(o, port) {
-			continue
-		}
-		om, err := match.Compile(o.Spec.HTTP.Rule())
-		if err != nil || !match.Compare(m, om).Conflict() {
-			continue
-		}
-		what := ""
-		if rule := o.Spec.HTTP.Rule(); !rule.IsZero() {
-			what = " for requests with " + rule.String() + ","
-		}
-		holder := fmt.Sprintf("port %d of %s is intercepted%s by %s (intercept %s since %s)", port.ContainerPort, in.Spec.Workload.Name, what, o.Spec.User, o.Spec.Name, o.CreationTimestamp.Format(time.TimeOnly))
-		switch {
-		case in.Spec.Takeover:
-			if err := r.takeOver(ctx, o, in, port); err != nil {
-				return "", err
-			}
-		case r.m.laptops.tunnel(types.UID(o.Holder())) != nil:
-			return "", fail("PortHeld", "%s", holder)
-		case o.Spec.User == in.Spec.User:
-			r.m.cfg.Log.Info("intercept of a lost laptop makes way", "intercept", o.Namespace+"/"+o.Name, "user", o.Spec.User)
-			if err := r.m.ctrl.GetClient().Delete(ctx, o, client.Preconditions{UID: &o.UID}); client.IgnoreNotFound(err) != nil {
-				return "", err
-			}
-			r.m.engaged.remove(o.UID)
-		default:
-			return holder + ", whose laptop is away: waiting for the end of its session", nil
-		}
-	}
-	return "", nil
-}
-
-// takeOver ends an intercept for another one. It stays as an object, which tells its laptop why.
-func (r *interceptReconciler) takeOver(ctx context.Context, o, by *v1alpha1.Intercept, port inject.Taken) error {
-	r.m.cfg.Log.Info("intercept is taken over", "intercept", o.Namespace+"/"+o.Name, "user", o.Spec.User, "by", by.Spec.User)
-	r.m.engaged.remove(o.UID)
-	r.ended(ctx, o.UID)
-	st := v1alpha1.InterceptStatus{
-		State: v1alpha1.InterceptFailed, Reason: "TakenOver", Session: o.Status.Session, Ports: o.Status.Ports, Container: o.Status.Container,
-		Message: fmt.Sprintf("port %d of %s was taken over by %s at %s", port.ContainerPort, o.Spec.Workload.Name, by.Spec.User, time.Now().Format(time.TimeOnly)),
-	}
-	return r.writeStatus(ctx, o, st)
-}
-
-// takes says whether an intercept has the port. What is engaged is known here before the cache has the status that says so.
-func (r *interceptReconciler) takes(o *v1alpha1.Intercept, port inject.Taken) bool {
-	if g, ok := r.m.engaged.get(o.UID); ok {
-		return g.Port == port.ContainerPort && g.Protocol == string(port.Protocol)
-	}
-	return slices.ContainsFunc(o.Status.Ports, func(p v1alpha1.InterceptedPort) bool {
-		return p.ContainerPort == int32(port.ContainerPort) && p.Protocol == string(port.Protocol)
-	})
-}
-
-// older orders two intercepts the same way for every replica.
-func older(a, b *v1alpha1.Intercept) bool {
-	if !a.CreationTimestamp.Equal(&b.CreationTimestamp) {
-		return a.CreationTimestamp.Before(&b.CreationTimestamp)
-	}
-	return a.UID < b.UID
+	return err
 }
 
 // gone takes an intercept out of force. A workload that its agents kept from coming up is restarted without them.
@@ -366,7 +520,14 @@ func (r *interceptReconciler) gone(ctx context.Context, name types.NamespacedNam
 	if !ok {
 		return nil
 	}
-	r.m.engaged.remove(uid)
+	if g, ok := r.m.engaged.get(uid); ok && g.replaces() && r.m.laptops.tunnel(g.Session) != nil {
+		g.Ending = true // the laptop answers until the app does: see restorer
+		r.m.engaged.set(g)
+	} else {
+		r.m.engaged.remove(uid)
+	}
+	r.m.looked.Delete(uid)
+	r.m.proofs.forget(uid)
 	r.ended(ctx, uid)
 	if re, ok := r.restarted[uid]; ok {
 		if err := r.heal(ctx, re); err != nil {
@@ -375,6 +536,8 @@ func (r *interceptReconciler) gone(ctx context.Context, name types.NamespacedNam
 	}
 	delete(r.restarted, uid)
 	delete(r.names, name)
+	delete(r.holders, name)
+	delete(r.seen, uid)
 	return nil
 }
 
@@ -423,7 +586,8 @@ func (r *interceptReconciler) writeStatus(ctx context.Context, in *v1alpha1.Inte
 }
 
 func statusEqual(a, b v1alpha1.InterceptStatus) bool {
-	return a.State == b.State && a.Reason == b.Reason && a.Message == b.Message && a.Agents == b.Agents && a.Container == b.Container && a.Session == b.Session && slices.Equal(a.Ports, b.Ports) && reflect.DeepEqual(a.Replace, b.Replace)
+	return a.State == b.State && a.Reason == b.Reason && a.Message == b.Message && a.Agents == b.Agents && a.Container == b.Container && a.Session == b.Session && a.Taken == b.Taken && a.Requests == b.Requests &&
+		slices.Equal(a.Ports, b.Ports) && reflect.DeepEqual(a.Replace, b.Replace)
 }
 
 // facts reads what decides how ports of pods in the namespace can be taken.

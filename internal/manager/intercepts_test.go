@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -36,7 +37,9 @@ func newReconciler(t *testing.T, objs ...client.Object) *reconciler {
 	objs = append(objs, rs, webDeployment(), webService(), session("mine", "ada", "k"))
 	w := newWorld(t, objs...)
 	w.laptops.tunnels["mine"] = &mux.Session{}
-	return &reconciler{w, &interceptReconciler{m: w.Manager, restarted: map[types.UID]restart{}, inForce: map[types.UID]record{}, names: map[types.NamespacedName]types.UID{}}}
+	r := newInterceptReconciler(w.Manager)
+	r.quiet = 0
+	return &reconciler{w, r}
 }
 
 // look reconciles an intercept and returns its status, and when it is looked at again.
@@ -110,7 +113,7 @@ func TestIntercept(t *testing.T) {
 	if d := cmp.Diff(want, st.Ports); d != "" || st.Container != "app" {
 		t.Errorf("container %s, ports:\n%s", st.Container, d)
 	}
-	if got := r.engaged.of(web); len(got) != 1 || got[0].Session != "mine" || got[0].Port != 8080 {
+	if got := r.engaged.of(web); len(got) != 1 || got[0].Session != "mine" || !slices.Equal(got[0].Ports, tcp(8080)) {
 		t.Errorf("the webhook does not know of it: %v", got)
 	}
 
@@ -248,9 +251,9 @@ func TestInterceptByDeletion(t *testing.T) {
 // An intercept that names no session is claimed by one of the same user's that accepts such, and waits otherwise.
 func TestInterceptClaimed(t *testing.T) {
 	declared := intercept("in-1", "ada", "")
-	declared.Spec.Target = "127.0.0.1:3000"
+	declared.Spec.Ports = []v1alpha1.WantedPort{{Target: "127.0.0.1:3000"}}
 	bad := intercept("in-2", "ada", "")
-	bad.Spec.Target = "10.0.0.7:22"
+	bad.Spec.Ports = []v1alpha1.WantedPort{{Target: "10.0.0.7:22"}}
 	r := newReconciler(t, declared, bad, session("theirs", "eve", "k2"))
 	r.addPod("a", "rs-1", withAgent(8080), ready1)
 	r.acknowledge("a", "in-1")
@@ -274,7 +277,7 @@ func TestInterceptClaimed(t *testing.T) {
 		t.Errorf("the laptop is told %+v, %v", got, err)
 	}
 	st, _ = r.look("in-2")
-	wantStatus(t, "beyond the loopback", st, v1alpha1.InterceptFailed, "BadTarget", `spec.target is "10.0.0.7:22"`)
+	wantStatus(t, "beyond the loopback", st, v1alpha1.InterceptFailed, "BadTarget", `a target in spec.ports is "10.0.0.7:22"`)
 	delete(r.laptops.tunnels, "mine")
 	st, _ = r.look("in-1")
 	wantStatus(t, "the laptop has gone", st, v1alpha1.InterceptPending, "", "waiting for ada")
@@ -293,7 +296,7 @@ func TestInterceptFails(t *testing.T) {
 		"namespace":       {change: func(r *reconciler) { r.allowed = []string{"data"} }, reason: "NamespaceNotAllowed", msg: "namespace shop"},
 		"kind":            {spec: func(s *v1alpha1.InterceptSpec) { s.Workload.Kind = "Rocket" }, reason: "UnsupportedKind", msg: "Rocket is no kind of workload that doppel knows"},
 		"workload":        {spec: func(s *v1alpha1.InterceptSpec) { s.Workload.Name = "nope" }, reason: "NoWorkload", msg: `no Deployment "nope" in namespace shop`},
-		"port":            {spec: func(s *v1alpha1.InterceptSpec) { s.Port = "grpc" }, reason: "NoSuchPort", msg: `Deployment web has no port "grpc"; there is 8080 (http) [service web:80]`},
+		"port":            {spec: func(s *v1alpha1.InterceptSpec) { s.Ports = []v1alpha1.WantedPort{{Port: "grpc"}} }, reason: "NoSuchPort", msg: `Deployment web has no port "grpc"; there is 8080 (http) [service web:80]`},
 		"service":         {spec: func(s *v1alpha1.InterceptSpec) { s.Service = "api" }, reason: "NoSuchService", msg: `Deployment web has no service "api"`},
 		"container":       {spec: func(s *v1alpha1.InterceptSpec) { s.Container = "db" }, reason: "NoSuchContainer", msg: `Deployment web has no container "db"`},
 		"paused": {change: func(r *reconciler) {
@@ -464,6 +467,7 @@ func TestConflict(t *testing.T) {
 		change func(*v1alpha1.Intercept) // of the older one, which is eve's
 		away   bool                      // eve's laptop
 		mine   *v1alpha1.HTTPMatch
+		mode   v1alpha1.InterceptMode
 		take   bool // mine is to take over
 		taken  bool // and has
 		state  v1alpha1.InterceptState
@@ -488,6 +492,12 @@ func TestConflict(t *testing.T) {
 		"the same requests":    {change: func(in *v1alpha1.Intercept) { in.Spec.HTTP = byUser("ada") }, mine: byUser("ada"), state: v1alpha1.InterceptFailed, reason: "PortHeld", msg: `is intercepted for requests with header("x-user") == "ada", by eve`},
 		"overlapping requests": {change: func(in *v1alpha1.Intercept) { in.Spec.HTTP = &v1alpha1.HTTPMatch{Methods: []string{"GET"}} }, mine: byUser("ada"), state: v1alpha1.InterceptFailed, reason: "PortHeld", msg: "method in (GET)"},
 		"no match":             {mine: &v1alpha1.HTTPMatch{Methods: []string{"G T"}}, state: v1alpha1.InterceptFailed, reason: "BadMatch", msg: "not a method"},
+		"hers is a wiretap":    {change: func(in *v1alpha1.Intercept) { in.Spec.Mode = v1alpha1.ModeWiretap }, state: v1alpha1.InterceptActive},
+		"mine is a wiretap":    {mode: v1alpha1.ModeWiretap, state: v1alpha1.InterceptActive},
+		"hers is an ingest":    {change: func(in *v1alpha1.Intercept) { in.Spec.Mode = v1alpha1.ModeIngest }, state: v1alpha1.InterceptActive},
+		"a wiretap of some":    {mode: v1alpha1.ModeWiretap, mine: byUser("ada"), take: true, state: v1alpha1.InterceptActive},
+		"a preview of all":     {change: func(in *v1alpha1.Intercept) { in.Spec.Preview = previewOf("theirs") }, mine: nil, state: v1alpha1.InterceptActive},
+		"a preview of some":    {change: func(in *v1alpha1.Intercept) { in.Spec.HTTP, in.Spec.Preview = byUser("ada"), previewOf("theirs") }, mine: byUser("ada"), state: v1alpha1.InterceptFailed, reason: "PortHeld", msg: `for requests of a preview and requests with header("x-user") == "ada", by eve`},
 		"my other laptop":      {change: func(in *v1alpha1.Intercept) { in.Spec.User = "ada" }, state: v1alpha1.InterceptFailed, reason: "PortHeld", msg: "by ada"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -499,7 +509,7 @@ func TestConflict(t *testing.T) {
 			}
 			st := older.Status
 			mine := intercept("in-1", "ada", "mine")
-			mine.Spec.HTTP, mine.Spec.Takeover = tt.mine, tt.take
+			mine.Spec.HTTP, mine.Spec.Takeover, mine.Spec.Mode = tt.mine, tt.take, tt.mode
 			r := newReconciler(t, older, mine, session("hers", "eve", "k2"))
 			older.Status = st
 			r.must(r.kc.Status().Update(t.Context(), older))
@@ -515,6 +525,80 @@ func TestConflict(t *testing.T) {
 			}
 			if got := older.Status; (got.Reason == "TakenOver") != tt.taken || tt.taken && !strings.Contains(got.Message, "port 8080 of web was taken over by ada at ") {
 				t.Errorf("the older one was told %+v", got)
+			}
+		})
+	}
+}
+
+// Several ports are taken together or not at all, and nobody is put out for an intercept that does not come about.
+func TestSeveralPorts(t *testing.T) {
+	several := func(name string, ports ...string) *v1alpha1.Intercept {
+		in := intercept(name, "ada", "mine")
+		for _, p := range ports {
+			in.Spec.Ports = append(in.Spec.Ports, v1alpha1.WantedPort{Port: p})
+		}
+		return in
+	}
+	holding := func(name, user, session string, port int32) *v1alpha1.Intercept {
+		in := intercept(name, user, session)
+		in.CreationTimestamp = metav1.NewTime(time.Now().Add(-time.Hour))
+		in.Status = v1alpha1.InterceptStatus{State: v1alpha1.InterceptActive, Ports: []v1alpha1.InterceptedPort{{Protocol: "TCP", ContainerPort: port}}}
+		return in
+	}
+	grpc := func(d *appsv1.Deployment) {
+		d.Spec.Template.Spec.Containers[0].Ports = append(d.Spec.Template.Spec.Containers[0].Ports,
+			corev1.ContainerPort{Name: "grpc", ContainerPort: 9090}, corev1.ContainerPort{Name: "dns", ContainerPort: 53, Protocol: "UDP"})
+	}
+	matched := several("in-1", "http", "dns")
+	matched.Spec.HTTP = byUser("ada")
+	for name, tt := range map[string]struct {
+		in     *v1alpha1.Intercept
+		held   []*v1alpha1.Intercept
+		state  v1alpha1.InterceptState
+		reason string
+		msg    string
+		ports  string
+	}{
+		"all free":         {in: several("in-1", "grpc", "http", "dns"), state: v1alpha1.InterceptPending, msg: "restarting", ports: "9090/TCP 8080/TCP 53/UDP"},
+		"a match, and UDP": {in: matched, state: v1alpha1.InterceptFailed, reason: "BadMatch", msg: "port 53 of web is a UDP port: HTTP requests come over TCP"},
+		"named twice":      {in: several("in-1", "http", "8080"), state: v1alpha1.InterceptFailed, reason: "SamePort", msg: "Deployment web has one port 8080"},
+		"one is held": {
+			in: several("in-1", "http", "grpc"), held: []*v1alpha1.Intercept{holding("own", "ada", "away", 8080), holding("theirs", "eve", "hers", 9090)},
+			state: v1alpha1.InterceptFailed, reason: "PortHeld", msg: "port 9090 of web is intercepted by eve",
+		},
+		"one waits": {
+			in: several("in-1", "http", "grpc"), held: []*v1alpha1.Intercept{holding("own", "ada", "away", 8080), holding("theirs", "eve", "away", 9090)},
+			state: v1alpha1.InterceptPending, msg: "port 9090 of web is intercepted by eve",
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			objs := []client.Object{tt.in, session("hers", "eve", "k2")}
+			for _, o := range tt.held {
+				objs = append(objs, o.DeepCopy())
+			}
+			r := newReconciler(t, objs...)
+			r.update(grpc)
+			for _, o := range tt.held {
+				now := o.DeepCopy()
+				r.world.get(now)
+				now.Status = o.Status
+				r.must(r.kc.Status().Update(t.Context(), now))
+			}
+			r.laptops.tunnels["hers"] = &mux.Session{}
+			r.addPod("old-1", "rs-1", ready1, withAgent(8080)) // an agent that takes one of them is not enough
+			r.acknowledge("old-1", "in-1")
+			st, _ := r.look("in-1")
+			wantStatus(t, name, st, tt.state, tt.reason, tt.msg)
+			if got := strings.ReplaceAll(st.Taken, ",", ""); tt.ports != "" && got != tt.ports {
+				t.Errorf("ports %s", got)
+			}
+			if tt.ports == "" && len(r.engaged.of(web)) != 0 {
+				t.Errorf("some are taken: %v", r.engaged.of(web))
+			}
+			for _, o := range tt.held {
+				if !r.world.get(o) {
+					t.Errorf("%s is gone", o.Name)
+				}
 			}
 		})
 	}
@@ -540,6 +624,22 @@ func TestConflictBehindTheCache(t *testing.T) {
 	r.must(r.kc.Status().Update(t.Context(), first))
 	st, _ = r.look("b")
 	wantStatus(t, "second", st, v1alpha1.InterceptFailed, "PortHeld", "by eve")
+}
+
+// One that is in force is not pushed out by another one of the same second, whatever their UIDs.
+func TestConflictOfTheSameSecond(t *testing.T) {
+	first, second := intercept("b", "eve", "hers"), intercept("a", "ada", "mine")
+	second.CreationTimestamp = first.CreationTimestamp
+	r := newReconciler(t, first, second, session("hers", "eve", "k2"))
+	r.laptops.tunnels["hers"], r.laptops.tunnels["mine"] = &mux.Session{}, &mux.Session{}
+	r.addPod("p", "rs-1", withAgent(8080), ready1)
+	r.acknowledge("p", "a", "b")
+	st, _ := r.look("b")
+	wantStatus(t, "first", st, v1alpha1.InterceptActive, "", "")
+	st, _ = r.look("a")
+	wantStatus(t, "second", st, v1alpha1.InterceptFailed, "PortHeld", "by eve")
+	st, _ = r.look("b")
+	wantStatus(t, "first, again", st, v1alpha1.InterceptActive, "", "")
 }
 
 func TestOlder(t *testing.T) {
@@ -577,4 +677,30 @@ func TestWakeups(t *testing.T) {
 	for range cap(r.wakeups) + 1 {
 		r.wake(web) // must never block an agent's connection
 	}
+}
+
+// Where the agents are there already nothing is written but that the intercept is active, and the laptop knows its ports before.
+func TestInterceptAtOnce(t *testing.T) {
+	r := newReconciler(t, intercept("in-1", "ada", "mine"))
+	r.quiet = time.Hour
+	r.addPod("web-1", "rs-1", withAgent(8080), ready1)
+	r.acknowledge("web-1")
+	st, again := r.look("in-1")
+	if st.State != "" || again != pendingPoll {
+		t.Errorf("said %q %q, looked at again after %v", st.State, st.Message, again)
+	}
+	items, err := r.interceptsFor(t.Context(), "mine")
+	if err != nil || len(items) != 1 || !slices.Equal(items[0].Ports, tcp(8080)) {
+		t.Errorf("%+v, %v", items, err)
+	}
+	r.acknowledge("web-1", "in-1")
+	st, _ = r.look("in-1")
+	wantStatus(t, "known to its agent", st, v1alpha1.InterceptActive, "", "")
+
+	// What takes longer is said.
+	r = newReconciler(t, intercept("in-1", "ada", "mine"))
+	r.quiet = time.Hour
+	r.addPod("web-1", "rs-1", ready1)
+	st, _ = r.look("in-1")
+	wantStatus(t, "restarted", st, v1alpha1.InterceptPending, "", "restarting")
 }

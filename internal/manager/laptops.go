@@ -57,11 +57,14 @@ func newLaptops(m *Manager) *laptops {
 
 // serve runs one attached connection until it ends. The tunnel on it is a new one, which is served until it ends, or one that
 // goes on.
-func (l *laptops) serve(ctx context.Context, raw net.Conn) {
+func (l *laptops) serve(ctx context.Context, raw net.Conn) { l.serveBy(ctx, raw, nil) }
+
+// serveBy is serve. For a connection that came directly it calls greeted once it is known who it is, or that it is nobody.
+func (l *laptops) serveBy(ctx context.Context, raw net.Conn, greeted func()) {
 	var sess *v1alpha1.Session
 	var old *mux.Session
 	s, _, err := tunnel.Server(ctx, raw, tunnel.ServerConfig{
-		Identity: l.m.identity,
+		Identity: l.m.identity, Direct: greeted != nil,
 		Authorize: func(ctx context.Context, h wire.Hello, fingerprint string) (wire.HelloReply, error) {
 			var err error
 			sess, err = l.authorize(ctx, h, fingerprint)
@@ -71,8 +74,16 @@ func (l *laptops) serve(ctx context.Context, raw net.Conn) {
 		// Whoever proved the session's key may go on with the tunnels of that session, and of no other.
 		Find: func(id string) *mux.Session { old = l.find(sess.UID, id); return old },
 	})
+	if greeted != nil {
+		greeted()
+	}
 	if err != nil {
 		l.log.Info("laptop refused", "err", err)
+		return
+	}
+	if s != old && l.tunnel(sess.UID) != nil && !answers(ctx, s) {
+		l.log.Info("laptop has given a connection up", "session", sess.Name)
+		_ = s.Close()
 		return
 	}
 	down := s.Down()
@@ -90,6 +101,18 @@ func (l *laptops) serve(ctx context.Context, raw net.Conn) {
 	<-down
 	l.down(ctx, sess, s)
 	wg.Wait()
+}
+
+// answerTimeout is how long a laptop has to show that it wants a tunnel that takes the place of another.
+const answerTimeout = 5 * time.Second
+
+// answers says whether the other end of a new tunnel is there. A laptop may have given its connection up before we saw its Hello, and have made another,
+// which must not be closed for the one that nobody wants.
+func answers(ctx context.Context, s *mux.Session) bool {
+	ctx, cancel := context.WithTimeout(ctx, answerTimeout)
+	defer cancel()
+	_, err := s.Ping(ctx)
+	return err == nil
 }
 
 // find returns the session's tunnel of that ID.
@@ -156,6 +179,7 @@ func (l *laptops) up(ctx context.Context, sess *v1alpha1.Session, s *mux.Session
 	l.tunnels[sess.UID] = s
 	delete(l.lost, sess.UID)
 	l.mu.Unlock()
+	l.m.cameOrWent(sess.UID)
 	for _, o := range []*mux.Session{old, lost} {
 		if o != nil && o != s {
 			_ = o.Close()
@@ -182,6 +206,7 @@ func (l *laptops) down(ctx context.Context, sess *v1alpha1.Session, s *mux.Sessi
 	if !current {
 		return
 	}
+	l.m.cameOrWent(sess.UID)
 	down := s.Down()
 	time.AfterFunc(takenGrace, func() { l.resetTaken(s, down) })
 	l.log.Info("laptop lost", "session", sess.Name, "user", sess.Spec.User, "err", s.Why())
@@ -227,6 +252,33 @@ func (l *laptops) tunnel(uid types.UID) *mux.Session {
 	return l.tunnels[uid]
 }
 
+// answers says whether flows may be offered to the session's laptop.
+func (l *laptops) answers(uid types.UID) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	t := l.tunnels[uid]
+	return t != nil && !l.suspects[t]
+}
+
+// away are the intercepts of a workload whose laptops do not answer.
+func (m *Manager) away(w workloadKey) []string {
+	var out []string
+	for _, g := range m.engaged.of(w) {
+		if !m.laptops.answers(g.Session) {
+			out = append(out, string(g.UID))
+		}
+	}
+	return out
+}
+
+// cameOrWent has the agents told that a laptop answers, or that it does not. They could learn that by offering it a flow; but in a flow that it has taken,
+// requests may follow each other, and those that it has not got when its tunnel breaks need not be lost with it.
+func (m *Manager) cameOrWent(session types.UID) {
+	for _, g := range m.engaged.where(func(g engagement) bool { return g.Session == session }) {
+		m.agents.push(g.Workload)
+	}
+}
+
 // open offers an intercepted flow to the session's laptop. An error means: it did not take it.
 func (l *laptops) open(ctx context.Context, uid types.UID, h wire.InterceptHeader) (*mux.Stream, []byte, error) {
 	l.mu.Lock()
@@ -248,7 +300,7 @@ func (l *laptops) open(ctx context.Context, uid types.UID, h wire.InterceptHeade
 	}()
 	st, reply, err := t.Open(octx, wire.AppendIntercept(nil, h))
 	if errors.Is(err, context.DeadlineExceeded) {
-		l.suspect(t)
+		l.suspect(uid, t)
 	}
 	if err == nil {
 		l.mu.Lock()
@@ -287,7 +339,7 @@ func (l *laptops) resetTaken(s *mux.Session, down <-chan struct{}) {
 }
 
 // suspect spares other connections the wait for a laptop that hangs, until it answers a ping or its tunnel ends.
-func (l *laptops) suspect(t *mux.Session) {
+func (l *laptops) suspect(uid types.UID, t *mux.Session) {
 	l.mu.Lock()
 	already := l.suspects[t]
 	l.suspects[t] = true
@@ -295,6 +347,7 @@ func (l *laptops) suspect(t *mux.Session) {
 	if already {
 		return
 	}
+	l.m.cameOrWent(uid)
 	go func() {
 		for t.Err() == nil {
 			ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
@@ -307,7 +360,62 @@ func (l *laptops) suspect(t *mux.Session) {
 		l.mu.Lock()
 		delete(l.suspects, t)
 		l.mu.Unlock()
+		l.m.cameOrWent(uid)
 	}()
+}
+
+// silence is how long a laptop may say nothing although it was sent something, before it is asked whether it is there. A flow that is offered shows a laptop
+// that hangs; on flows that it has taken requests may follow each other for as long as nobody asks.
+const silence = time.Second
+
+// runSilence suspects laptops that have taken flows, are silent and do not answer a ping.
+func (l *laptops) runSilence(ctx context.Context) error {
+	type traffic struct{ sent, received uint64 }
+	before := map[*mux.Session]traffic{}
+	tick := time.NewTicker(silence)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+		now := map[*mux.Session]traffic{}
+		for t, uid := range l.taking() {
+			sent, received := t.Traffic()
+			now[t] = traffic{sent, received}
+			if was, ok := before[t]; ok && sent > was.sent && received == was.received {
+				go l.ask(ctx, uid, t)
+			}
+		}
+		before = now
+	}
+}
+
+// taking are the tunnels whose laptops have taken flows, and are not suspected yet.
+func (l *laptops) taking() map[*mux.Session]types.UID {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	some := map[*mux.Session]bool{}
+	for _, t := range l.taken {
+		some[t] = true
+	}
+	out := map[*mux.Session]types.UID{}
+	for uid, t := range l.tunnels {
+		if some[t] && !l.suspects[t] {
+			out[t] = uid
+		}
+	}
+	return out
+}
+
+// ask suspects a laptop that does not answer a ping.
+func (l *laptops) ask(ctx context.Context, uid types.UID, t *mux.Session) {
+	ctx, cancel := context.WithTimeout(ctx, forwardTimeout)
+	defer cancel()
+	if _, err := t.Ping(ctx); errors.Is(err, context.DeadlineExceeded) {
+		l.suspect(uid, t)
+	}
 }
 
 // maxAhead is how far a renewal may lie in the future; the admission policy holds the same bound.
@@ -360,6 +468,13 @@ func (l *laptops) checkLeases(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// count counts the laptops that are connected here.
+func (l *laptops) count() int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return len(l.tunnels)
 }
 
 // known lists the sessions whose tunnel is or was here.
@@ -424,13 +539,31 @@ func (l *laptops) handlers(sess *v1alpha1.Session) tunnel.Handlers {
 	return tunnel.Handlers{
 		TCP: dial, UDP: dial,
 		Echo: func(r *mux.Request, h wire.FlowHeader) { l.serveEcho(r, h, to) },
-		DNS:  func(ctx context.Context, msg []byte) ([]byte, error) { return l.m.answer(ctx, to, msg) },
+		DNS:  func(ctx context.Context, msg []byte) ([]byte, error) { return l.m.answer(ctx, sess.UID, to, msg) },
 
 		Intercept: func(r *mux.Request, h wire.InterceptHeader) {
 			// A pod's own loopback is the workload's, whatever else the session reaches.
 			if h.Dst.Addr().Unmap().IsLoopback() || l.admit(r, wire.FlowHeader{Src: h.Src, Dst: h.Dst}, to) {
 				l.m.agents.egress(sess.UID, r, h)
 			}
+		},
+		Files: func(r *mux.Request, intercept string) { l.m.agents.files(sess.UID, r, intercept) },
+		Control: func(ctx context.Context, method string, body []byte) (any, error) {
+			switch method {
+			case control.LaptopEnvironment:
+				var ask control.AskEnvironment
+				if err := json.Unmarshal(body, &ask); err != nil {
+					return nil, err
+				}
+				return l.m.agents.environment(ctx, sess.UID, types.UID(ask.Intercept))
+			case control.LaptopWhy:
+				var ask control.AskWhy
+				if err := json.Unmarshal(body, &ask); err != nil {
+					return nil, err
+				}
+				return l.m.why(ctx, sess.UID, ask)
+			}
+			return nil, fmt.Errorf("unknown method %q", method)
 		},
 		Watch: func(ctx context.Context, method string, _ []byte, send func(any) error) error {
 			switch method {
@@ -475,20 +608,40 @@ func (l *laptops) admit(r *mux.Request, h wire.FlowHeader, to reach) bool {
 	return ok && err == nil
 }
 
+// cacheLag is how long a session that was just made may not be in the cache yet, and cacheStep how often that is looked for. The API server is asked only
+// after that, since it can find one by its UID in the list of all alone, which is a megabyte where there are a thousand.
+const (
+	cacheLag  = 100 * time.Millisecond
+	cacheStep = 10 * time.Millisecond
+)
+
 // sessionByUID looks in the cache, and asks the API server when the cache does not know the session yet.
 func (m *Manager) sessionByUID(ctx context.Context, uid types.UID) (*v1alpha1.Session, error) {
 	if uid == "" {
 		return nil, nil
 	}
-	for _, r := range []client.Reader{m.ctrl.GetClient(), m.ctrl.GetAPIReader()} {
-		var list v1alpha1.SessionList
-		if err := r.List(ctx, &list, client.InNamespace(m.cfg.Namespace)); err != nil {
-			return nil, errors.Join(errors.New("list sessions"), err)
+	var list v1alpha1.SessionList
+	cached := func() error {
+		return m.ctrl.GetClient().List(ctx, &list, client.InNamespace(m.cfg.Namespace), client.MatchingFields{uidIndex: string(uid)})
+	}
+	err := cached()
+	for wait := cacheLag; err == nil && len(list.Items) == 0 && wait > 0; wait -= cacheStep {
+		select {
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-time.After(cacheStep):
 		}
-		for i := range list.Items {
-			if list.Items[i].UID == uid {
-				return &list.Items[i], nil
-			}
+		err = cached()
+	}
+	if err == nil && len(list.Items) == 0 {
+		err = m.ctrl.GetAPIReader().List(ctx, &list, client.InNamespace(m.cfg.Namespace))
+	}
+	if err != nil {
+		return nil, errors.Join(errors.New("list sessions"), err)
+	}
+	for i := range list.Items {
+		if list.Items[i].UID == uid {
+			return &list.Items[i], nil
 		}
 	}
 	return nil, nil

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -255,12 +256,12 @@ func TestLaptopRequests(t *testing.T) {
 	}
 	in := intercept("web-1", "", "")
 	w.get(in)
-	in.Status = v1alpha1.InterceptStatus{State: v1alpha1.InterceptActive, Agents: 2, Ports: []v1alpha1.InterceptedPort{{ContainerPort: 8080}}}
+	in.Status = v1alpha1.InterceptStatus{State: v1alpha1.InterceptActive, Agents: 2, Ports: []v1alpha1.InterceptedPort{{Protocol: "TCP", ContainerPort: 8080}}}
 	if err := w.kc.Status().Update(ctx, in); err != nil {
 		t.Fatal(err)
 	}
 	w.notifyIntercepts()
-	if err := watch.Next(ctx, &got); err != nil || got.Items[0].State != "Active" || got.Items[0].Port != 8080 || got.Items[0].Agents != 2 {
+	if err := watch.Next(ctx, &got); err != nil || got.Items[0].State != "Active" || !slices.Equal(got.Items[0].Ports, tcp(8080)) || got.Items[0].Agents != 2 {
 		t.Errorf("told of %+v, %v", got.Items, err)
 	}
 	w.set(func() { w.policyErr = nil })

@@ -7,9 +7,11 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"net/netip"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/go-logr/logr"
@@ -27,7 +29,9 @@ import (
 	metricsserver "sigs.k8s.io/controller-runtime/pkg/metrics/server"
 
 	"github.com/doppel-dev/doppel/api/v1alpha1"
+	"github.com/doppel-dev/doppel/internal/agentcfg"
 	"github.com/doppel-dev/doppel/internal/flow"
+	"github.com/doppel-dev/doppel/internal/footprint"
 	"github.com/doppel-dev/doppel/internal/tunnel"
 	"github.com/doppel-dev/doppel/internal/xlog"
 )
@@ -42,11 +46,21 @@ type Config struct {
 	AgentPullPolicy string
 	AgentLogLevel   string
 	AgentResources  string        // a core/v1 ResourceRequirements as JSON; empty: the injector's default
-	Namespaces      string        // comma-separated: where workloads may be intercepted; empty: everywhere
+	Volumes         string        // what laptops may do with volumes: none, ro or rw ("ro"); a pod's annotation says otherwise
+	HiddenVariables string        // comma-separated: names of variables that laptops do not get
+	Namespaces      string        // comma-separated: those that this manager is for; empty: the whole cluster
 	RenewInterval   time.Duration // how often laptops renew (10 min); two missed renewals end a session
 	LostGrace       time.Duration // how long a session outlives its tunnel (30 s)
 	CheckReach      bool          // sessions get to the namespaces on their object only
+	Injection       string        // InjectOnDemand (default) or InjectEnabledOnly
+	IdleTimeout     time.Duration // after how long without an intercept agents are taken out; 0: never
+	NoPolicy        bool          // the cluster has no admission policies of ours, so that nobody vouches for who made an object
+	NoWebhook       bool          // the cluster does not ask us about pods, so that nothing can be intercepted
+	RelayURL        string        // https://DOMAIN of the relay to join; empty: none
+	RelaySecret     string        // directory with the files of the Secret for it ("/etc/doppel/relay")
 	APIAddr         string        // attach and webhook (":10250")
+	DirectAddr      string        // laptops that come without the API server; empty: they do not
+	DirectPublic    string        // comma-separated HOST:PORT where they reach it; empty: what the Service traffic-manager-direct says
 	AgentsAddr      string        // agents (":8082")
 	HealthAddr      string        // metrics and health (":8081")
 	ResolvConf      string        // where the cluster's DNS is found ("/etc/resolv.conf")
@@ -65,17 +79,25 @@ func (c *Config) complete() error {
 	if c.Kube == nil || c.Log == nil {
 		errs = append(errs, errors.New("kube configuration and log are required"))
 	}
+	if c.NoPolicy && c.Namespaces == "" {
+		errs = append(errs, errors.New("without the admission policy namespaces have to be listed"))
+	}
 	def := func(s *string, d string) {
 		if *s == "" {
 			*s = d
 		}
 	}
 	def(&c.AgentPullPolicy, string(corev1.PullIfNotPresent))
+	def(&c.Injection, InjectOnDemand)
+	if c.Injection != InjectOnDemand && c.Injection != InjectEnabledOnly {
+		errs = append(errs, fmt.Errorf("injection is %q, want %s or %s", c.Injection, InjectOnDemand, InjectEnabledOnly))
+	}
 	def(&c.AgentLogLevel, "info")
 	def(&c.APIAddr, ":10250")
 	def(&c.AgentsAddr, ":8082")
 	def(&c.HealthAddr, ":8081")
 	def(&c.ResolvConf, "/etc/resolv.conf")
+	def(&c.RelaySecret, "/etc/doppel/relay")
 	if c.RenewInterval <= 0 {
 		c.RenewInterval = 10 * time.Minute
 	}
@@ -83,6 +105,14 @@ func (c *Config) complete() error {
 		c.LostGrace = 30 * time.Second
 	}
 	return errors.Join(errs...)
+}
+
+// namespaces are those that the manager is for; none: the whole cluster.
+func (c *Config) namespaces() []string {
+	if c.Namespaces == "" {
+		return nil
+	}
+	return strings.Split(c.Namespaces, ",")
 }
 
 // attachAddr is where this pod answers /attach, or zero.
@@ -106,15 +136,21 @@ type Manager struct {
 
 	identity  *tunnel.Identity
 	policy    *policyProbe
+	tokens    *tokens
 	laptops   *laptops
 	agents    *agents
 	engaged   *engagements
+	proofs    *proofs
+	presence  *presence
 	cluster   *clusterInfo
 	dns       *dnsForwarder
 	logging   *logging
+	restorer  *restorer
+	relay     *relayLink // nil: there is none
+	looked    sync.Map   // UIDs of intercepts that have been looked at since our start
 	watchers  watchers
 	noEcho    error                        // why this pod cannot ping for laptops; nil: it can
-	allowed   []string                     // namespaces; empty: all
+	allowed   []string                     // the namespaces it is for; empty: all
 	resources *corev1.ResourceRequirements // of injected agents; nil: the injector's default
 	wakeups   chan event.GenericEvent      // "look at this workload's intercepts again"
 }
@@ -133,7 +169,7 @@ func New(ctx context.Context, cfg Config) (*Manager, error) {
 		Scheme:                 scheme,
 		HealthProbeBindAddress: "0", // served together with the metrics
 		Metrics:                metricsserver.Options{BindAddress: "0"},
-		Cache:                  cacheOptions(cfg.Namespace),
+		Cache:                  cacheOptions(cfg),
 	})
 	if err != nil {
 		return nil, fmt.Errorf("connect to the API server: %w", err)
@@ -144,7 +180,7 @@ func New(ctx context.Context, cfg Config) (*Manager, error) {
 	}
 	m.noEcho = flow.EchoAllowed()
 	if cfg.CheckReach {
-		if err := indexIPs(ctx, cm.GetFieldIndexer()); err != nil {
+		if err := indexIPs(ctx, cm.GetFieldIndexer(), m.narrow()); err != nil {
 			return nil, err
 		}
 	}
@@ -153,10 +189,7 @@ func New(ctx context.Context, cfg Config) (*Manager, error) {
 
 // assemble makes the parts of a manager, which reach the API server through cm.
 func assemble(ctx context.Context, cfg Config, cm ctrl.Manager) (_ *Manager, err error) {
-	m := &Manager{cfg: cfg, ctrl: cm, started: time.Now(), wakeups: make(chan event.GenericEvent, 1024)}
-	if cfg.Namespaces != "" {
-		m.allowed = strings.Split(cfg.Namespaces, ",")
-	}
+	m := &Manager{cfg: cfg, ctrl: cm, started: time.Now(), wakeups: make(chan event.GenericEvent, 1024), allowed: cfg.namespaces()}
 	if cfg.AgentResources != "" {
 		m.resources = &corev1.ResourceRequirements{}
 		if err := json.Unmarshal([]byte(cfg.AgentResources), m.resources); err != nil {
@@ -167,30 +200,53 @@ func assemble(ctx context.Context, cfg Config, cm ctrl.Manager) (_ *Manager, err
 		return nil, err
 	}
 	m.policy = newPolicyProbe(cm, cfg, m.notifyIntercepts)
+	hc, err := rest.HTTPClientFor(cfg.Kube)
+	if err != nil {
+		return nil, err
+	}
+	m.tokens = newTokens(hc, cfg.Kube.Host)
 	m.engaged = newEngagements()
+	m.engaged.onSession = m.watchers.notify // laptops first: agents send them flows
+	m.proofs = newProofs()
 	m.agents = newAgents(m)
+	if m.relay, err = newRelayLink(m); err != nil {
+		return nil, err
+	}
+	m.restorer = newRestorer(m)
+	m.presence = newPresence(m)
 	m.logging = &logging{client: cm.GetAPIReader(), namespace: cfg.Namespace, level: cfg.Level, log: cfg.Log, onChange: m.agents.pushAll}
 	m.laptops = newLaptops(m)
-	m.cluster = newClusterInfo(cm.GetClient(), cm.GetCache(), clusterDomain(cfg.ResolvConf), self{cfg.Namespace, cfg.attachAddr()}, cfg.Log)
+	m.cluster = newClusterInfo(cm.GetClient(), cm.GetCache(), clusterDomain(cfg.ResolvConf), self{cfg.Namespace, cfg.attachAddr()}, m.allowed, cfg.Log)
 	if m.dns, err = newDNSForwarder(cfg.ResolvConf); err != nil {
 		return nil, err
 	}
 	return m, nil
 }
 
-// cacheOptions keeps the informers small: sessions of one namespace, and no managedFields of anything.
-func cacheOptions(namespace string) cache.Options {
+// cacheOptions keeps the informers small: sessions of one namespace, all else of those that the manager is for, and no managedFields of anything.
+func cacheOptions(cfg Config) cache.Options {
 	byHand, err := labels.Parse(handmade)
 	if err != nil {
 		panic(err) // a constant
 	}
+	var all map[string]cache.Config // nil: the whole cluster
+	if list := cfg.namespaces(); len(list) > 0 {
+		all = map[string]cache.Config{cfg.Namespace: {}}
+		for _, ns := range list {
+			all[ns] = cache.Config{}
+		}
+	}
+	intercepts := maps.Clone(all)
+	delete(intercepts, cfg.Namespace)
 	return cache.Options{
-		DefaultTransform: cache.TransformStripManagedFields(),
+		DefaultNamespaces: all,
+		DefaultTransform:  cache.TransformStripManagedFields(),
 		ByObject: map[client.Object]cache.ByObject{
-			&v1alpha1.Session{}: {Namespaces: map[string]cache.Config{namespace: {}}},
-			&corev1.Node{}:      {Transform: pruneNode},
-			&corev1.Service{}:   {Transform: pruneService},
-			&corev1.Pod{}:       {Transform: prunePod},
+			&v1alpha1.Session{}:   {Namespaces: map[string]cache.Config{cfg.Namespace: {}}},
+			&v1alpha1.Intercept{}: {Namespaces: intercepts},
+			&corev1.Node{}:        {Transform: pruneNode},
+			&corev1.Service{}:     {Transform: pruneService},
+			&corev1.Pod{}:         {Transform: prunePod},
 
 			&discoveryv1.EndpointSlice{}: {Label: byHand},
 		},
@@ -226,16 +282,29 @@ func pruneService(o any) (any, error) {
 
 func prunePod(o any) (any, error) {
 	if p, ok := o.(*corev1.Pod); ok {
-		return &corev1.Pod{
+		out := &corev1.Pod{
 			TypeMeta: p.TypeMeta, ObjectMeta: pruneMeta(p), Spec: corev1.PodSpec{HostNetwork: p.Spec.HostNetwork},
 			Status: corev1.PodStatus{Phase: p.Status.Phase, PodIPs: p.Status.PodIPs},
-		}, nil
+		}
+		for _, key := range []string{agentcfg.Annotation, agentcfg.AnnotationInject, agentcfg.AnnotationOriginal} {
+			v := p.Annotations[key]
+			if v == "" {
+				continue
+			}
+			if key != agentcfg.AnnotationInject {
+				v = "there" // it is long, and nobody reads it here
+			}
+			metav1.SetMetaDataAnnotation(&out.ObjectMeta, key, v)
+			out.CreationTimestamp, out.DeletionTimestamp, out.OwnerReferences = p.CreationTimestamp, p.DeletionTimestamp, p.OwnerReferences
+		}
+		return out, nil
 	}
 	return o, nil
 }
 
 // Run serves until ctx ends.
 func (m *Manager) Run(ctx context.Context) error {
+	go footprint.Keep(ctx)
 	api, err := net.Listen("tcp", m.cfg.APIAddr)
 	if err != nil {
 		return err
@@ -243,6 +312,12 @@ func (m *Manager) Run(ctx context.Context) error {
 	agentsL, err := net.Listen("tcp", m.cfg.AgentsAddr)
 	if err != nil {
 		return errors.Join(err, api.Close())
+	}
+	var directL net.Listener
+	if m.cfg.DirectAddr != "" {
+		if directL, err = net.Listen("tcp", m.cfg.DirectAddr); err != nil {
+			return errors.Join(err, api.Close(), agentsL.Close())
+		}
 	}
 	add := func(name string, fn func(context.Context) error) error {
 		return m.ctrl.Add(runnable(func(ctx context.Context) error {
@@ -252,16 +327,26 @@ func (m *Manager) Run(ctx context.Context) error {
 			return nil
 		}))
 	}
+	if m.relay != nil {
+		if err := add("relay", m.relay.run); err != nil {
+			return errors.Join(err, api.Close(), agentsL.Close())
+		}
+	}
 	err = errors.Join(
 		add("api port", func(ctx context.Context) error { return m.serveAPI(ctx, api) }),
 		add("agents port", func(ctx context.Context) error { return m.agents.serve(ctx, agentsL) }),
 		add("calls of agents", m.agents.call),
+		add("direct port", func(ctx context.Context) error { return m.serveDirect(ctx, directL) }),
+		add("direct addresses", m.publishDirect),
 		add("health", m.serveHealth),
 		add("policy probe", m.policy.run),
 		add("cluster info", m.cluster.run),
 		add("leases", m.laptops.runLeases),
+		add("silence", m.laptops.runSilence),
 		add("webhook certificate", m.publishCABundle),
 		add("log level", m.logging.run),
+		add("restorer", m.restorer.run),
+		add("agents' presence", m.presence.run),
 	)
 	if err != nil {
 		return errors.Join(err, api.Close(), agentsL.Close())

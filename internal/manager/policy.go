@@ -45,6 +45,7 @@ type policyProbe struct {
 	client     client.Client
 	namespace  string
 	checkReach bool
+	off        bool // there is none, and nothing that needs one is done
 	log        *slog.Logger
 	onChange   func() // called when the policy came into force or left it
 
@@ -57,12 +58,15 @@ type policyProbe struct {
 
 func newPolicyProbe(cm ctrl.Manager, cfg Config, onChange func()) *policyProbe {
 	return &policyProbe{
-		client: cm.GetClient(), namespace: cfg.Namespace, checkReach: cfg.CheckReach, log: cfg.Log, onChange: onChange,
+		client: cm.GetClient(), namespace: cfg.Namespace, checkReach: cfg.CheckReach, off: cfg.NoPolicy, log: cfg.Log, onChange: onChange,
 		err: fmt.Errorf("the admission policy has not been checked yet"),
 	}
 }
 
 func (p *policyProbe) run(ctx context.Context) error {
+	if p.off {
+		return nil
+	}
 	started := time.Now()
 	for {
 		wait := policyInterval
@@ -134,14 +138,14 @@ func (p *policyProbe) refused(ctx context.Context, o client.Object, rule policyR
 func (p *policyProbe) settled() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.seen
+	return p.off || p.seen
 }
 
 // problem is the latest outcome in words, or "".
 func (p *policyProbe) problem() string {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.err == nil {
+	if p.off || p.err == nil {
 		return ""
 	}
 	return "new sessions are refused: " + p.err.Error()
@@ -149,6 +153,9 @@ func (p *policyProbe) problem() string {
 
 // ok is nil while the policy is in force. A result older than a second is renewed, so that a session is never accepted on old news.
 func (p *policyProbe) ok(ctx context.Context) error {
+	if p.off {
+		return nil
+	}
 	p.mu.Lock()
 	err, fresh := p.err, time.Since(p.checked) < time.Second
 	p.mu.Unlock()

@@ -22,14 +22,18 @@ type reach struct {
 	all        bool
 	outside    bool
 	namespaces []string
+	narrow     bool // the manager sees some namespaces only: an address that it does not know may be anybody's
 }
 
 // reachOf reads a session's reach; where reach is not checked everybody gets to everything.
 func (m *Manager) reachOf(s *v1alpha1.Session) reach {
 	r := s.Spec.Reach
+	if m.cfg.CheckReach && m.cfg.NoPolicy { // nobody has checked what the object says
+		return reach{namespaces: m.allowed, narrow: true}
+	}
 	return reach{
 		all:     !m.cfg.CheckReach || slices.Equal(r.Namespaces, []string{v1alpha1.ReachAll}),
-		outside: r.Outside, namespaces: r.Namespaces,
+		outside: r.Outside, namespaces: r.Namespaces, narrow: m.narrow(),
 	}
 }
 
@@ -113,9 +117,12 @@ var ipIndexes = []struct {
 	{&discoveryv1.EndpointSlice{}, func() client.ObjectList { return &discoveryv1.EndpointSliceList{} }, sliceIPs},
 }
 
-// indexIPs has the cache find objects by address.
-func indexIPs(ctx context.Context, ix client.FieldIndexer) error {
+// indexIPs has the cache find objects by address; a narrow manager may not see nodes.
+func indexIPs(ctx context.Context, ix client.FieldIndexer, narrow bool) error {
 	for _, k := range ipIndexes {
+		if _, node := k.object.(*corev1.Node); node && narrow {
+			continue
+		}
 		if err := ix.IndexField(ctx, k.object, ipIndex, k.ips); err != nil {
 			return fmt.Errorf("index %T by address: %w", k.object, err)
 		}
@@ -125,8 +132,11 @@ func indexIPs(ctx context.Context, ix client.FieldIndexer) error {
 
 // owners are the namespaces that an address belongs to; none: a node's, or one beyond the cluster. The first kind of object that
 // knows the address decides, so that nobody claims a service, node or pod by writing endpoints.
-func owners(ctx context.Context, r client.Reader, ip netip.Addr) ([]string, error) {
+func owners(ctx context.Context, r client.Reader, ip netip.Addr, narrow bool) ([]string, error) {
 	for _, k := range ipIndexes {
+		if _, node := k.object.(*corev1.Node); node && narrow {
+			continue
+		}
 		list := k.list()
 		if err := r.List(ctx, list, client.MatchingFields{ipIndex: ip.String()}); err != nil {
 			return nil, fmt.Errorf("whose address is %s: %w", ip, err)
@@ -170,12 +180,12 @@ func (r reach) address(ctx context.Context, c client.Reader, ip netip.Addr) (boo
 	if r.all {
 		return true, nil
 	}
-	found, err := owners(ctx, c, ip.Unmap())
+	found, err := owners(ctx, c, ip.Unmap(), r.narrow)
 	if err != nil {
 		return false, err
 	}
 	if len(found) == 0 {
-		return r.namespace(""), nil
+		return !r.narrow && r.namespace(""), nil
 	}
 	return slices.ContainsFunc(found, r.namespace), nil
 }

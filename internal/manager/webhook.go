@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"net"
 	"net/http"
 
@@ -13,6 +12,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/webhook/admission"
 
 	"github.com/doppel-dev/doppel/internal/agentcfg"
+	"github.com/doppel-dev/doppel/internal/control"
 	"github.com/doppel-dev/doppel/internal/inject"
 )
 
@@ -21,12 +21,12 @@ import (
 func (m *Manager) injectWebhook() http.Handler {
 	return &admission.Webhook{Handler: admission.HandlerFunc(func(ctx context.Context, req admission.Request) admission.Response {
 		dryRun := req.DryRun != nil && *req.DryRun
-		if !dryRun && !m.engaged.inNamespace(req.Namespace) {
-			return admission.Allowed("nothing is intercepted in this namespace")
-		}
 		var pod corev1.Pod
 		if err := json.Unmarshal(req.Object.Raw, &pod); err != nil {
 			return admission.Allowed("not a pod: " + err.Error())
+		}
+		if !dryRun && !m.engaged.inNamespace(req.Namespace) && !agentcfg.Keeps(pod.Annotations) {
+			return admission.Allowed("nothing is intercepted in this namespace")
 		}
 		if dryRun && pod.Annotations[agentcfg.AnnotationProbe] == agentcfg.ProbeAsked { // doppel doctor
 			pod.Annotations[agentcfg.AnnotationProbe] = agentcfg.ProbeAnswered
@@ -56,30 +56,29 @@ func (m *Manager) injectWebhook() http.Handler {
 	})}
 }
 
-// injectPod returns the pod with an agent for the ports that are intercepted now, or nil if none of them is.
+// injectPod returns the pod with an agent for what is wanted of the workload now, or nil if nothing is. A pod that always has an agent has it for
+// all ports, but for those that its namespace would refuse it for.
 func (m *Manager) injectPod(ctx context.Context, pod *corev1.Pod) (*corev1.Pod, error) {
 	w, err := m.workloadOf(ctx, pod)
 	if err != nil {
 		return nil, err
 	}
-	wanted := map[string]bool{}
-	for _, g := range m.engaged.of(w) {
-		wanted[fmt.Sprintf("%s/%d", g.Protocol, g.Port)] = true
+	wanted, engaged := map[control.Port]bool{}, m.engaged.of(w)
+	for _, g := range engaged {
+		if g.Ending {
+			continue
+		}
+		for _, p := range g.Ports {
+			wanted[p] = true
+		}
 	}
-	if len(wanted) == 0 {
+	standIns := m.engaged.replaced(w)
+	if len(wanted)+len(standIns)+len(appsOf(engaged, nil)) == 0 && !agentcfg.Keeps(pod.Annotations) {
 		return nil, nil
 	}
-	facts, err := m.facts(ctx, pod.Namespace)
+	take, others, err := m.ports(ctx, pod, wanted)
 	if err != nil {
 		return nil, err
-	}
-	var take, others []inject.Taken
-	for _, t := range inject.Ports(&pod.Spec, pod.Labels, facts) {
-		if wanted[fmt.Sprintf("%s/%d", t.Protocol, t.ContainerPort)] {
-			take = append(take, t)
-		} else {
-			others = append(others, t)
-		}
 	}
 	managers, err := m.managerAddrs(ctx)
 	if err != nil {
@@ -87,8 +86,46 @@ func (m *Manager) injectPod(ctx context.Context, pod *corev1.Pod) (*corev1.Pod, 
 	}
 	return inject.Pod(pod, inject.Config{
 		Image: m.cfg.AgentImage, PullPolicy: corev1.PullPolicy(m.cfg.AgentPullPolicy), LogLevel: m.cfg.AgentLogLevel,
-		Managers: managers, ManagerKey: m.identity.Fingerprint(), Ports: take, Others: others, Resources: m.resources,
+		Managers: managers, ManagerKey: m.identity.Fingerprint(), Ports: take, StandIns: standIns, Others: others, Resources: m.resources,
+		Apps: appsOf(engaged, take), Volumes: inject.Access(m.cfg.Volumes),
 	})
+}
+
+// ports are the pod's ports that an agent is to take, those wanted and, if it always has an agent, all that its namespace lets it
+// take; and the others.
+func (m *Manager) ports(ctx context.Context, pod *corev1.Pod, wanted map[control.Port]bool) (take, others []inject.Taken, err error) {
+	keeps, redirects := agentcfg.Keeps(pod.Annotations), false
+	if keeps {
+		level, err := m.podSecurity(ctx, pod.Namespace)
+		if err != nil {
+			return nil, nil, err
+		}
+		redirects = level == ""
+	}
+	facts, err := m.facts(ctx, pod.Namespace)
+	if err != nil {
+		return nil, nil, err
+	}
+	for _, t := range inject.Ports(&pod.Spec, pod.Labels, facts) {
+		if wanted[portOf(t)] || keeps && t.Protocol != corev1.ProtocolSCTP && (redirects || t.Way == agentcfg.ByName) {
+			take = append(take, t)
+		} else {
+			others = append(others, t)
+		}
+	}
+	return take, others, nil
+}
+
+// podSecurity is the pod security standard that a namespace enforces, if it is one that lets no container have NET_ADMIN (KEP-2579).
+func (m *Manager) podSecurity(ctx context.Context, name string) (string, error) {
+	var ns corev1.Namespace
+	if err := m.ctrl.GetAPIReader().Get(ctx, client.ObjectKey{Name: name}, &ns); err != nil {
+		return "", client.IgnoreNotFound(err)
+	}
+	if level := ns.Labels["pod-security.kubernetes.io/enforce"]; level == "baseline" || level == "restricted" {
+		return level, nil
+	}
+	return "", nil
 }
 
 // managerAddrs are the addresses under which agents find the manager: by name, and by address for pods that do not use the cluster's DNS.

@@ -12,6 +12,7 @@ import (
 	admissionv1 "k8s.io/api/admission/v1"
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/util/intstr"
@@ -24,6 +25,11 @@ import (
 const rawPod = `{"kind":"Pod","apiVersion":"v1","metadata":{"generateName":"web-","labels":{"app":"web"},"futureMeta":{"a":1},
 	"ownerReferences":[{"apiVersion":"apps/v1","kind":"ReplicaSet","name":"web-rs","uid":"web-rs","controller":true}]},
 	"spec":{"futureSpec":["x"],"containers":[{"name":"app","image":"web:1","futureContainer":true,"ports":[{"name":"http","containerPort":8080}]}]}}`
+
+// annotated is that pod with an annotation for its agent.
+func annotated(inject string) string {
+	return strings.Replace(rawPod, `"labels"`, `"annotations":{"doppel.dev/inject":"`+inject+`"},"labels"`, 1)
+}
 
 func (w *world) admit(raw string) *admissionv1.AdmissionResponse {
 	w.t.Helper()
@@ -56,7 +62,7 @@ func webService() *corev1.Service {
 func TestWebhook(t *testing.T) {
 	rs := &appsv1.ReplicaSet{ObjectMeta: owned(meta("shop", "web-rs"), "Deployment", "web")}
 	engage := func(w *world) {
-		w.engaged.set(engagement{UID: "in-1", Session: "s", Workload: web, Protocol: "TCP", Port: 8080})
+		w.engaged.set(engagement{UID: "in-1", Session: "s", Workload: web, Ports: tcp(8080)})
 	}
 	for name, tt := range map[string]struct {
 		change   func(*world)
@@ -67,14 +73,24 @@ func TestWebhook(t *testing.T) {
 		"intercepted":         {change: engage, raw: rawPod, injected: true},
 		"nothing intercepted": {change: func(*world) {}, raw: rawPod},
 		"another workload of the namespace": {change: func(w *world) {
-			w.engaged.set(engagement{UID: "in-1", Workload: workloadKey{"shop", "Deployment", "db"}, Protocol: "TCP", Port: 8080})
+			w.engaged.set(engagement{UID: "in-1", Workload: workloadKey{"shop", "Deployment", "db"}, Ports: tcp(8080)})
 		}, raw: rawPod},
 		"a port that the pod does not have": {change: func(w *world) {
-			w.engaged.set(engagement{UID: "in-1", Workload: web, Protocol: "TCP", Port: 9999})
+			w.engaged.set(engagement{UID: "in-1", Workload: web, Ports: tcp(9999)})
 		}, raw: rawPod, warning: "no ports to take"},
-		"forbidden":              {change: engage, raw: strings.Replace(rawPod, `"labels"`, `"annotations":{"doppel.dev/inject":"false"},"labels"`, 1), warning: "forbids it"},
-		"not a pod":              {change: engage, raw: `{"spec":"x"}`},
-		"its ReplicaSet is gone": {change: engage, raw: strings.ReplaceAll(rawPod, "web-rs", "gone"), warning: "owner of pod"},
+		"forbidden":            {change: engage, raw: annotated("false"), warning: "forbids it"},
+		"always":               {change: func(*world) {}, raw: annotated("enabled"), injected: true},
+		"made again by doppel": {change: func(*world) {}, raw: strings.Replace(annotated("enabled"), `{"doppel`, `{"doppel.dev/original":"{}","doppel`, 1)},
+		"always, without a port that its namespace lets it take": {change: func(w *world) {
+			s := webService()
+			s.Spec.Ports[0].TargetPort = intstr.FromInt32(8080) // has to be redirected
+			w.delete(webService())
+			w.create(s)
+			w.create(&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "shop", Labels: map[string]string{"pod-security.kubernetes.io/enforce": "restricted"}}})
+		}, raw: annotated("enabled"), warning: "no ports to take"},
+		"forbidden by the other word": {change: engage, raw: annotated("disabled"), warning: "forbids it"},
+		"not a pod":                   {change: engage, raw: `{"spec":"x"}`},
+		"its ReplicaSet is gone":      {change: engage, raw: strings.ReplaceAll(rawPod, "web-rs", "gone"), warning: "owner of pod"},
 		"the API server is away": {change: func(w *world) {
 			engage(w)
 			w.fail = func(string, runtime.Object) error { return errors.New("etcd is away") }
@@ -97,7 +113,7 @@ func TestWebhook(t *testing.T) {
 // The patch adds the agent and leaves everything else as it came, also what we do not know. Called again it is empty.
 func TestWebhookPatch(t *testing.T) {
 	w := newWorld(t, &appsv1.ReplicaSet{ObjectMeta: owned(meta("shop", "web-rs"), "Deployment", "web")}, webService())
-	w.engaged.set(engagement{UID: "in-1", Session: "s", Workload: web, Protocol: "TCP", Port: 8080})
+	w.engaged.set(engagement{UID: "in-1", Session: "s", Workload: web, Ports: tcp(8080)})
 	patch, err := jsonpatch.DecodePatch(w.admit(rawPod).Patch)
 	if err != nil {
 		t.Fatal(err)

@@ -8,21 +8,21 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/sync/errgroup"
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	apimeta "k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/doppel-dev/doppel/api/v1alpha1"
 	"github.com/doppel-dev/doppel/internal/agentcfg"
+	"github.com/doppel-dev/doppel/internal/control"
 	"github.com/doppel-dev/doppel/internal/inject"
 	"github.com/doppel-dev/doppel/internal/kinds"
 )
-
-// restartedAt is the annotation that kubectl rollout restart sets; it is the only thing of a template that we ever touch (D8).
-const restartedAt = "kubectl.kubernetes.io/restartedAt"
 
 // endpointLag is how long clients may not know that a pod has become ready, or was deleted: kube-proxy writes its rules at most once a second
 // by default (--nftables-min-sync-period, --iptables-min-sync-period). The times of both are cut to whole seconds, which is the other one.
@@ -43,6 +43,12 @@ func (m *Manager) loadWorkload(ctx context.Context, ns string, ref v1alpha1.Work
 		return nil, fail("UnsupportedKind", "%s is no kind of workload that doppel knows", ref.Kind)
 	}
 	err := r.Get(ctx, client.ObjectKey{Namespace: ns, Name: ref.Name}, o.(client.Object))
+	if apimeta.IsNoMatchError(err) {
+		return nil, fail("UnsupportedKind", "this cluster has no %ss", ref.Kind)
+	}
+	if apierrors.IsForbidden(err) && ref.Kind == kinds.Rollout { // the chart has these rights where the cluster had Rollouts
+		return nil, fail("UnsupportedKind", "the traffic-manager has no rights on Rollouts yet; an administrator gives them with: doppel helm upgrade")
+	}
 	if apierrors.IsNotFound(err) {
 		return nil, fail("NoWorkload", "no %s %q in namespace %s", ref.Kind, ref.Name, ns)
 	}
@@ -66,7 +72,7 @@ func (m *Manager) loadWorkload(ctx context.Context, ns string, ref v1alpha1.Work
 			return nil, err
 		}
 	}
-	w.pods, err = m.podsOf(ctx, &info)
+	w.pods, err = m.podsOf(ctx, &w.Info)
 	return w, err
 }
 
@@ -99,20 +105,26 @@ func (m *Manager) podsOf(ctx context.Context, w *kinds.Info) ([]corev1.Pod, erro
 		return nil, err
 	}
 	var pods corev1.PodList
-	if err := r.List(ctx, &pods, client.InNamespace(ns), client.MatchingLabelsSelector{Selector: sel}); err != nil {
+	var sets appsv1.ReplicaSetList
+	g, gctx := errgroup.WithContext(ctx)
+	g.Go(func() error {
+		return r.List(gctx, &pods, client.InNamespace(ns), client.MatchingLabelsSelector{Selector: sel})
+	})
+	if w.OwnsSets() {
+		g.Go(func() error {
+			return r.List(gctx, &sets, client.InNamespace(ns), client.MatchingLabelsSelector{Selector: sel})
+		})
+	}
+	if err := g.Wait(); err != nil {
 		return nil, err
 	}
 	owners := map[types.UID]bool{w.Object.GetUID(): true}
-	if w.Kind == kinds.Deployment {
-		var sets appsv1.ReplicaSetList
-		if err := r.List(ctx, &sets, client.InNamespace(ns), client.MatchingLabelsSelector{Selector: sel}); err != nil {
-			return nil, err
+	if w.OwnsSets() {
+		ours := slices.DeleteFunc(sets.Items, func(s appsv1.ReplicaSet) bool { return !metav1.IsControlledBy(&s, w.Object) })
+		for i := range ours {
+			owners[ours[i].UID] = true
 		}
-		for i := range sets.Items {
-			if metav1.IsControlledBy(&sets.Items[i], w.Object) {
-				owners[sets.Items[i].UID] = true
-			}
-		}
+		w.FromSets(ours)
 	}
 	return slices.DeleteFunc(pods.Items, func(p corev1.Pod) bool {
 		o := metav1.GetControllerOf(&p)
@@ -120,14 +132,18 @@ func (m *Manager) podsOf(ctx context.Context, w *kinds.Info) ([]corev1.Pod, erro
 	}), nil
 }
 
-// cannotReplace says why the workload's pods cannot be replaced by pods with an agent for the port, or "". Where there would be a gap (D8),
+// cannotReplace says why the workload's pods cannot be replaced by pods with an agent for the ports and stand-ins, or "". Where there would be a gap (D8),
 // somebody has to want it.
-func (w *workload) cannotReplace(port inject.Taken, recreate bool) (reason, msg string) {
+func (w *workload) cannotReplace(ports []inject.Taken, standIns []string, shown string, recreate bool) (reason, msg string) {
 	if w.Why != "" && !recreate {
 		return "Gap", fmt.Sprintf("%s %s: it cannot be restarted without a gap", w.Name(), w.Why)
 	}
 	pod := &corev1.Pod{ObjectMeta: w.Template.ObjectMeta, Spec: w.Template.Spec}
-	if _, err := inject.Pod(pod, inject.Config{Ports: []inject.Taken{port}}); err != nil {
+	cfg := inject.Config{Ports: ports, StandIns: standIns}
+	if shown != "" {
+		cfg.Apps = []string{shown}
+	}
+	if _, err := inject.Pod(pod, cfg); err != nil {
 		return "CannotInject", fmt.Sprintf("the pods of %s cannot have a traffic-agent: %v", w.Name(), err)
 	}
 	return "", ""
@@ -135,21 +151,15 @@ func (w *workload) cannotReplace(port inject.Taken, recreate bool) (reason, msg 
 
 // restart is kubectl rollout restart.
 func (w *workload) restart(ctx context.Context, c client.Client) error {
-	o := w.Object.(client.Object)
-	base := o.DeepCopyObject().(client.Object)
-	if w.Template.Annotations == nil {
-		w.Template.Annotations = map[string]string{}
-	}
-	w.Template.Annotations[restartedAt] = time.Now().Format(time.RFC3339Nano)
-	return c.Patch(ctx, o, client.MergeFrom(base))
+	return c.Patch(ctx, w.Object.(client.Object), client.RawPatch(types.MergePatchType, kinds.RestartPatch(w.Kind, time.Now())))
 }
 
-// podsView is what the pods of a workload mean for one intercepted port.
+// podsView is what the pods of a workload mean for one intercept.
 type podsView struct {
 	serving    int    // have an agent that knows the intercept
 	waiting    int    // have an agent that does not know it yet
 	fresh      int    // serve, but clients may not know of them yet
-	missing    int    // pods without an agent for the port that came up after the restart, or before any
+	missing    int    // pods without an agent for the ports that came up after the restart, or before any
 	missingPod string // one of them
 	draining   int    // old pods that clients may still reach
 	trouble    string // why an agent will not come up
@@ -164,22 +174,34 @@ func (v podsView) because() string {
 	return ": " + v.unready
 }
 
-// view looks at the pods; old are those that a restart was to replace.
-func (w *workload) view(protocol string, port uint16, old map[types.UID]bool, serves func(types.UID) bool) podsView {
+// fit is what a pod has to be like for an intercept.
+type fit struct {
+	ports    []control.Port // its agent takes them
+	standIn  string         // the container that is replaced; "": none
+	replaced []string       // all containers that are: another one must not be
+	shown    string         // its agent has this container's environment and files; "": need not
+}
+
+// view looks at the pods; old are those that a restart was to replace. One that lacks a container which nobody wants replaced any more is as
+// good as gone (see restorer).
+func (w *workload) view(f fit, old map[types.UID]bool, serves func(types.UID) bool) podsView {
 	var v podsView
+	covers := f.fits
 	for i := range w.pods {
 		p := &w.pods[i]
 		switch {
 		case p.DeletionTimestamp != nil:
-			if !covers(p, protocol, port) && stillReached(p) {
+			if !covers(p) && stillReached(p) {
 				v.draining++
 			}
-		case covers(p, protocol, port) && serves(p.UID) && ready(p):
+		case inVain(p, f.replaced):
+			v.draining++
+		case covers(p) && serves(p.UID) && ready(p):
 			v.serving++
 			if time.Since(readySince(p)) < endpointLag {
 				v.fresh++
 			}
-		case covers(p, protocol, port):
+		case covers(p):
 			v.waiting++
 			v.trouble = cmp.Or(agentTrouble(p), v.trouble)
 			v.unready = cmp.Or(notReady(p), v.unready)
@@ -197,10 +219,10 @@ func (w *workload) view(protocol string, port uint16, old map[types.UID]bool, se
 }
 
 // withoutAgent are the pods that a restart is to replace.
-func (w *workload) withoutAgent(protocol string, port uint16) map[types.UID]bool {
+func (w *workload) withoutAgent(f fit) map[types.UID]bool {
 	old := map[types.UID]bool{}
 	for i := range w.pods {
-		if !covers(&w.pods[i], protocol, port) {
+		if !f.fits(&w.pods[i]) {
 			old[w.pods[i].UID] = true
 		}
 	}
@@ -234,9 +256,17 @@ func (w *workload) broken() (*corev1.Pod, bool) {
 	return nil, w.Failure != ""
 }
 
-func covers(p *corev1.Pod, protocol string, port uint16) bool {
+// fits says whether the pod has an agent that takes all of the ports and has what is to be shown, and the stand-in that is wanted.
+func (f fit) fits(p *corev1.Pod) bool {
 	c := agentOf(p)
-	return c != nil && c.Covers(protocol, port)
+	return c != nil && (f.standIn == "" || c.StandsIn(f.standIn)) && !inVain(p, f.replaced) && (f.shown == "" || c.Shows(f.shown)) &&
+		!slices.ContainsFunc(f.ports, func(p control.Port) bool { return !c.Covers(p.Protocol, p.Number) })
+}
+
+// inVain says whether a stand-in is in the pod that is none of those wanted.
+func inVain(p *corev1.Pod, wanted []string) bool {
+	c := agentOf(p)
+	return c != nil && slices.ContainsFunc(c.StandIns, func(name string) bool { return !slices.Contains(wanted, name) })
 }
 
 // agentOf is the configuration of the pod's agent, or nil.
@@ -261,12 +291,15 @@ func agentStarted(p *corev1.Pod) time.Time {
 	return time.Now().Add(time.Hour)
 }
 
-func stillReached(p *corev1.Pod) bool {
+func stillReached(p *corev1.Pod) bool { return time.Since(deletedAt(p)) < endpointLag }
+
+// deletedAt is when a pod's deletion was asked for.
+func deletedAt(p *corev1.Pod) time.Time {
 	deleted := p.DeletionTimestamp.Time
 	if p.DeletionGracePeriodSeconds != nil {
 		deleted = deleted.Add(-time.Duration(*p.DeletionGracePeriodSeconds) * time.Second)
 	}
-	return time.Since(deleted) < endpointLag
+	return deleted
 }
 
 func ready(p *corev1.Pod) bool { return !readySince(p).IsZero() }

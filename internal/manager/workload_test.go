@@ -13,8 +13,11 @@ import (
 	appsv1 "k8s.io/api/apps/v1"
 	batchv1 "k8s.io/api/batch/v1"
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/intstr"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -152,7 +155,7 @@ func TestView(t *testing.T) {
 			for _, p := range tt.pods {
 				old[p.UID] = metav1.GetControllerOf(&p).UID == "old"
 			}
-			got := w.view("TCP", 8080, old, func(pod types.UID) bool { return strings.HasPrefix(string(pod), "served-") })
+			got := w.view(fit{ports: tcp(8080)}, old, func(pod types.UID) bool { return strings.HasPrefix(string(pod), "served-") })
 			if d := cmp.Diff(tt.want, got, cmp.AllowUnexported(podsView{})); d != "" {
 				t.Errorf("-want +got:\n%s", d)
 			}
@@ -250,8 +253,8 @@ var workloadTable = []struct {
 		d.Spec.Template.Spec.Volumes = []corev1.Volume{{Name: "data", VolumeSource: corev1.VolumeSource{PersistentVolumeClaim: &corev1.PersistentVolumeClaimVolumeSource{ClaimName: "shared"}}}}
 	}), "", "", "a rolling restart"},
 	{"Deployment whose pods forbid it", deploymentWith(func(d *appsv1.Deployment) {
-		d.Spec.Template.Annotations = map[string]string{agentcfg.AnnotationInject: "false"}
-	}), `cannot have a traffic-agent: the annotation doppel.dev/inject: "false" forbids it`, "", ""},
+		d.Spec.Template.Annotations = map[string]string{agentcfg.AnnotationInject: agentcfg.InjectDisabled}
+	}), `cannot have a traffic-agent: the annotation doppel.dev/inject: disabled forbids it`, "", ""},
 	{"Deployment in the node's network", deploymentWith(func(d *appsv1.Deployment) { d.Spec.Template.Spec.HostNetwork = true }), "cannot have a traffic-agent: the pod uses the node's network (hostNetwork)", "", ""},
 	{"StatefulSet of several replicas", statefulSetWith(3, func(*appsv1.StatefulSet) {}), "", "", "a rolling restart"},
 	{"StatefulSet of one replica", statefulSetWith(1, func(*appsv1.StatefulSet) {}), "", "has one replica, which ends before the next one starts", "a rolling restart"},
@@ -269,6 +272,9 @@ var workloadTable = []struct {
 	{"DaemonSet with strategy OnDelete", daemonSetWith(3, func(d *appsv1.DaemonSet) { d.Spec.UpdateStrategy.Type = appsv1.OnDeleteDaemonSetStrategyType }), "", "has strategy OnDelete", "doppel, one pod after the other"},
 	{"ReplicaSet", &appsv1.ReplicaSet{ObjectMeta: meta("shop", "web"), Spec: appsv1.ReplicaSetSpec{Selector: webDeployment().Spec.Selector, Template: webDeployment().Spec.Template}}, "", "has no Deployment", "doppel, one pod after the other"},
 	{"ReplicaSet of a Deployment", &appsv1.ReplicaSet{ObjectMeta: owned(meta("shop", "web"), "Deployment", "shop")}, "belongs to Deployment shop", "", ""},
+	{"Rollout (Argo) of several replicas", rolloutWith(3, nil), "", "", "a rolling restart"},
+	{"Rollout (Argo) of one replica", rolloutWith(1, nil), "", "has one replica, which ends before the next one starts", "a rolling restart"},
+	{"ReplicaSet of a Rollout", &appsv1.ReplicaSet{ObjectMeta: owned(meta("shop", "web"), "Rollout", "shop")}, "belongs to Rollout shop", "", ""},
 	{"Pod", &corev1.Pod{ObjectMeta: meta("shop", "web"), Spec: webDeployment().Spec.Template.Spec}, "", "has no controller that would replace it", "doppel, which makes it again"},
 	{"Pod of a StatefulSet", &corev1.Pod{ObjectMeta: owned(meta("shop", "web"), "StatefulSet", "db")}, "belongs to StatefulSet db", "", ""},
 	{"Job", &batchv1.Job{ObjectMeta: meta("shop", "web")}, "runs to completion", "", ""},
@@ -287,6 +293,26 @@ func statefulSetWith(replicas int32, fn func(*appsv1.StatefulSet)) *appsv1.State
 	return s
 }
 
+// rolloutWith is a Rollout with the template of webDeployment, if no other spec is given.
+func rolloutWith(replicas int64, spec map[string]any) *unstructured.Unstructured {
+	o := kinds.New(kinds.Rollout).(*unstructured.Unstructured)
+	d := webDeployment()
+	o.SetNamespace("shop")
+	o.SetName("web")
+	o.SetUID("web")
+	o.SetGeneration(7)
+	if spec == nil {
+		template, err := runtime.DefaultUnstructuredConverter.ToUnstructured(&d.Spec.Template)
+		if err != nil {
+			panic(err)
+		}
+		spec = map[string]any{"template": template}
+	}
+	spec["replicas"], spec["selector"] = replicas, map[string]any{"matchLabels": map[string]any{"app": "web"}}
+	o.Object["spec"], o.Object["status"] = spec, map[string]any{"observedGeneration": "7"}
+	return o
+}
+
 func daemonSetWith(nodes int32, fn func(*appsv1.DaemonSet)) *appsv1.DaemonSet {
 	d := &appsv1.DaemonSet{ObjectMeta: meta("shop", "web"), Spec: appsv1.DaemonSetSpec{Selector: webDeployment().Spec.Selector, Template: webDeployment().Spec.Template}}
 	d.Status.DesiredNumberScheduled = nodes
@@ -301,7 +327,7 @@ func TestWorkloadTable(t *testing.T) {
 		&corev1.PersistentVolumeClaim{ObjectMeta: meta("shop", "alone"), Spec: corev1.PersistentVolumeClaimSpec{AccessModes: []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOnce}}},
 		&corev1.PersistentVolumeClaim{ObjectMeta: meta("shop", "shared"), Spec: corev1.PersistentVolumeClaimSpec{AccessModes: []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOnce, corev1.ReadWriteMany}}},
 	}
-	port := inject.Taken{Container: "app", ContainerPort: 8080, Protocol: "TCP", Name: "http", Way: agentcfg.ByName}
+	port := []inject.Taken{{Container: "app", ContainerPort: 8080, Protocol: "TCP", Name: "http", Way: agentcfg.ByName}}
 	for _, row := range workloadTable {
 		t.Run(row.workload, func(t *testing.T) {
 			w := newWorld(t, append(claims, row.object)...)
@@ -310,8 +336,8 @@ func TestWorkloadTable(t *testing.T) {
 			wl, err := w.loadWorkload(t.Context(), "shop", v1alpha1.WorkloadRef{Kind: info.Kind, Name: "web"})
 			if err != nil {
 				never = err.Error()
-			} else if _, never = wl.cannotReplace(port, true); never == "" {
-				_, gap = wl.cannotReplace(port, false)
+			} else if _, never = wl.cannotReplace(port, nil, "", true); never == "" {
+				_, gap = wl.cannotReplace(port, nil, "", false)
 				who = map[kinds.How]string{kinds.ByController: "a rolling restart", kinds.ByDeletion: "doppel, one pod after the other", kinds.ByCreation: "doppel, which makes it again"}[wl.How]
 			}
 			for what, p := range map[string][2]string{"never": {never, row.never}, "gap": {gap, row.gap}, "who": {who, row.who}} {
@@ -386,5 +412,62 @@ func TestRestart(t *testing.T) {
 	after.Spec.Template.Annotations = nil
 	if d := cmp.Diff(d.Spec, after.Spec); d != "" {
 		t.Errorf("changed:\n%s", d)
+	}
+}
+
+// A Rollout is restarted by its own controller's means, which tell pods of before by their time; its template may be elsewhere.
+func TestRollout(t *testing.T) {
+	set := func(name string, age time.Duration) *appsv1.ReplicaSet {
+		s := &appsv1.ReplicaSet{ObjectMeta: owned(meta("shop", name), "Rollout", "web"), Spec: appsv1.ReplicaSetSpec{Selector: webDeployment().Spec.Selector, Template: webDeployment().Spec.Template}}
+		s.Labels, s.CreationTimestamp = map[string]string{"app": "web"}, metav1.NewTime(time.Now().Add(-age))
+		s.Spec.Template.Spec.Containers = []corev1.Container{{Name: name}}
+		return s
+	}
+	w := newWorld(t, rolloutWith(3, map[string]any{"workloadRef": map[string]any{"kind": "Deployment", "name": "elsewhere"}}), set("old", time.Hour), set("new", time.Minute))
+	for name, of := range map[string]string{"a": "new", "b": "old", "c": "others"} {
+		p := webPod(name, of, ready1)
+		w.create(&p)
+	}
+	load := func() *workload {
+		t.Helper()
+		wl, err := w.loadWorkload(t.Context(), "shop", v1alpha1.WorkloadRef{Kind: kinds.Rollout, Name: "web"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return wl
+	}
+	wl := load()
+	if len(wl.pods) != 2 || wl.Template.Spec.Containers[0].Name != "new" || !wl.Observed || wl.Replicas != 3 || !wl.RestartedAt().IsZero() || wl.Outdated(&wl.pods[0]) {
+		t.Fatalf("%+v", wl)
+	}
+	before := time.Now()
+	if err := wl.restart(t.Context(), w.kc); err != nil {
+		t.Fatal(err)
+	}
+	wl = load()
+	if at := wl.RestartedAt(); !at.After(before) || at.Sub(before) > 2*time.Second {
+		t.Errorf("to be restarted at %v, at %v", at, before)
+	}
+	young := corev1.Pod{ObjectMeta: metav1.ObjectMeta{CreationTimestamp: metav1.NewTime(wl.RestartedAt())}}
+	if !wl.Outdated(&wl.pods[0]) || wl.Outdated(&young) {
+		t.Errorf("outdated: %v, %v", wl.pods[0].CreationTimestamp, young.CreationTimestamp)
+	}
+	spec := wl.Object.(*unstructured.Unstructured).Object["spec"].(map[string]any)
+	delete(spec, "restartAt")
+	if len(spec) != 3 {
+		t.Errorf("more was changed: %v", spec)
+	}
+	if key, err := w.workloadOf(t.Context(), &wl.pods[0]); err != nil || key != wl.key {
+		t.Errorf("its pod belongs to %v, %v", key, err)
+	}
+
+	// Rollouts that came to the cluster after doppel.
+	w.set(func() {
+		w.fail = func(string, runtime.Object) error {
+			return apierrors.NewForbidden(schema.GroupResource{Resource: "rollouts"}, "web", nil)
+		}
+	})
+	if _, err := w.loadWorkload(t.Context(), "shop", v1alpha1.WorkloadRef{Kind: kinds.Rollout, Name: "web"}); err == nil || !strings.Contains(err.Error(), "doppel helm upgrade") {
+		t.Errorf("without rights: %v", err)
 	}
 }

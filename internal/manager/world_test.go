@@ -15,7 +15,6 @@ import (
 	"github.com/go-logr/logr"
 	"go.uber.org/goleak"
 	appsv1 "k8s.io/api/apps/v1"
-	authenticationv1 "k8s.io/api/authentication/v1"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	apimeta "k8s.io/apimachinery/pkg/api/meta"
@@ -33,7 +32,8 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client/interceptor"
 
 	"github.com/doppel-dev/doppel/api/v1alpha1"
-	"github.com/doppel-dev/doppel/internal/agentcfg"
+	"github.com/doppel-dev/doppel/internal/control"
+	"github.com/doppel-dev/doppel/internal/match"
 	"github.com/doppel-dev/doppel/internal/mux"
 	"github.com/doppel-dev/doppel/internal/tunnel"
 	"github.com/doppel-dev/doppel/internal/wire"
@@ -47,6 +47,9 @@ func TestMain(m *testing.M) {
 // deadline bounds every wait of a test.
 const deadline = 20 * time.Second
 
+// whole are the rules of an intercept of all connections.
+var whole = []match.Rule{{}}
+
 // world is a manager in front of a fake API server.
 type world struct {
 	*Manager
@@ -57,7 +60,6 @@ type world struct {
 	// guarded by mu
 	policyErr error                                           // what a forged object gets; nil: it is accepted
 	reachErr  error                                           // what a session gets that wants too much; nil: it is accepted
-	tokens    map[string]authenticationv1.TokenReviewStatus   // by token
 	fail      func(verb string, o runtime.Object) (err error) // nil: nothing fails
 	patched   []client.Object
 }
@@ -87,16 +89,17 @@ var (
 // newWorld starts a manager in namespace doppel with the objects in the cluster.
 func newWorld(t *testing.T, objs ...client.Object) *world {
 	t.Helper()
-	w := &world{t: t, policyErr: refusedByPolicy(), reachErr: refusedByReach(), tokens: map[string]authenticationv1.TokenReviewStatus{}}
+	w := &world{t: t, policyErr: refusedByPolicy(), reachErr: refusedByReach()}
 	objs = append(objs,
 		&corev1.Secret{ObjectMeta: meta("doppel", objectName)}, &corev1.ConfigMap{ObjectMeta: meta("doppel", objectName)},
 		&corev1.Service{ObjectMeta: meta("doppel", objectName), Spec: corev1.ServiceSpec{ClusterIP: "10.96.0.99", Ports: []corev1.ServicePort{{Name: "api", Port: 80}}}},
 	)
-	b := fake.NewClientBuilder()
+	b := fake.NewClientBuilder().WithScheme(scheme())
 	for _, k := range ipIndexes {
 		b = b.WithIndex(k.object, ipIndex, k.ips)
 	}
-	w.kc = b.WithScheme(scheme()).WithRESTMapper(mapper()).WithObjects(objs...).
+	b = b.WithIndex(&v1alpha1.Intercept{}, holderIndex, holderOf).WithIndex(&v1alpha1.Session{}, uidIndex, uidOf)
+	w.kc = b.WithRESTMapper(mapper()).WithObjects(objs...).
 		WithStatusSubresource(&v1alpha1.Session{}, &v1alpha1.Intercept{}, &appsv1.Deployment{}, &corev1.Pod{}).
 		WithInterceptorFuncs(w.funcs()).Build()
 	resolvConf := filepath.Join(t.TempDir(), "resolv.conf")
@@ -115,6 +118,7 @@ func newWorld(t *testing.T, objs ...client.Object) *world {
 		t.Fatal(err)
 	}
 	w.Manager = m
+	m.tokens.fetch = jwks("k", signKey())
 	return w
 }
 
@@ -150,13 +154,6 @@ func (w *world) funcs() interceptor.Funcs {
 			}
 			w.mu.Lock()
 			defer w.mu.Unlock()
-			if tr, ok := o.(*authenticationv1.TokenReview); ok {
-				tr.Status = w.tokens[tr.Spec.Token]
-				if !slices.Contains(tr.Spec.Audiences, agentcfg.Audience) {
-					tr.Status = authenticationv1.TokenReviewStatus{}
-				}
-				return nil
-			}
 			if slices.Contains(opts, client.CreateOption(client.DryRunAll)) {
 				if s, ok := o.(*v1alpha1.Session); ok && s.Spec.User != forgedUser {
 					return w.reachErr
@@ -239,6 +236,8 @@ func (w *world) until(what string, ok func() bool) {
 
 // The objects of tests: their UID is their name.
 
+const restartedAt = "kubectl.kubernetes.io/restartedAt"
+
 func meta(ns, name string) metav1.ObjectMeta {
 	return metav1.ObjectMeta{Namespace: ns, Name: name, UID: types.UID(name), CreationTimestamp: metav1.Now()}
 }
@@ -251,6 +250,13 @@ func intercept(name, user, session string) *v1alpha1.Intercept {
 	return &v1alpha1.Intercept{ObjectMeta: meta("shop", name), Spec: v1alpha1.InterceptSpec{
 		User: user, Session: session, Name: "web", Workload: v1alpha1.WorkloadRef{Kind: "Deployment", Name: "web"},
 	}}
+}
+
+func tcp(numbers ...uint16) (out []control.Port) {
+	for _, n := range numbers {
+		out = append(out, control.Port{Protocol: "TCP", Number: n})
+	}
+	return out
 }
 
 func owned(m metav1.ObjectMeta, kind, name string) metav1.ObjectMeta {

@@ -3,9 +3,10 @@
 package match
 
 import (
+	"bytes"
+	"encoding/json"
 	"errors"
 	"fmt"
-	"iter"
 	"regexp"
 	"slices"
 	"strings"
@@ -49,18 +50,46 @@ type Rule struct {
 	Path *Text `json:"path,omitempty"`
 	// Methods are the methods taken, in their own case (RFC 9110, section 9.1); none means all.
 	Methods []string `json:"methods,omitempty"`
+	// Newer says that it was read, and has conditions that this program does not know. Without them it would take more than it should.
+	Newer bool `json:"-"`
 }
 
+// UnmarshalJSON reads also rules of later versions.
+func (r *Rule) UnmarshalJSON(b []byte) error {
+	type plain Rule
+	*r = Rule{}
+	if err := json.Unmarshal(b, (*plain)(r)); err != nil {
+		return err
+	}
+	known := json.NewDecoder(bytes.NewReader(b))
+	known.DisallowUnknownFields()
+	r.Newer = known.Decode(&plain{}) != nil
+	return nil
+}
+
+// ErrNewer is what Compile says of a rule with conditions that it does not know.
+var ErrNewer = errors.New("it has conditions that this version of doppel does not know")
+
 // IsZero reports whether the rule takes every request.
-func (r Rule) IsZero() bool { return len(r.Headers) == 0 && r.Path == nil && len(r.Methods) == 0 }
+func (r Rule) IsZero() bool {
+	return len(r.Headers) == 0 && r.Path == nil && len(r.Methods) == 0 && !r.Newer
+}
+
+// PreviewHeader marks the requests that come through a preview's domain with the preview's ID.
+const PreviewHeader = "x-doppel-intercept-id"
+
+// Preview is the rule that takes the requests of a preview.
+func Preview(id string) Rule {
+	return Rule{Headers: []Header{{Name: PreviewHeader, Text: Text{Op: Equal, Value: id}}}}
+}
 
 // Head is the part of a request that rules look at.
 type Head interface {
 	Method() string
 	// Path is the target's path as it was sent, without the query.
 	Path() string
-	// Values yields the value of each line of a header field, without the blanks around it. The name is in lower case.
-	Values(name string) iter.Seq[string]
+	// Any reports whether is says so of the value of any line of a header field, without the blanks around it. The name is in lower case.
+	Any(name string, is func(value string) bool) bool
 }
 
 // Matcher is a compiled rule. Use Compile.
@@ -73,6 +102,8 @@ type Matcher struct {
 type headerMatcher struct {
 	name string
 	textMatcher
+	is   func(string) bool // match
+	also []carrier         // of a preview's ID
 }
 
 // textMatcher is a compiled Text; the zero value takes everything.
@@ -89,11 +120,16 @@ func Compile(r Rule) (*Matcher, error) {
 	}
 	m := &Matcher{}
 	for _, h := range r.Headers {
-		m.headers = append(m.headers, headerMatcher{h.Name, compile(h.Text)})
+		m.headers = append(m.headers, headerMatcher{name: h.Name, textMatcher: compile(h.Text)})
 	}
 	m.headers = necessary(m.headers)
 	r.Headers = nil
-	for _, h := range m.headers {
+	for i := range m.headers {
+		h := &m.headers[i]
+		h.is = h.match // made once: Match needs no memory
+		if h.isPreview() {
+			h.also = carriers(h.Value)
+		}
 		r.Headers = append(r.Headers, Header{h.name, h.Text})
 	}
 	m.rule = r
@@ -125,29 +161,58 @@ func necessary(all []headerMatcher) []headerMatcher {
 func (m *Matcher) Rule() Rule { return m.rule }
 
 // Match reports whether the rule takes a request.
-func (m *Matcher) Match(h Head) bool {
+func (m *Matcher) Match(h Head) bool { return m.unmet(h) == none }
+
+// What unmet says, if it is not the number of a header's condition.
+const (
+	none = -1 - iota
+	method
+	path
+)
+
+// unmet is the first condition that a request does not meet.
+func (m *Matcher) unmet(h Head) int {
 	if len(m.rule.Methods) > 0 && !slices.Contains(m.rule.Methods, h.Method()) {
-		return false
+		return method
 	}
 	if !m.path.match(h.Path()) {
-		return false
+		return path
 	}
 	for i := range m.headers {
-		if !m.headers[i].any(h.Values(m.headers[i].name)) {
-			return false
+		if !m.headers[i].in(h) {
+			return i
 		}
 	}
-	return true
+	return none
 }
 
-func (t *headerMatcher) any(values iter.Seq[string]) bool {
-	for v := range values {
-		if t.match(v) {
+// Unmet is the first condition that a request does not meet, as people read it; "" if the rule takes it.
+func (m *Matcher) Unmet(h Head) string {
+	switch i := m.unmet(h); i {
+	case none:
+		return ""
+	case method:
+		return Rule{Methods: m.rule.Methods}.String()
+	case path:
+		return Rule{Path: m.rule.Path}.String()
+	default:
+		return Rule{Headers: m.rule.Headers[i : i+1]}.String()
+	}
+}
+
+func (t *headerMatcher) in(h Head) bool {
+	if h.Any(t.name, t.is) {
+		return true
+	}
+	for i := range t.also {
+		if h.Any(t.also[i].name, t.also[i].is) {
 			return true
 		}
 	}
 	return false
 }
+
+func (t *headerMatcher) isPreview() bool { return t.name == PreviewHeader && t.Op == Equal }
 
 func (t *textMatcher) match(v string) bool {
 	switch t.Op {
@@ -177,6 +242,9 @@ func compile(t Text) textMatcher {
 func (r Rule) normalized() (Rule, error) {
 	var errs []error
 	var n Rule
+	if r.Newer {
+		return Rule{}, ErrNewer
+	}
 	if len(r.Headers) > MaxHeaders || len(r.Methods) > MaxMethods {
 		return Rule{}, fmt.Errorf("a match has at most %d headers and %d methods", MaxHeaders, MaxMethods)
 	}
@@ -236,7 +304,7 @@ func (t Text) normalized() (Text, error) {
 		}
 		return simplify(t), nil
 	}
-	return t, fmt.Errorf("unknown comparison %q", t.Op)
+	return t, fmt.Errorf("%w: comparison %q", ErrNewer, t.Op)
 }
 
 // isToken reports whether s is a token (RFC 9110, section 5.6.2), as names of headers and methods are.

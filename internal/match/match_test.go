@@ -1,8 +1,9 @@
 package match
 
 import (
+	"encoding/json"
+	"errors"
 	"fmt"
-	"iter"
 	"math/rand/v2"
 	"slices"
 	"strings"
@@ -20,14 +21,8 @@ type head struct {
 func (h head) Method() string { return h.method }
 func (h head) Path() string   { return h.path }
 
-func (h head) Values(name string) iter.Seq[string] {
-	return func(yield func(string) bool) {
-		for _, f := range h.fields {
-			if f[0] == name && !yield(f[1]) {
-				return
-			}
-		}
-	}
+func (h head) Any(name string, is func(string) bool) bool {
+	return slices.ContainsFunc(h.fields, func(f [2]string) bool { return f[0] == name && is(f[1]) })
 }
 
 func get(path string, fields ...string) head {
@@ -63,6 +58,25 @@ func rule(t testing.TB, conds ...string) *Matcher {
 		t.Fatal(err)
 	}
 	return m
+}
+
+// A rule of a later version, read without what is not known of it, would take more than it should.
+func TestNewer(t *testing.T) {
+	for text, newer := range map[string]bool{
+		`{}`: false,
+		`{"headers":[{"name":"a","op":"equal","value":"b"}],"path":{"op":"prefix","value":"/"},"methods":["GET"]}`: false,
+		`{"cookies":["a"]}`: true,
+		`{"path":{"op":"prefix","value":"/","fold":true}}`: true,
+		`{"path":{"op":"suffix","value":"/x"}}`:            true,
+	} {
+		var r Rule
+		if err := json.Unmarshal([]byte(text), &r); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := Compile(r); errors.Is(err, ErrNewer) != newer || newer && r.IsZero() {
+			t.Errorf("%s: %v, zero: %v", text, err, r.IsZero())
+		}
+	}
 }
 
 func TestMatch(t *testing.T) {
@@ -185,6 +199,30 @@ func TestCompare(t *testing.T) {
 		if got := Compare(b, a); got != want {
 			t.Errorf("%v to %v: %v, want %v", tc.b, tc.a, got, want)
 		}
+	}
+}
+
+// What is a preview's goes to the preview, whatever else it has, and two previews are never in each other's way.
+func TestPreview(t *testing.T) {
+	compile := func(r Rule) *Matcher {
+		m, err := Compile(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return m
+	}
+	one, two := compile(Preview("one")), compile(Preview("two"))
+	if Conflict(one, two) || !Conflict(one, one) {
+		t.Error("previews are told apart by their ID alone")
+	}
+	for _, conditions := range [][]string{nil, {"x=1"}, {"x=1", "y=2", "path=/", "method=GET"}, {PreviewHeader + "^=o"}} {
+		other := rule(t, conditions...)
+		if Conflict(one, other) || Conflict(other, one) || Order(one, other) >= 0 || Order(other, one) <= 0 {
+			t.Errorf("%v: the preview does not come first, or is in the way", conditions)
+		}
+	}
+	if !Conflict(rule(t, "x=1"), rule(t, "y=2")) || Conflict(rule(t, "x=1"), rule(t, "x=2")) || Conflict(rule(t, "x=1"), rule(t)) {
+		t.Error("overlaps")
 	}
 }
 
@@ -414,6 +452,25 @@ func BenchmarkMatch(b *testing.B) {
 	for b.Loop() {
 		if !m.Match(h) {
 			b.Fatal(fmt.Sprint(h))
+		}
+	}
+}
+
+// Unmet names the first condition that a request does not meet, and nothing where Match is content.
+func TestUnmet(t *testing.T) {
+	m := rule(t, "method=GET,PUT", "path^=/api", "x-user=lou", "x-team~=a|b")
+	for _, tt := range []struct {
+		head head
+		want string
+	}{
+		{get("/api/x", "x-user=lou", "x-team=b"), ""},
+		{head{method: "POST", path: "/"}, "method in (GET, PUT)"},
+		{get("/", "x-user=lou", "x-team=b"), `path ^= "/api"`},
+		{get("/api", "x-user=may", "x-team=a"), `header("x-user") == "lou"`},
+		{get("/api", "x-user=lou"), `header("x-team") ~= regexp("a|b")`},
+	} {
+		if got := m.Unmet(tt.head); got != tt.want || m.Match(tt.head) != (got == "") {
+			t.Errorf("%v: %q, want %q", tt.head, got, tt.want)
 		}
 	}
 }

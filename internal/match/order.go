@@ -36,13 +36,26 @@ func Compare(a, b *Matcher) Relation {
 	return a.meet(b)
 }
 
-// Conflict reports whether two intercepts of one port must not have these rules at once: it would not be plain who gets a request.
-func (r Relation) Conflict() bool { return r == Same || r == Overlap }
+// Conflict reports whether two intercepts of one port must not have these rules at once: it would not be plain who gets a request. The
+// requests of a preview are the preview's, whatever else they have: that is the link that somebody follows.
+func Conflict(a, b *Matcher) bool {
+	if a.marked() != b.marked() {
+		return false
+	}
+	r := Compare(a, b)
+	return r == Same || r == Overlap
+}
 
-// Order compares two rules for the order in which they are tried: the more specific one first. Rules that differ have an order, so that every agent
+// marked says that the rule takes requests of one preview only.
+func (m *Matcher) marked() bool {
+	return slices.ContainsFunc(m.headers, func(h headerMatcher) bool { return h.isPreview() })
+}
+
+// Order compares two rules for the order in which they are tried: those of previews first, then the more specific one. Rules that differ have an order, so that every agent
 // uses the same. If Compare says Within, Order is negative.
 func Order(a, b *Matcher) int {
 	return cmp.Or(
+		-cmp.Compare(bit(a.marked()), bit(b.marked())),
 		-cmp.Compare(a.conditions(), b.conditions()),
 		-cmp.Compare(a.count(Equal), b.count(Equal)),
 		-cmp.Compare(a.count(Regexp), b.count(Regexp)),
@@ -52,6 +65,13 @@ func Order(a, b *Matcher) int {
 		compareText(a.path.Text, b.path.Text),
 		slices.Compare(a.rule.Methods, b.rule.Methods),
 	)
+}
+
+func bit(b bool) int {
+	if b {
+		return 1
+	}
+	return 0
 }
 
 // texts yields the conditions on values.

@@ -29,6 +29,7 @@ type carrier struct {
 	epoch    uint64   // counts what attach and detach did
 	reading  bool     // somebody is in conn.Read
 	losing   bool     // lost is being called
+	sent     uint64   // bytes that were to be sent
 	received uint64   // bytes taken from all connections
 	told     uint64   // of these, what the peer knows
 	kept     chunks   // sent, not acknowledged
@@ -85,6 +86,7 @@ func (c *carrier) write(p []byte) error {
 		return c.err
 	}
 	conn := c.conn
+	c.sent += uint64(len(p))
 	if c.limit > 0 {
 		at := c.endLocked()
 		c.keepLocked(p)
@@ -124,6 +126,13 @@ func (c *carrier) resend() error {
 			return err
 		}
 	}
+}
+
+// traffic counts the bytes of both directions.
+func (c *carrier) traffic() (sent, received uint64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.sent, c.received
 }
 
 func (c *carrier) endLocked() uint64 { return c.base + uint64(c.kept.bytes) }

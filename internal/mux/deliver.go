@@ -112,6 +112,7 @@ func (st *Stream) deliverDirectLocked(p []byte) (rest []byte, grant int) {
 		return nil, 0
 	}
 	st.rx.owed += n
+	st.rx.pace.bytes += n
 	return p[n:], st.grantLocked()
 }
 
@@ -157,7 +158,7 @@ func (st *Stream) onWant(n uint32) error {
 		st.refuse()
 		return nil
 	}
-	st.rx.wanted, st.rx.stalled = int(n), true
+	st.rx.wanted, st.rx.stalled, st.rx.pace.due = int(n), true, true
 	g := st.grantLocked()
 	st.mu.Unlock()
 	if g == 0 {

@@ -5,8 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"runtime"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -662,5 +664,84 @@ func TestTenThousandStreams(t *testing.T) {
 	}
 	if got != size || window < 256<<10 {
 		t.Errorf("%d bytes came, with a window of at most %d beside the idle streams", got, window)
+	}
+}
+
+// narrow is a connection whose reader gets so many bytes a second: what is more waits before it, as in the sockets of a path.
+type narrow struct {
+	net.Conn
+	rate float64
+}
+
+func (c *narrow) Read(p []byte) (int, error) {
+	n, err := c.Conn.Read(p)
+	time.Sleep(time.Duration(float64(n) / c.rate * float64(time.Second)))
+	return n, err
+}
+
+// TestWindowFollowsPath: a flow fills the path, and no more of it than that waits before everybody's small frames.
+func TestWindowFollowsPath(t *testing.T) {
+	for _, test := range []struct {
+		name  string
+		delay time.Duration // one way
+		rate  float64       // bytes a second
+		wait  time.Duration // the most that a ping takes beyond two delays, at the median
+	}{
+		{"short", 500 * time.Microsecond, 60e6, 10 * time.Millisecond}, // 4 MiB would take 70 ms
+		{"long", 40 * time.Millisecond, 25e6, 120 * time.Millisecond},  // 2 MB fill it
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				link := muxtest.NewLink(muxtest.Config{Delay: test.delay, Buffer: 64 << 20})
+				sa, err := mux.New(link.A, mux.Config{Initiator: true})
+				if err != nil {
+					t.Fatal(err)
+				}
+				sb, err := mux.New(&narrow{link.B, test.rate}, mux.Config{})
+				if err != nil {
+					t.Fatal(err)
+				}
+				a, b := accepted(t, pair{sa, sb, link})
+				go func() {
+					for err := error(nil); err == nil; {
+						_, err = a.Write(make([]byte, 64<<10))
+					}
+				}()
+				var got atomic.Int64
+				go func() {
+					buf := make([]byte, 64<<10)
+					for {
+						n, err := b.Read(buf)
+						got.Add(int64(n))
+						if err != nil {
+							return
+						}
+					}
+				}()
+				time.Sleep(2 * time.Second)
+				from := got.Load()
+				var trips []time.Duration
+				for range 30 {
+					d, err := sa.Ping(t.Context())
+					if err != nil {
+						t.Fatal(err)
+					}
+					trips = append(trips, d)
+					time.Sleep(100 * time.Millisecond)
+				}
+				slices.Sort(trips)
+				sum := 100 * time.Millisecond * 30
+				for _, d := range trips {
+					sum += d
+				}
+				rate := float64(got.Load()-from) / sum.Seconds() / test.rate
+				wait := trips[len(trips)/2] - 2*test.delay
+				t.Logf("%.0f %% of the path, window %d KiB, a ping waits %s", 100*rate, b.Window()>>10, wait)
+				if rate < .85 || wait > test.wait {
+					t.Errorf("%.0f %% of the path, a ping waits %s, want at most %s", 100*rate, wait, test.wait)
+				}
+				_, _ = sa.Close(), sb.Close()
+			})
+		})
 	}
 }

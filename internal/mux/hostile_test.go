@@ -27,6 +27,7 @@ type rawPeer struct {
 func newRawPeer(t testing.TB, cfg mux.Config) *rawPeer {
 	t.Helper()
 	link := muxtest.NewLink(muxtest.Config{Buffer: 1 << 20})
+	cfg.KeepAlive = -1 // its pings would come between the answers
 	s, err := mux.New(link.B, cfg)
 	if err != nil {
 		t.Fatal(err)

@@ -17,6 +17,7 @@ func (s *Session) keepHouse() {
 		t := time.NewTicker(s.cfg.KeepAlive)
 		defer t.Stop()
 		tick = t.C
+		s.probe()
 	}
 	var pause <-chan time.Time
 	kick := s.kick
@@ -42,10 +43,7 @@ func (s *Session) keepHouse() {
 			if s.c.untold() {
 				s.w.acknowledge() // the peer need not keep it any longer
 			}
-			// Not inline: a connection whose buffers are full must not stop the housekeeper.
-			_ = s.w.control(false, func(b []byte) []byte {
-				return append(wire.Header{Type: wire.TypePing, Len: 8}.Append(b), 0, 0, 0, 0, 0, 0, 0, 0)
-			})
+			s.probe()
 		case <-kick:
 			kick, pause = nil, time.After(houseInterval)
 			s.moveCredit()

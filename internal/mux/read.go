@@ -163,9 +163,16 @@ func (s *Session) onPong(p []byte) {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if ch := s.pings[n]; ch != nil {
-		delete(s.pings, n)
-		close(ch)
+	was, ok := s.pings[n]
+	if !ok {
+		return
+	}
+	delete(s.pings, n)
+	if took := int64(time.Since(was.sent)); s.rtt.Load() == 0 || took < s.rtt.Load() {
+		s.rtt.Store(max(took, 1))
+	}
+	if was.pong != nil {
+		close(was.pong)
 	}
 }
 
@@ -187,15 +194,10 @@ func (s *Session) onOpen(h wire.Header, p []byte) error {
 		return fmt.Errorf("%w: OPEN of stream %d, which is open", wire.ErrProtocol, h.Stream)
 	}
 	busy := s.err != nil || int(s.live.Load()) >= s.cfg.MaxStreams || s.openBytes+len(p) > maxOpenBytes
-	if !busy {
-		select {
-		case s.accept <- req:
-			s.streams[h.Stream] = st
-			s.live.Add(1)
-			s.openBytes += len(p)
-		default:
-			busy = true
-		}
+	if busy = busy || !s.accept.put(req); !busy {
+		s.streams[h.Stream] = st
+		s.live.Add(1)
+		s.openBytes += len(p)
 	}
 	s.mu.Unlock()
 	if busy {

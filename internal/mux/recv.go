@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"time"
 
 	"github.com/doppel-dev/doppel/internal/wire"
 )
@@ -53,6 +54,7 @@ func (st *Stream) next() error {
 func (st *Stream) consumed(n int) {
 	st.mu.Lock()
 	st.rx.owed += n
+	st.rx.pace.bytes += n
 	g := st.grantLocked()
 	st.mu.Unlock()
 	st.sendGrant(g)
@@ -79,7 +81,10 @@ func (st *Stream) grantLocked() int {
 	}
 	if short {
 		st.rx.stalled = false // answered; while too little is free, wanted stays
-		st.growLocked(min(max(2*st.rx.window, st.rx.wanted), st.s.cfg.Window), st.rx.wanted > st.rx.window)
+		need := st.rx.wanted > st.rx.window
+		if need || st.rx.window < st.s.cfg.InitialWindow || st.rx.pace.outgrows(st.rx.window, st.s.roundTrip()) {
+			st.growLocked(min(max(2*st.rx.window, st.rx.wanted), st.s.cfg.Window), need)
+		}
 	}
 	g := st.rx.owed
 	st.rx.owed = 0
@@ -88,6 +93,27 @@ func (st *Stream) grantLocked() int {
 		st.rx.wanted = 0
 	}
 	return g
+}
+
+// pace measures how fast a stream is read.
+type pace struct {
+	due   bool      // a WANT came that was not judged yet
+	since time.Time // when counting began
+	bytes int       // that were read since then
+}
+
+// outgrows says, at most once for each WANT, whether the stream needs a larger window: whether, at the rate at which it is read, it needs more than
+// half of its window for what is under way in one round trip of the idle path. More than twice that product of bandwidth and delay would only wait
+// on the way, and every small request behind it. It counts over a whole window at least: credit comes back in portions, each with a WANT
+// behind it, and between these there is no round trip. While the round trip is not known (0), it does.
+func (p *pace) outgrows(window int, rtt time.Duration) bool {
+	if !p.due || p.bytes < window && !p.since.IsZero() {
+		return false
+	}
+	now := time.Now()
+	first, took, bytes := p.since.IsZero(), now.Sub(p.since), p.bytes
+	p.due, p.since, p.bytes = false, now, 0
+	return !first && (rtt == 0 || 2*float64(bytes)*rtt.Seconds() > float64(window)*took.Seconds())
 }
 
 // growLocked raises the window towards want as far as the budget allows.

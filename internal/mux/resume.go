@@ -89,7 +89,11 @@ func (h Handover) Attach(conn net.Conn, peerReceived uint64) error {
 	}
 	s.grace.Stop()
 	s.why, s.down = nil, make(chan struct{})
+	s.rtt.Store(0)
 	s.mu.Unlock()
 	s.w.resume()
+	if s.cfg.KeepAlive > 0 {
+		s.probe()
+	}
 	return nil
 }

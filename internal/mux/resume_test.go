@@ -307,9 +307,9 @@ func TestAckViolations(t *testing.T) {
 		n    uint64
 		bad  bool
 	}{
-		{"nothing yet", mux.Config{Resume: grace}, 0, false},
-		{"more than was sent", mux.Config{Resume: grace}, 1, true},
-		{"not resumable", mux.Config{}, 0, true},
+		{"nothing yet", mux.Config{Resume: grace, KeepAlive: -1}, 0, false},
+		{"more than was sent", mux.Config{Resume: grace, KeepAlive: -1}, 1, true},
+		{"not resumable", mux.Config{KeepAlive: -1}, 0, true},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			p := newRawPeer(t, tt.cfg)

@@ -28,11 +28,12 @@ type Session struct {
 	w      *writer
 	budget *budget
 	group  *lifecycle.Group
-	accept chan *Request
+	accept *backlog
 	kick   chan struct{} // wakes the housekeeper
 	done   chan struct{}
 	live   atomic.Int64  // streams in the table, or out of it with their buffer not yet freed
 	frames atomic.Uint64 // received
+	rtt    atomic.Int64  // the shortest round trip over this connection so far, in nanoseconds; 0: none yet
 
 	mu sync.Mutex
 	// guarded by mu:
@@ -43,7 +44,7 @@ type Session struct {
 	streams   map[uint32]*Stream
 	nextID    uint32
 	openBytes int // headers of unanswered requests
-	pings     map[uint64]chan struct{}
+	pings     map[uint64]ping
 	nextPing  uint64
 	cut       *time.Timer // closes the connection of an ending session
 }
@@ -57,8 +58,8 @@ func New(conn net.Conn, cfg Config) (*Session, error) {
 	s := &Session{
 		cfg: cfg, c: newCarrier(conn, cfg.Resend), down: make(chan struct{}),
 		group:  lifecycle.New(context.Background(), cfg.Log),
-		accept: make(chan *Request, cfg.Backlog), kick: make(chan struct{}, 1), done: make(chan struct{}),
-		streams: make(map[uint32]*Stream), nextID: 2, pings: make(map[uint64]chan struct{}),
+		accept: newBacklog(cfg.Backlog), kick: make(chan struct{}, 1), done: make(chan struct{}),
+		streams: make(map[uint32]*Stream), nextID: 2, pings: make(map[uint64]ping),
 	}
 	if cfg.Initiator {
 		s.nextID = 1
@@ -176,13 +177,18 @@ func (s *Session) newOutgoing(flags uint8) (*Stream, error) {
 // Accept waits for the next stream that the peer wants to open.
 func (s *Session) Accept(ctx context.Context) (*Request, error) {
 	for {
-		select {
-		case r := <-s.accept:
+		if ctx.Err() != nil {
+			return nil, context.Cause(ctx)
+		}
+		if r := s.accept.take(); r != nil {
 			if r.st.Err() != nil { // given up while it waited
 				_ = r.answer()
 				continue
 			}
 			return r, nil
+		}
+		select {
+		case <-s.accept.more:
 		case <-ctx.Done():
 			return nil, context.Cause(ctx)
 		case <-s.done:
@@ -191,26 +197,30 @@ func (s *Session) Accept(ctx context.Context) (*Request, error) {
 	}
 }
 
+// Traffic counts the bytes that were sent and received so far, whatever they were.
+func (s *Session) Traffic() (sent, received uint64) { return s.c.traffic() }
+
+// ping is one that was not answered yet.
+type ping struct {
+	sent time.Time
+	pong chan struct{} // closed by the answer; nil: nobody waits for it
+}
+
 // Ping measures the way to the peer and back, through both ends' queues.
 func (s *Session) Ping(ctx context.Context) (time.Duration, error) {
-	pong := make(chan struct{})
-	s.mu.Lock()
-	s.nextPing++
-	n := s.nextPing
-	s.pings[n] = pong
-	s.mu.Unlock()
+	p := ping{sent: time.Now(), pong: make(chan struct{})}
+	n := s.notePing(p)
 	defer func() {
 		s.mu.Lock()
 		delete(s.pings, n)
 		s.mu.Unlock()
 	}()
-	start := time.Now()
-	if err := s.sendPing(n); err != nil {
+	if err := s.sendPing(n, true); err != nil {
 		return 0, sessionError(err)
 	}
 	select {
-	case <-pong:
-		return time.Since(start), nil
+	case <-p.pong:
+		return time.Since(p.sent), nil
 	case <-ctx.Done():
 		return 0, context.Cause(ctx)
 	case <-s.done:
@@ -218,8 +228,25 @@ func (s *Session) Ping(ctx context.Context) (time.Duration, error) {
 	}
 }
 
-func (s *Session) sendPing(n uint64) error {
-	err := s.w.control(true, func(b []byte) []byte {
+// probe measures the round trip, and has a peer that lives say so.
+func (s *Session) probe() {
+	_ = s.sendPing(s.notePing(ping{sent: time.Now()}), false) // not inline: a connection whose buffers are full must not stop the housekeeper
+}
+
+// notePing gives a ping its number.
+func (s *Session) notePing(p ping) uint64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.nextPing++
+	s.pings[s.nextPing] = p
+	return s.nextPing
+}
+
+// roundTrip is the shortest round trip over the connection of the moment, or 0 while none was measured.
+func (s *Session) roundTrip() time.Duration { return time.Duration(s.rtt.Load()) }
+
+func (s *Session) sendPing(n uint64, inline bool) error {
+	err := s.w.control(inline, func(b []byte) []byte {
 		b = wire.Header{Type: wire.TypePing, Len: 8}.Append(b)
 		return binary.BigEndian.AppendUint64(b, n)
 	})

@@ -341,3 +341,31 @@ func TestCutMidTransfer(t *testing.T) {
 		waitFor(t, func() bool { free, pool := s.Free(); return free == pool && s.Live() == 0 })
 	}
 }
+
+// Whoever learns by the request's context that the stream has ended can no longer write to it, and is told why.
+func TestContextEndsWithStream(t *testing.T) {
+	p := newPair(t, muxtest.Config{}, mux.Config{}, mux.Config{})
+	type end struct{ write, cause error }
+	ends := make(chan end, 1)
+	serve(t, p.b, func(r *mux.Request) {
+		st, err := r.Accept(nil)
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		<-r.Context().Done()
+		_, err = st.Write([]byte("x"))
+		ends <- end{err, context.Cause(r.Context())}
+	})
+	for range 100 {
+		st, _, err := p.a.Open(t.Context(), []byte("h"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		st.ResetCode(wire.CodeCanceled)
+		var reset *mux.ResetError
+		if e := <-ends; e.write == nil || !errors.As(e.cause, &reset) || reset.Code != wire.CodeCanceled {
+			t.Fatalf("write %v, cause %v", e.write, e.cause)
+		}
+	}
+}

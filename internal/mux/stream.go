@@ -67,6 +67,7 @@ type incoming struct {
 	stalled bool // the peer lacked credit, and none of the data it sent since has come
 	asked   bool // the peer was asked to give credit back
 	touched bool // data came since the housekeeper last looked
+	pace    pace
 
 	direct    TryWriter // WriteTo's destination
 	directErr error     // why it ended
@@ -218,11 +219,18 @@ func (st *Stream) sendRst(inline bool, code wire.Code) error {
 
 // end takes the stream out of the session. If drop is set the buffer goes too, else it can still be read.
 func (st *Stream) end(err error, drop bool) {
-	st.s.remove(st)
+	// Whoever hears of the end by the request's context finds the stream ended, and why.
 	st.mu.Lock()
 	if st.err == nil {
 		st.err = err
 	}
+	req := st.request
+	st.mu.Unlock()
+	if req != nil {
+		req.cancel(err)
+	}
+	st.s.remove(st)
+	st.mu.Lock()
 	if st.pending && st.mine {
 		st.pending = false
 		select {
@@ -230,16 +238,12 @@ func (st *Stream) end(err error, drop bool) {
 		default:
 		}
 	}
-	req := st.request
 	if drop || st.closed || st.rx.buf.head == nil {
 		st.freeLocked()
 	}
 	st.readable.Broadcast()
 	st.writable.Broadcast()
 	st.mu.Unlock()
-	if req != nil {
-		req.cancel(err)
-	}
 }
 
 // freeLocked drops the buffer and gives the window back. The chunk that a reader works on stays the reader's.

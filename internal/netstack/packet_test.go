@@ -10,9 +10,12 @@ import (
 	"syscall"
 	"testing"
 
+	"gvisor.dev/gvisor/pkg/buffer"
 	"gvisor.dev/gvisor/pkg/tcpip"
 	"gvisor.dev/gvisor/pkg/tcpip/checksum"
 	"gvisor.dev/gvisor/pkg/tcpip/header"
+
+	"github.com/doppel-dev/doppel/internal/tundev"
 )
 
 func v4(proto byte, dst [4]byte, payload ...byte) []byte {
@@ -224,5 +227,28 @@ func TestReassembler(t *testing.T) {
 		if got != tc.want {
 			t.Errorf("%s: %q, want %q", tc.name, got, tc.want)
 		}
+	}
+}
+
+// BenchmarkPacket is what becomes of a packet between the device and the stack.
+func BenchmarkPacket(b *testing.B) {
+	for _, size := range []int{100, 1400, 60000} {
+		b.Run(fmt.Sprint(size), func(b *testing.B) {
+			tcp := make([]byte, size)
+			tcp[12] = 5 << 4 // five words of header
+			packet := v4(6, [4]byte{10, 96, 0, 1}, tcp...)
+			v := buffer.NewViewSize(tundev.MaxPacket)
+			b.ReportAllocs()
+			for b.Loop() {
+				n := copy(v.AsSlice(), packet)
+				if _, what := classify(v.AsSlice()[:n]); what != deliver {
+					b.Fatal(what)
+				}
+				var p buffer.Buffer
+				p, v = packetBuffer(v, n)
+				p.Release()
+			}
+			v.Release()
+		})
 	}
 }

@@ -256,6 +256,21 @@ func (w *endpointWriter) Write(p []byte) (int, error) {
 	return done, nil
 }
 
+// TryWrite writes what fits into the endpoint's buffer, and with that to the device, on the goroutine of the tunnel's reader: a small answer
+// wakes nobody on its way (mux.TryWriter).
+func (w *endpointWriter) TryWrite(p []byte) (int, error) {
+	w.r.Reset(p)
+	defer w.r.Reset(nil)
+	n, terr := w.f.ep.Write(&w.r, tcpip.WriteOptions{})
+	w.f.s.tcpDown.Add(uint64(n))
+	if terr != nil {
+		if _, full := terr.(*tcpip.ErrWouldBlock); !full {
+			return int(n), &endpointError{terr}
+		}
+	}
+	return int(n), nil
+}
+
 // endpointError is a gVisor error as an error.
 type endpointError struct{ err tcpip.Error }
 

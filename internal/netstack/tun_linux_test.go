@@ -54,6 +54,11 @@ func openTUNFile(t testing.TB) *os.File {
 	if err != nil {
 		t.Fatal(err)
 	}
+	// The file's close need not be its last: the runtime's poller holds it while it looks whether there is something to read. The next test
+	// needs the routes.
+	t.Cleanup(func() {
+		nettest.Poll(t, 5*time.Second, name+" gone", func() bool { _, err := osroute.Find(name); return err != nil })
+	})
 	prefixes := func(s ...string) (out []netip.Prefix) {
 		for _, p := range s {
 			out = append(out, netip.MustParsePrefix(p))

@@ -112,16 +112,12 @@ func list(table int, skip func(r Existing, index int) bool) ([]Existing, error) 
 // Apply makes mtu, addrs and routes those of l, and brings it up. What is in force already is not touched; nothing of another interface
 // ever is. The warnings tell of addresses and routes of a family that the machine has switched off.
 func (l Link) Apply(mtu int, addrs, routes []netip.Prefix) (warnings []string, err error) {
-	link := &netlink.GenericLink{LinkAttrs: netlink.LinkAttrs{Index: l.Index, Name: l.Name}}
-	if mtu != 0 && mtu != l.MTU {
-		if err := netlink.LinkSetMTU(link, mtu); err != nil {
-			return nil, fmt.Errorf("set mtu of %s to %d: %w", l.Name, mtu, err)
-		}
+	link, err := netlink.LinkByIndex(l.Index)
+	if err != nil {
+		return nil, fmt.Errorf("find interface %s: %w", l.Name, err)
 	}
-	// No link-local address, so that the kernel does not solicit routers into the device; older kernels may lack it.
-	_ = netlink.LinkSetIP6AddrGenMode(link, addrGenModeNone)
-	if err := netlink.LinkSetUp(link); err != nil {
-		return nil, fmt.Errorf("set %s up: %w", l.Name, err)
+	if err := bringUp(link, mtu); err != nil {
+		return nil, err
 	}
 	added, w1, err := l.setAddrs(link, addrs)
 	if err != nil {
@@ -133,6 +129,25 @@ func (l Link) Apply(mtu int, addrs, routes []netip.Prefix) (warnings []string, e
 	}
 	settle(added)
 	return slices.Concat(w1, w2), nil
+}
+
+// bringUp asks for nothing that is so already: the kernel would announce it as a change, and whoever applies again after changes would never end.
+func bringUp(link netlink.Link, mtu int) error {
+	is := link.Attrs()
+	if mtu != 0 && mtu != is.MTU {
+		if err := netlink.LinkSetMTU(link, mtu); err != nil {
+			return fmt.Errorf("set mtu of %s to %d: %w", is.Name, mtu, err)
+		}
+	}
+	if is.Flags&net.FlagUp != 0 {
+		return nil
+	}
+	// No link-local address, so that the kernel does not solicit routers into the device; older kernels may lack it.
+	_ = netlink.LinkSetIP6AddrGenMode(link, addrGenModeNone)
+	if err := netlink.LinkSetUp(link); err != nil {
+		return fmt.Errorf("set %s up: %w", is.Name, err)
+	}
+	return nil
 }
 
 // settle waits until the kernel takes packets for the IPv6 addresses: even without duplicate address detection it makes their local routes in

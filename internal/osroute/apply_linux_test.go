@@ -1,6 +1,7 @@
 package osroute
 
 import (
+	"errors"
 	"net/netip"
 	"slices"
 	"testing"
@@ -8,10 +9,34 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"github.com/doppel-dev/doppel/internal/nettest"
 	"github.com/doppel-dev/doppel/internal/tundev"
 )
+
+// listen counts the changes of links, addresses and routes from now on. The kernel has announced them when it answers who asked for them.
+func listen(t *testing.T) func() int {
+	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.NETLINK_ROUTE)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { unix.Close(fd) })
+	const groups = unix.RTMGRP_LINK | unix.RTMGRP_IPV4_IFADDR | unix.RTMGRP_IPV6_IFADDR | unix.RTMGRP_IPV4_ROUTE | unix.RTMGRP_IPV6_ROUTE
+	if err := unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK, Groups: groups}); err != nil {
+		t.Fatal(err)
+	}
+	return func() int {
+		buf := make([]byte, 64<<10)
+		for n := 0; ; n++ {
+			if _, err := unix.Read(fd, buf); errors.Is(err, unix.EAGAIN) {
+				return n
+			} else if err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+}
 
 func TestApply(t *testing.T) {
 	if !nettest.Inside(t) {
@@ -63,7 +88,11 @@ func TestApply(t *testing.T) {
 		}
 	}
 	check(1500, "10.77.0.1/32 fd77::1/128", "10.77.0.0/16 10.96.0.0/12 fd77::/64")
+	changes := listen(t)
 	check(1500, "10.77.0.1/32 fd77::1/128", "10.77.0.0/16 10.96.0.0/12 fd77::/64") // again
+	if n := changes(); n > 0 {
+		t.Errorf("what is in force already was announced as %d changes: whoever applies after changes would never end", n)
+	}
 	check(9000, "10.77.0.2/32 fd77::1/128", "10.96.0.0/12 10.200.0.0/16 fd77::/64 fd78::/64")
 	check(9000, "", "")
 

@@ -15,6 +15,8 @@ type Names struct {
 	// Session tells the clusters apart where there are several; Ask is whom this one's names are asked, default Config.Cluster.
 	Session string
 	Ask     Ask
+	// Asked says who it is behind Ask that answers, where that changes: answers of another are not kept.
+	Asked string
 
 	ClusterDomain string              // default "cluster.local"
 	Namespace     string              // the connected namespace, whose services are single labels
@@ -54,6 +56,7 @@ const SearchDomain = "search.doppel.internal"
 type table struct {
 	session   string
 	ask       Ask
+	asked     string
 	domain    string // without dots around
 	namespace string
 	services  map[string]map[string]bool // namespace → service → is headless
@@ -75,6 +78,7 @@ func compile(n Names) *table {
 	t := &table{
 		session:   n.Session,
 		ask:       n.Ask,
+		asked:     n.Asked,
 		domain:    trimDots(n.ClusterDomain),
 		namespace: trimDots(n.Namespace),
 		services:  make(map[string]map[string]bool, len(n.Services)),
@@ -292,7 +296,7 @@ func (t *table) serviceOf(fqdn string) string {
 
 // changes returns the services ("svc.ns") that differ between two tables; all is true when more than services differ.
 func changes(a, b *table) (services map[string]bool, all bool) {
-	if a.session != b.session || a.domain != b.domain || a.namespace != b.namespace ||
+	if a.session != b.session || a.asked != b.asked || a.domain != b.domain || a.namespace != b.namespace ||
 		!slices.Equal(a.prefixes, b.prefixes) || !slices.Equal(a.include, b.include) || !slices.Equal(a.exclude, b.exclude) ||
 		!slices.Equal(a.mapped, b.mapped) {
 		return nil, true

@@ -23,6 +23,12 @@ func Start(Config) (*Box, error) { return nil, errUnsupported }
 // Become says that it is not possible here.
 func Become([]string) error { return errUnsupported }
 
+// WithVolumes does nothing here: the volumes are below their root only.
+func WithVolumes(*exec.Cmd, []string, string, []string) {}
+
+// BecomeWithVolumes says that it is not possible here.
+func BecomeWithVolumes([]string, func(error)) error { return errUnsupported }
+
 // Root is never called here.
 func (b *Box) Root(context.Context, rootapi.Options) (*rootapi.Client, error) {
 	return nil, errUnsupported

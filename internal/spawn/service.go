@@ -116,7 +116,7 @@ func (s Service) Install(ctx context.Context, name string, dry bool) ([]Step, er
 	if err != nil {
 		return nil, err
 	}
-	if m.Program, err = find(RootProgram); err != nil {
+	if m.Program, err = Find(RootProgram); err != nil {
 		return nil, err
 	}
 	return s.apply(ctx, m, installSteps(m), dry)

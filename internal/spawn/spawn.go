@@ -85,7 +85,7 @@ func RootDaemon(ctx context.Context, r Root) (bool, error) {
 		return false, nil
 	}
 	socket := ownRootSocket()
-	program, err := find(RootProgram)
+	program, err := Find(RootProgram)
 	if err != nil {
 		return false, err
 	}
@@ -142,7 +142,7 @@ func throughSudo(ctx context.Context, r Root, program string, args []string) err
 
 // CanStartRoot is nil if RootDaemon would start the root daemon without asking for a password. It starts nothing.
 func CanStartRoot(ctx context.Context) error {
-	program, err := find(RootProgram)
+	program, err := Find(RootProgram)
 	if err != nil || os.Geteuid() == 0 {
 		return err
 	}
@@ -179,7 +179,8 @@ func AsRoot(ctx context.Context, r Root, args ...string) error {
 	return err
 }
 
-func find(program string) (string, error) {
+// Find returns where a program lies that belongs to this one.
+func Find(program string) (string, error) {
 	if self, err := os.Executable(); err == nil {
 		if real, err := filepath.EvalSymlinks(self); err == nil {
 			self = real

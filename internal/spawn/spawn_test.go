@@ -224,7 +224,7 @@ func TestThroughSudo(t *testing.T) {
 }
 
 func TestFind(t *testing.T) {
-	if _, err := find("no-such-program"); uerr.From(err).Kind != uerr.Usage || !errors.Is(err, exec.ErrNotFound) {
+	if _, err := Find("no-such-program"); uerr.From(err).Kind != uerr.Usage || !errors.Is(err, exec.ErrNotFound) {
 		t.Errorf("got %v", err)
 	}
 	dir := t.TempDir()
@@ -232,14 +232,14 @@ func TestFind(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(dir, "prog"), nil, 0o700); err != nil { //nolint:gosec // a program
 		t.Fatal(err)
 	}
-	if got, err := find("prog"); err != nil || got != filepath.Join(dir, "prog") {
+	if got, err := Find("prog"); err != nil || got != filepath.Join(dir, "prog") {
 		t.Errorf("in PATH: %s, %v", got, err)
 	}
 	self, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got, err := find(filepath.Base(self)); err != nil || got != self {
+	if got, err := Find(filepath.Base(self)); err != nil || got != self {
 		t.Errorf("beside us: %s, %v", got, err)
 	}
 }

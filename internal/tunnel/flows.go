@@ -50,13 +50,13 @@ func ServeDial(req *mux.Request, hdr wire.FlowHeader, d Dialer) error {
 	if err != nil {
 		return errors.Join(err, req.Reject(wire.CodeOf(err), err.Error()))
 	}
-	return ServeConn(req, c)
+	return ServeConn(req, c, nil)
 }
 
-// ServeConn accepts the request and relays between its stream and c, a *net.TCPConn, *net.UDPConn, flow.Stream or
+// ServeConn accepts the request with a reply and relays between its stream and c, a *net.TCPConn, *net.UDPConn, flow.Stream or
 // flow.Packets, which it closes.
-func ServeConn(req *mux.Request, c net.Conn) error {
-	st, err := req.Accept(nil)
+func ServeConn(req *mux.Request, c net.Conn, reply []byte) error {
+	st, err := req.Accept(reply)
 	if err != nil {
 		_ = c.Close()
 		return err

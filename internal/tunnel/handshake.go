@@ -36,6 +36,10 @@ type ClientConfig struct {
 	Identity *Identity // shown to the server; nil: none (agents prove themselves by a token)
 	Peer     string    // the server's fingerprint; required
 	Hello    wire.Hello
+	// Direct says that nothing but this connection lies between the two ends: there is no preface, and TLS comes first, with ServerName (if it
+	// is no address) by which an ingress may find the way without looking inside.
+	Direct     bool
+	ServerName string
 	// Resume is the tunnel that is to go on over this connection, if the server still has it; nil: none.
 	Resume *mux.Session
 	Mux    mux.Config // Initiator, ID and Resume are set by Client
@@ -63,10 +67,12 @@ func client(ctx context.Context, raw net.Conn, cfg ClientConfig) (*mux.Session, 
 	stop := context.AfterFunc(ctx, func() { _ = raw.Close() })
 	defer stop()
 	_ = Tune(raw) // a wish
-	if _, err := io.WriteString(raw, wire.Preface); err != nil {
-		return nil, reply, fmt.Errorf("send preface: %w", err)
+	if !cfg.Direct {
+		if _, err := io.WriteString(raw, wire.Preface); err != nil {
+			return nil, reply, fmt.Errorf("send preface: %w", err)
+		}
 	}
-	under := &cork{Conn: raw}
+	under := newCork(raw)
 	tc := tls.Client(under, clientTLS(cfg))
 	if err := tc.HandshakeContext(ctx); err != nil {
 		return nil, reply, fmt.Errorf("TLS: %w", err)
@@ -104,6 +110,7 @@ func clientTLS(cfg ClientConfig) *tls.Config {
 	c := &tls.Config{
 		MinVersion:         tls.VersionTLS13,
 		NextProtos:         []string{alpn},
+		ServerName:         cfg.ServerName,
 		InsecureSkipVerify: true, //nolint:gosec // VerifyConnection compares the pinned key
 		VerifyConnection: func(cs tls.ConnectionState) error {
 			if got := peerFingerprint(cs.PeerCertificates); got != cfg.Peer {
@@ -141,6 +148,7 @@ func peerFingerprint(certs []*x509.Certificate) string {
 // ServerConfig is what the answering end of a tunnel needs.
 type ServerConfig struct {
 	Identity *Identity // required
+	Direct   bool      // as ClientConfig.Direct
 	// Authorize judges who dialled: their Hello and the fingerprint of the key that the TLS handshake proved ("" if they
 	// showed none). Its error goes to the client: the code and text of a *mux.RejectError, else wire.CodeDenied and the error's text.
 	Authorize func(ctx context.Context, h wire.Hello, peerFingerprint string) (wire.HelloReply, error)
@@ -178,14 +186,16 @@ func server(ctx context.Context, raw net.Conn, cfg ServerConfig) (*mux.Session, 
 	stop := context.AfterFunc(ctx, func() { _ = raw.Close() })
 	defer stop()
 	_ = Tune(raw) // a wish
-	var preface [len(wire.Preface)]byte
-	if _, err := io.ReadFull(raw, preface[:]); err != nil {
-		return nil, h, fmt.Errorf("read preface: %w", err)
+	if !cfg.Direct {
+		var preface [len(wire.Preface)]byte
+		if _, err := io.ReadFull(raw, preface[:]); err != nil {
+			return nil, h, fmt.Errorf("read preface: %w", err)
+		}
+		if string(preface[:]) != wire.Preface {
+			return nil, h, ErrNotTunnel
+		}
 	}
-	if string(preface[:]) != wire.Preface {
-		return nil, h, ErrNotTunnel
-	}
-	under := &cork{Conn: raw}
+	under := newCork(raw)
 	tc := tls.Server(under, serverTLS(cfg.Identity))
 	if err := tc.HandshakeContext(ctx); err != nil {
 		return nil, h, fmt.Errorf("TLS: %w", err)

@@ -63,6 +63,7 @@ func IsPermanent(err error) bool {
 type Link struct {
 	cfg   LinkConfig
 	check chan struct{} // see Check
+	said  time.Time     // of run's goroutine only: when a failed attempt was logged last
 
 	mu sync.Mutex
 	// guarded by mu:
@@ -160,7 +161,7 @@ func (l *Link) run(ctx context.Context) error {
 			if cur, err = l.up(ctx, cur, reply); time.Since(start) > 2*lastPause { // it held: the next loss is a new one
 				pause = firstPause
 			}
-			lost = time.Now()
+			lost, l.said = time.Now(), time.Time{}
 		}
 		if ctx.Err() != nil {
 			return nil
@@ -184,7 +185,10 @@ func (l *Link) run(ctx context.Context) error {
 // pause waits between two attempts and returns the next pause. Check ends it.
 func (l *Link) pause(ctx context.Context, err error, pause, down time.Duration) (next time.Duration, checked bool) {
 	wait := pause/2 + rand.N(pause/2+1)
-	l.cfg.Log.Info("tunnel is down", "err", err, "retry_in", wait)
+	if time.Since(l.said) > lastPause { // there may be many attempts in a second
+		l.cfg.Log.Info("tunnel is down", "err", err, "retry_in", wait)
+		l.said = time.Now()
+	}
 	if l.cfg.OnRetry != nil {
 		l.cfg.OnRetry(err, wait)
 	}
@@ -231,6 +235,7 @@ func (l *Link) dial(ctx context.Context, cur *life) (_ *life, reply wire.HelloRe
 	}
 	sctx, scancel := context.WithCancel(ctx)
 	n := &life{s: s, cancel: scancel, served: make(chan error, 1)}
+	l.set(s, nil) // what the peer is answered may be what others then use the tunnel for
 	go func() {
 		if l.cfg.Serve == nil {
 			<-sctx.Done()

@@ -24,6 +24,8 @@ type Handlers struct {
 	UDP       func(*mux.Request, wire.FlowHeader)
 	Echo      func(*mux.Request, wire.FlowHeader)
 	Intercept func(*mux.Request, wire.InterceptHeader)
+	Files     func(r *mux.Request, intercept string)
+	Preview   func(*mux.Request, wire.PreviewHeader)
 	DNS       func(ctx context.Context, msg []byte) ([]byte, error)
 	// Control returns what is sent back as JSON; a json.RawMessage goes as it is.
 	Control func(ctx context.Context, method string, body []byte) (any, error)
@@ -110,6 +112,26 @@ func (h *Handlers) dispatch(req *mux.Request) error {
 			return protocolError(err)
 		}
 		h.Intercept(req, i)
+		return nil
+	case wire.KindFiles:
+		if h.Files == nil {
+			return denied
+		}
+		uid, err := wire.ParseFiles(hdr)
+		if err != nil {
+			return protocolError(err)
+		}
+		h.Files(req, uid)
+		return nil
+	case wire.KindPreview:
+		if h.Preview == nil {
+			return denied
+		}
+		p, err := wire.ParsePreview(hdr)
+		if err != nil {
+			return protocolError(err)
+		}
+		h.Preview(req, p)
 		return nil
 	case wire.KindDNS:
 		if h.DNS == nil {

@@ -83,7 +83,7 @@ func TestNothingBeforeHello(t *testing.T) {
 		if err := c.Handshake(); err != nil {
 			t.Fatal(err)
 		}
-		s, err := mux.New(c, mux.Config{Initiator: true})
+		s, err := mux.New(c, mux.Config{Initiator: true, KeepAlive: -1}) // no ping before what the test sends
 		if err != nil {
 			t.Fatal(err)
 		}

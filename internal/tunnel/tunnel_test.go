@@ -357,3 +357,59 @@ func TestIdentityPEM(t *testing.T) {
 		t.Error("half a file was accepted")
 	}
 }
+
+// TestDirect looks at the first bytes of a direct connection: TLS, with the name by which an ingress finds the way.
+func TestDirect(t *testing.T) {
+	id := newIdentity(t)
+	for _, tt := range []struct {
+		direct bool
+		first  byte
+	}{{true, 0x16}, {false, 'D'}} {
+		link := muxtest.NewLink(muxtest.Config{})
+		seen := &firstByte{Conn: link.B}
+		ready := make(chan *mux.Session, 1)
+		go func() {
+			s, _, err := tunnel.Server(context.Background(), seen, tunnel.ServerConfig{Identity: id, Authorize: allow, Direct: tt.direct})
+			if err != nil {
+				t.Error(err)
+			}
+			ready <- s
+		}()
+		c, _, err := tunnel.Client(t.Context(), link.A, tunnel.ClientConfig{
+			Peer: id.Fingerprint(), Hello: wire.Hello{Version: wire.Version, Role: wire.RoleLaptop}, Direct: tt.direct, ServerName: "doppel.example.com",
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		s := <-ready
+		if seen.b != tt.first {
+			t.Errorf("direct %v: the first byte is %#x, want %#x", tt.direct, seen.b, tt.first)
+		}
+		if _, err := c.Ping(t.Context()); err != nil {
+			t.Error(err)
+		}
+		_, _ = c.Close(), s.Close()
+	}
+	// A laptop that is led to somebody else's address.
+	link := muxtest.NewLink(muxtest.Config{})
+	go func() {
+		_, _, _ = tunnel.Server(context.Background(), link.B, tunnel.ServerConfig{Identity: newIdentity(t), Authorize: allow, Direct: true})
+	}()
+	_, _, err := tunnel.Client(t.Context(), link.A, tunnel.ClientConfig{Peer: id.Fingerprint(), Direct: true})
+	if !errors.Is(err, tunnel.ErrPin) {
+		t.Errorf("another key: %v", err)
+	}
+}
+
+type firstByte struct {
+	net.Conn
+	b byte
+}
+
+func (c *firstByte) Read(p []byte) (int, error) {
+	n, err := c.Conn.Read(p)
+	if n > 0 && c.b == 0 {
+		c.b = p[0]
+	}
+	return n, err
+}

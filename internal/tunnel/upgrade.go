@@ -77,9 +77,23 @@ func UpgradeTo(ctx context.Context, rt http.RoundTripper, req *http.Request, pro
 // upgradedConn is the body of a 101 answer as a net.Conn.
 type upgradedConn struct {
 	io.ReadWriteCloser
+	under  *cork // what TLS writes to; nil: it is not known
 	cancel context.CancelCauseFunc
 	once   sync.Once
 	err    error
+}
+
+// Write writes p; one goroutine writes at a time.
+func (c *upgradedConn) Write(p []byte) (int, error) {
+	if c.under == nil {
+		return c.ReadWriteCloser.Write(p)
+	}
+	c.under.hold()
+	n, err := c.ReadWriteCloser.Write(p)
+	if ferr := c.under.release(); err == nil {
+		err = ferr
+	}
+	return n, err
 }
 
 func (c *upgradedConn) Close() error {

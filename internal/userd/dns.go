@@ -60,20 +60,23 @@ func (n *network) setNamesLocked() { n.resolver.SetNames(n.namesLocked()...) }
 func (n *network) namesLocked() []resolver.Names {
 	var out []resolver.Names
 	for _, s := range n.sessions {
-		ns := names(s.addrs.here(s.addrs.known()), s.cluster.Namespace, s.cfg.dns)
-		ns.Session, ns.Ask = s.cfg.name, s.addrs.mapped(s.query)
+		ns := names(s.addrs.here(s.addrs.known()), s.cluster.Namespace, s.cfg.dns, s.intercepts.hosts())
+		ns.Session, ns.Ask, ns.Asked = s.cfg.name, s.addrs.mapped(s.query), s.intercepts.resolving()
 		out = append(out, ns)
 	}
 	return out
 }
 
 // names translates the manager's message and the user's options for the resolver.
-func names(info control.Cluster, namespace string, o localapi.DNSOptions) resolver.Names {
+func names(info control.Cluster, namespace string, o localapi.DNSOptions, hosts []control.Host) resolver.Names {
 	out := resolver.Names{
 		ClusterDomain: info.Domain, Namespace: namespace, PodCIDRs: info.PodCIDRs, ServiceCIDRs: info.ServiceCIDRs,
 		Services: map[string][]string{}, Headless: map[string][]string{},
 		MappedNamespaces: o.MappedNamespaces, IncludeSuffixes: o.IncludeSuffixes, ExcludeSuffixes: o.ExcludeSuffixes,
 		Mappings: []resolver.Mapping{{Name: probeName, Addr: vifDNS}},
+	}
+	for _, h := range hosts { // before the user's own, which win
+		out.Mappings = append(out.Mappings, resolver.Mapping{Name: h.Name, Addr: h.Addr})
 	}
 	for ns, list := range info.Services {
 		for _, s := range list {

@@ -1,9 +1,11 @@
 package userd
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"net"
 	"slices"
 	"strings"
@@ -28,13 +30,17 @@ const (
 	betterLast  = 2 * time.Hour
 )
 
-// entrance leads to the traffic-manager by the first of kube.Transports that works, and remembers which one did.
+// entrance leads to the traffic-manager by the first of kube.Transports that works, and remembers which one did. A tunnel begins through the
+// API server, which is always there; Direct is taken later (changeOver), if it is there and does better, and left at its first failure.
 type entrance struct {
 	attach func(context.Context, kube.Transport) (net.Conn, error)
+	direct bool // the manager has such addresses
 
 	mu sync.Mutex
 	// guarded by mu
 	used    kube.Transport           // what worked last; "": nothing yet
+	next    kube.Transport           // what the next open tries first
+	because string                   // why used is used, if it is Direct
 	failing time.Time                // since when it does not; zero: it does
 	why     map[kube.Transport]error // why each one failed last
 }
@@ -48,7 +54,7 @@ func (e *entrance) open(ctx context.Context, use func(context.Context, net.Conn)
 			return nil
 		}
 		switch {
-		case i == 0 && !e.fallBack(err), decided(err):
+		case decided(t, err), t != kube.Direct && i == 0 && !e.fallBack(err):
 			return err
 		case failed == nil:
 			failed = err
@@ -62,13 +68,15 @@ func (e *entrance) open(ctx context.Context, use func(context.Context, net.Conn)
 	return failed
 }
 
-// order is what worked, then the others.
+// order is what is to be tried next, or what worked, then the others.
 func (e *entrance) order() []kube.Transport {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	order := slices.Clone(kube.Transports)
-	if i := slices.Index(order, e.used); i > 0 {
-		order = slices.Insert(slices.Delete(order, i, i+1), 0, e.used)
+	first := cmp.Or(e.next, e.used)
+	e.next = ""
+	order := slices.DeleteFunc(slices.Clone(kube.Transports), func(t kube.Transport) bool { return t == first })
+	if first != "" {
+		order = slices.Insert(order, 0, first)
 	}
 	return order
 }
@@ -80,15 +88,12 @@ func (e *entrance) try(ctx context.Context, t kube.Transport, use func(context.C
 		err = use(ctx, raw)
 		cancel()
 	}
-	e.mu.Lock()
-	defer e.mu.Unlock()
 	if err != nil {
-		if e.why == nil {
-			e.why = map[kube.Transport]error{}
-		}
-		e.why[t] = err
+		e.failed(t, err)
 		return err
 	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
 	e.used, e.failing = t, time.Time{}
 	return nil
 }
@@ -109,10 +114,11 @@ func (e *entrance) fallBack(err error) bool {
 	return time.Since(e.failing) >= fallbackPatience
 }
 
-// decided says whether the manager, or something in its place, was reached and said no.
-func decided(err error) bool {
+// decided says whether the manager, or something in its place, was reached and said no. In its place at a direct address may be anybody: that
+// is for the API server to say.
+func decided(t kube.Transport, err error) bool {
 	var re *mux.RejectError
-	return errors.As(err, &re) || errors.Is(err, tunnel.ErrPin)
+	return errors.As(err, &re) || errors.Is(err, tunnel.ErrPin) && t != kube.Direct
 }
 
 // both is the error of a transport with that of another which was tried then.
@@ -129,14 +135,31 @@ func both(first error, t kube.Transport, then error) error {
 func (e *entrance) better() []kube.Transport {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	return kube.Transports[:max(0, slices.Index(kube.Transports, e.used))]
+	if e.used == kube.Direct {
+		return nil
+	}
+	better := kube.Transports[:max(0, slices.Index(kube.Transports, e.used))]
+	if e.direct {
+		better = append([]kube.Transport{kube.Direct}, better...)
+	}
+	return better
 }
 
-// again has the next open try all transports anew, the better first.
-func (e *entrance) again() {
+// again has the next open try all transports anew, beginning with t.
+func (e *entrance) again(t kube.Transport, because string) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	e.used = ""
+	e.used, e.next, e.because = "", t, because
+}
+
+// failed notes why a transport is not used.
+func (e *entrance) failed(t kube.Transport, err error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.why == nil {
+		e.why = map[kube.Transport]error{}
+	}
+	e.why[t] = err
 }
 
 // status says which transport is used, and why those before are not.
@@ -145,6 +168,9 @@ func (e *entrance) status() localapi.Transport {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	out := localapi.Transport{Name: string(e.used)}
+	if e.used == kube.Direct {
+		out.Why = e.because
+	}
 	for _, t := range better {
 		if err := e.why[t]; err != nil {
 			out.Failed = append(out.Failed, localapi.FailedTransport{Name: string(t), Why: err.Error()})
@@ -156,8 +182,11 @@ func (e *entrance) status() localapi.Transport {
 // errBetter is why a tunnel is given another connection.
 var errBetter = errors.New("a better transport works again")
 
-// seekBetter brings the tunnel back to a better transport when one works again.
+// seekBetter brings the tunnel to a direct connection, or back to a better transport when one works again.
 func (s *session) seekBetter(ctx context.Context) error {
+	if s.entrance.direct {
+		s.changeOver(ctx, kube.Direct)
+	}
 	wait := betterFirst
 	for {
 		select {
@@ -170,25 +199,72 @@ func (s *session) seekBetter(ctx context.Context) error {
 			continue
 		}
 		wait = min(2*wait, betterLast)
-		s.changeOver(ctx)
+		s.changeOver(ctx, s.entrance.better()...)
 	}
 }
 
-// changeOver gives the tunnel another connection if a better transport connects. Its flows go on.
-func (s *session) changeOver(ctx context.Context) {
+// changeOver gives the tunnel another connection if one of the better transports connects. Its flows go on.
+func (s *session) changeOver(ctx context.Context, better ...kube.Transport) {
 	m := s.link.Session()
 	if m == nil {
 		return
 	}
-	for _, t := range s.entrance.better() {
+	for _, t := range better {
 		conn, err := s.entrance.attach(ctx, t)
+		because := ""
+		if err == nil {
+			_ = conn.Close()
+			because, err = s.compare(ctx, m, conn)
+		}
 		if err != nil {
+			s.entrance.failed(t, err)
 			s.log.Debug("transport tried again", "transport", t, "err", err)
 			continue
 		}
-		_ = conn.Close()
-		s.entrance.again()
+		s.entrance.again(t, because)
 		m.Drop(errBetter)
 		return
 	}
 }
+
+const (
+	// pings are how many round trips of each way are measured; the shortest counts.
+	pings = 3
+	// slack is how much longer a direct round trip may be, and a quarter of the other's besides: within that the two are as near, and what
+	// the API server need not do is won (two thirds of the CPU time of bulk on one machine).
+	slack = time.Millisecond
+)
+
+// compare says why a direct connection is better than the tunnel's, or that it is not: its way is longer. A
+// connection through the API server that works is better than what the tunnel has, whatever it measures.
+func (s *session) compare(ctx context.Context, m *mux.Session, c net.Conn) (string, error) {
+	d, ok := c.(*kube.DirectConn)
+	if !ok {
+		return "", nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, handshakeTimeout)
+	defer cancel()
+	trip, near := time.Duration(math.MaxInt64), d.Trip
+	for range pings - 1 {
+		if c, err := s.entrance.attach(ctx, kube.Direct); err == nil {
+			_ = c.Close()
+			if d, ok := c.(*kube.DirectConn); ok {
+				near = min(near, d.Trip)
+			}
+		}
+	}
+	for range pings {
+		p, err := m.Ping(ctx)
+		if err != nil {
+			return "", fmt.Errorf("measure the tunnel: %w", err)
+		}
+		trip = min(trip, p)
+	}
+	said := fmt.Sprintf("its round trip is %s, that through the API server %s", round(near), round(trip))
+	if near > trip+trip/4+slack {
+		return "", errors.New(said)
+	}
+	return said, nil
+}
+
+func round(d time.Duration) time.Duration { return d.Round(100 * time.Microsecond) }

@@ -150,7 +150,7 @@ func TestEntranceLater(t *testing.T) {
 		if b := w.better(); !slices.Equal(b, []kube.Transport{kube.ServiceProxy}) {
 			t.Errorf("better: %v", b)
 		}
-		w.again()
+		w.again(kube.ServiceProxy, "")
 		w.want(t, w.open(t), proxy, proxy)
 		if b := w.better(); len(b) != 0 {
 			t.Errorf("better: %v", b)
@@ -173,15 +173,46 @@ func TestChangeOver(t *testing.T) {
 	}
 	c.start(s)
 	c.up(s)
-	s.changeOver(t.Context())
+	s.changeOver(t.Context(), s.entrance.better()...)
 	if st := s.entrance.status(); st.Name != ws {
 		t.Errorf("%+v", st)
 	}
 	first := s.link.Session()
 	blocked.Store(false)
-	s.changeOver(t.Context())
+	s.changeOver(t.Context(), s.entrance.better()...)
 	c.until("it has changed over", func() bool { m := s.link.Session(); return m != nil && m != first })
 	if st := s.entrance.status(); st.Name != proxy || st.Failed != nil {
 		t.Errorf("%+v", st)
 	}
+}
+
+// A direct connection is taken when it was found to be better, and left at its first failure; only the manager itself says no there.
+func TestEntranceDirect(t *testing.T) {
+	const direct = string(kube.Direct)
+	w := newRoads()
+	w.direct = true
+	w.want(t, w.open(t), proxy, proxy)
+	if b := w.better(); !slices.Equal(b, []kube.Transport{kube.Direct}) {
+		t.Errorf("better than the service proxy: %v", b)
+	}
+	w.again(kube.Direct, "it is nearer")
+	w.want(t, w.open(t), direct, direct)
+	if st := w.status(); st.Why != "it is nearer" || st.Failed != nil || len(w.better()) != 0 {
+		t.Errorf("%+v, better: %v", st, w.better())
+	}
+	w.want(t, w.open(t), direct, direct) // what worked
+	w.shake[kube.Direct] = fmt.Errorf("TLS: %w", tunnel.ErrPin)
+	w.want(t, w.open(t), proxy, direct, proxy)
+	if st := w.status(); st.Why != "" || len(st.Failed) != 1 || st.Failed[0].Name != direct {
+		t.Errorf("%+v", st)
+	}
+	w.want(t, w.open(t), proxy, proxy)
+
+	w.again(kube.Direct, "")
+	w.shake[kube.Direct] = &mux.RejectError{Code: wire.CodeGone}
+	err := w.open(t)
+	w.want(t, err, "", direct)
+	w.again(kube.Direct, "")
+	w.attach[kube.Direct] = &net.OpError{Op: "dial", Err: errors.New("no route to host")}
+	w.want(t, w.open(t), proxy, direct, proxy)
 }

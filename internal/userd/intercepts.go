@@ -28,11 +28,18 @@ import (
 	"github.com/doppel-dev/doppel/internal/wire"
 )
 
-// defaultInterceptTimeout is how long a new intercept may take to become active.
+// defaultInterceptTimeout is how long a new intercept may make no progress on its way to active: like a Deployment's progressDeadlineSeconds,
+// and unlike a bound of the whole, it fits one pod as well as a hundred that are replaced one after the other.
 const defaultInterceptTimeout = 60 * time.Second
 
 // mendTimeout bounds the replacement of a pod that an intercept has left unable to start: its old self may take its time to end.
 const mendTimeout = time.Minute
+
+// leaveTimeout and restoreTimeout bound the wait for the end of an intercept: a restart is part of it where a container was replaced.
+const (
+	leaveTimeout   = 5 * time.Second
+	restoreTimeout = 2 * time.Minute
+)
 
 // localDialTimeout bounds the connection to the local process: the agent waits a second in all (D3).
 const localDialTimeout = 700 * time.Millisecond
@@ -47,17 +54,34 @@ type intercepts struct {
 	states   map[string]control.Intercept // by UID, as the manager last said
 	change   chan struct{}                // closed when states is replaced
 	problems []string                     // what the manager says is wrong with itself
+	relay    *control.Relay               // that the manager is to join; nil: none, or it has not said yet
 	lost     map[string]string            // by name: why an intercept ended that nobody here left
 }
 
 // intercept is one intercept of ours. Its fields are constant; object is replaced as a whole under the set's lock. Until it has been
 // created the object has no UID.
 type intercept struct {
-	name   string
-	target netip.AddrPort
-	object *v1alpha1.Intercept
-	active bool // has been; guarded by the set's lock
-	toPod  *toPod
+	name    string
+	targets []target // in the order of the object's spec.ports
+	object  *v1alpha1.Intercept
+	tls     bool       // the local process speaks TLS
+	address netip.Addr // of ports without a target; invalid: the loopback
+	active  bool       // has been; guarded by the set's lock
+	leaving bool       // its traffic still comes, until the app is back; guarded by the set's lock
+	toPod   *toPod
+	files   *files // guarded by the set's lock; nil: none
+}
+
+// close ends what an intercept has on this machine.
+func (in *intercept) close() {
+	in.toPod.close()
+	in.files.close()
+}
+
+// target is where on this machine the traffic of one port ends.
+type target struct {
+	addr netip.AddrPort // invalid: the port's own number on the loopback
+	udp  bool           // a UDP port was asked for: its local port is another one than TCP's of the same number
 }
 
 // declared says that the intercept was made without us, and is not ours to remove unless we are told so.
@@ -69,7 +93,7 @@ func newIntercepts(s *session) *intercepts {
 
 // create makes an intercept and waits until it is active. Whatever ends the wait otherwise removes what was created.
 func (x *intercepts) create(ctx context.Context, req localapi.InterceptRequest, progress localapi.Progress) (localapi.Intercept, error) {
-	spec, target, err := x.plan(req)
+	spec, targets, address, err := x.plan(req)
 	if err != nil {
 		return localapi.Intercept{}, err
 	}
@@ -77,7 +101,7 @@ func (x *intercepts) create(ctx context.Context, req localapi.InterceptRequest, 
 	if spec.Workload, err = x.workload(ctx, ns, cmp.Or(req.Workload, req.Name)); err != nil {
 		return localapi.Intercept{}, err
 	}
-	in := &intercept{name: req.Name, target: target, object: &v1alpha1.Intercept{ObjectMeta: metav1.ObjectMeta{Namespace: ns}, Spec: spec}}
+	in := &intercept{name: req.Name, targets: targets, address: address, tls: req.LocalTLS, object: &v1alpha1.Intercept{ObjectMeta: metav1.ObjectMeta{Namespace: ns}, Spec: spec}}
 	if in.toPod, err = listenToPod(spec.ToPod); err != nil {
 		return localapi.Intercept{}, err
 	}
@@ -88,15 +112,21 @@ func (x *intercepts) create(ctx context.Context, req localapi.InterceptRequest, 
 		return v, err
 	}
 	in.toPod.serve(x, in)
+	if v.Mount, err = x.mount(ctx, in, req.Mount, progress); err != nil {
+		return v, errors.Join(err, x.leave(context.WithoutCancel(ctx), in.name, progress))
+	}
 	return v, nil
 }
 
 // establish creates the object and waits until it is active.
 func (x *intercepts) establish(ctx context.Context, in *intercept, timeout time.Duration, progress localapi.Progress) (localapi.Intercept, error) {
+	ns, spec := in.object.Namespace, in.object.Spec
+	if err := refuseUnmanaged(ctx, x.s.cluster, x.s.manager, x.s.cfg.managerNS, ns); err != nil {
+		return localapi.Intercept{}, err
+	}
 	if err := x.reserve(in); err != nil {
 		return localapi.Intercept{}, err
 	}
-	ns, spec := in.object.Namespace, in.object.Spec
 	// An interrupt does not stop the request half-way: the object might be there and nobody know its name.
 	o, err := x.s.cluster.CreateIntercept(context.WithoutCancel(ctx), ns, spec)
 	x.mu.Lock()
@@ -107,9 +137,7 @@ func (x *intercepts) establish(ctx context.Context, in *intercept, timeout time.
 	}
 	in.object = o
 	x.mu.Unlock()
-	wctx, cancel := context.WithTimeout(ctx, timeout)
-	defer cancel()
-	st, err := x.wait(wctx, in, progress)
+	st, err := x.wait(ctx, in, timeout, progress)
 	if err != nil {
 		x.discard(in)
 		x.mend(st)
@@ -129,28 +157,67 @@ func (x *intercepts) has(name string) bool {
 }
 
 // plan checks everything that can be checked without a side effect.
-func (x *intercepts) plan(req localapi.InterceptRequest) (v1alpha1.InterceptSpec, netip.AddrPort, error) {
-	local, remote, _ := strings.Cut(req.Port, ":")
-	n, err := strconv.ParseUint(local, 10, 16)
-	if err != nil || n == 0 {
-		return v1alpha1.InterceptSpec{}, netip.AddrPort{}, uerr.New(uerr.Usage, "for example: -p 3000, or -p 8080:http", "port %q: want LOCAL[:REMOTE] with a local port number", req.Port)
+func (x *intercepts) plan(req localapi.InterceptRequest) (_ v1alpha1.InterceptSpec, targets []target, addr netip.Addr, err error) {
+	spec := v1alpha1.InterceptSpec{
+		User: x.s.user, Session: x.s.uid(), Name: req.Name, Mode: modes[req.Mode],
+		Service: req.Service, Container: req.Container, HTTP: v1alpha1.NewHTTPMatch(req.Match),
+		Recreate: req.Recreate, Takeover: req.Takeover,
 	}
-	if remote == "" && strings.Contains(req.Port, ":") {
-		return v1alpha1.InterceptSpec{}, netip.AddrPort{}, uerr.New(uerr.Usage, "for example: -p 8080:http", "port %q: nothing after the colon", req.Port)
+	if req.Preview != nil {
+		spec.Preview = previewSpec(*req.Preview)
+		if req.All {
+			spec.HTTP = &v1alpha1.HTTPMatch{}
+		}
 	}
-	addr, err := netip.ParseAddr(cmp.Or(req.Address, "127.0.0.1"))
+	if _, ok := modes[req.Mode]; !ok {
+		return spec, nil, addr, uerr.New(uerr.Usage, "is the daemon of another version? try: doppel quit -s", "mode %q", req.Mode)
+	}
+	addr, err = netip.ParseAddr(cmp.Or(req.Address, loopback.String()))
 	if err != nil {
-		return v1alpha1.InterceptSpec{}, netip.AddrPort{}, uerr.New(uerr.Usage, "for example: --address 127.0.0.1", "address %q is not an IP address", req.Address)
+		return spec, nil, addr, uerr.New(uerr.Usage, "for example: --address 127.0.0.1", "address %q is not an IP address", req.Address)
+	}
+	for _, port := range req.Ports {
+		local, remote, err := splitPort(port)
+		if err != nil {
+			return spec, nil, addr, err
+		}
+		t := target{netip.AddrPortFrom(addr, local), strings.HasSuffix(strings.ToLower(remote), "/udp")}
+		if slices.Contains(targets, t) {
+			return spec, nil, addr, uerr.New(uerr.Usage, "choose another local port for one of them", "local port %d is there twice", local)
+		}
+		targets = append(targets, t)
+		spec.Ports = append(spec.Ports, v1alpha1.WantedPort{Port: remote, Target: t.addr.String()})
+	}
+	for _, port := range req.ToPod {
+		p, err := parseToPod(port)
+		if err != nil {
+			return spec, nil, addr, err
+		}
+		spec.ToPod = append(spec.ToPod, p)
+	}
+	if len(targets) == 0 && req.Mode != localapi.ModeReplace && req.Mode != localapi.ModeIngest {
+		return spec, nil, addr, uerr.New(uerr.Usage, "for example: -p 3000, or -p 8080:http", "no port")
 	}
 	if _, err := match.Compile(req.Match); err != nil {
-		return v1alpha1.InterceptSpec{}, netip.AddrPort{}, uerr.Wrap(err, uerr.Usage, "for example: --http-match=x-user=louise", "the match cannot be used")
+		return spec, nil, addr, uerr.Wrap(err, uerr.Usage, "for example: --http-match=x-user=louise", "the match cannot be used")
 	}
-	target := netip.AddrPortFrom(addr, uint16(n))
-	return v1alpha1.InterceptSpec{
-		User: x.s.user, Session: x.s.uid(), Name: req.Name,
-		Port: remote, Service: req.Service, Container: req.Container, HTTP: v1alpha1.NewHTTPMatch(req.Match), Target: target.String(),
-		Recreate: req.Recreate, Takeover: req.Takeover, ToPod: req.ToPod,
-	}, target, nil
+	return spec, targets, addr, nil
+}
+
+// modes are the modes of the objects by those of requests.
+var modes = map[string]v1alpha1.InterceptMode{"": "", localapi.ModeIntercept: "", localapi.ModeWiretap: v1alpha1.ModeWiretap, localapi.ModeReplace: v1alpha1.ModeReplace, localapi.ModeIngest: v1alpha1.ModeIngest}
+
+// splitPort reads LOCAL[:REMOTE].
+func splitPort(port string) (local uint16, remote string, err error) {
+	l, remote, both := strings.Cut(port, ":")
+	n, err := strconv.ParseUint(l, 10, 16)
+	if err != nil || n == 0 {
+		return 0, "", uerr.New(uerr.Usage, "for example: -p 3000, or -p 8080:http", "port %q: want LOCAL[:REMOTE] with a local port number", port)
+	}
+	if both && remote == "" {
+		return 0, "", uerr.New(uerr.Usage, "for example: -p 8080:http", "port %q: nothing after the colon", port)
+	}
+	return uint16(n), remote, nil
 }
 
 // workload finds the workload that somebody called [KIND/]NAME.
@@ -175,8 +242,10 @@ func (x *intercepts) reserve(in *intercept) error {
 		return uerr.New(uerr.Conflict, "end it first with: doppel leave "+in.name, "there is an intercept %s already", in.name)
 	}
 	for _, o := range x.byName {
-		if o.target == in.target && udp(o) == udp(in) && in.target.IsValid() {
-			return uerr.New(uerr.Conflict, "choose another local port with -p", "%s is taken by intercept %s already", in.target, o.name)
+		for _, t := range in.targets {
+			if t.addr.IsValid() && slices.Contains(o.targets, t) {
+				return uerr.New(uerr.Conflict, "choose another local port with -p", "%s is taken by intercept %s already", t.addr, o.name)
+			}
 		}
 	}
 	x.byName[in.name] = in
@@ -184,12 +253,12 @@ func (x *intercepts) reserve(in *intercept) error {
 	return nil
 }
 
-// udp says that a UDP port was asked for: its local port is another one than TCP's of the same number.
-func udp(in *intercept) bool { return strings.HasSuffix(strings.ToLower(in.object.Spec.Port), "/udp") }
-
-// wait follows the intercept's state until it is active or has failed.
-func (x *intercepts) wait(ctx context.Context, in *intercept, progress localapi.Progress) (control.Intercept, error) {
+// wait follows the intercept's state until it is active or has failed, or until the manager has had nothing new to say of it for the timeout.
+func (x *intercepts) wait(ctx context.Context, in *intercept, timeout time.Duration, progress localapi.Progress) (control.Intercept, error) {
 	said, seen, replaced := "", "", ""
+	stuck := time.NewTimer(timeout)
+	defer stuck.Stop()
+	old := map[string]bool{} // a pod that comes and goes is no progress
 	var last control.Intercept
 	for {
 		x.mu.Lock()
@@ -217,13 +286,16 @@ func (x *intercepts) wait(ctx context.Context, in *intercept, progress localapi.
 		}
 		if last.Message != "" && last.Message != said {
 			said = last.Message
+			if !old[said] {
+				old[said] = true
+				stuck.Reset(timeout)
+			}
 			progress("%s", strings.ToUpper(said[:1])+said[1:])
 		}
 		select {
 		case <-ctx.Done():
-			if errors.Is(context.Cause(ctx), context.Canceled) {
-				return last, uerr.New(uerr.Canceled, "", "interrupted; the intercept was removed")
-			}
+			return last, uerr.New(uerr.Canceled, "", "interrupted; the intercept was removed")
+		case <-stuck.C:
 			return last, uerr.New(uerr.Cluster, fmt.Sprintf("look at it with: kubectl -n %s get pods; give it longer with --timeout", last.Namespace), "the intercept did not become active in time: %s", cmp.Or(last.Message, "the traffic-manager has not answered"))
 		case <-x.s.group.Context().Done():
 			return last, uerr.New(uerr.NotConnected, "connect again with: doppel connect", "the session ended")
@@ -236,7 +308,7 @@ func kindOf(reason string) uerr.Kind {
 	switch reason {
 	case "NoWorkload", "NoPort", "NoSuchPort", "NoSuchService", "NoSuchContainer":
 		return uerr.NotFound
-	case "AmbiguousPort", "BadMatch":
+	case "AmbiguousPort", "SamePort", "BadMatch", "AmbiguousContainer":
 		return uerr.Usage
 	case "PortHeld":
 		return uerr.Conflict
@@ -252,6 +324,10 @@ func hintFor(in control.Intercept) string {
 		return "declare a containerPort in its pod template, or make a Service that selects its pods"
 	case "NoSuchPort", "AmbiguousPort":
 		return "name the port with -p LOCAL:REMOTE"
+	case "AmbiguousContainer":
+		return "choose one with --container"
+	case "CannotReplace":
+		return "take its traffic with doppel intercept, beside the app"
 	case "Gap":
 		return "replace them all the same with: --recreate"
 	case "PodSecurity":
@@ -295,16 +371,26 @@ func (x *intercepts) mend(st control.Intercept) {
 	}
 }
 
-func (x *intercepts) leave(ctx context.Context, name string) error {
+// leave ends an intercept. The traffic of a replaced container still comes until that runs again.
+func (x *intercepts) leave(ctx context.Context, name string, progress localapi.Progress) error {
 	x.mu.Lock()
 	in := x.byName[name]
+	if in != nil && in.leaving {
+		x.mu.Unlock()
+		return uerr.New(uerr.Conflict, "wait for it", "intercept %s is just being left", name)
+	}
 	if in != nil && in.object.UID == "" {
 		x.mu.Unlock()
 		return uerr.New(uerr.Conflict, "interrupt that command, or wait for it", "intercept %s is just being created", name)
 	}
 	why, lost := x.lost[name]
 	delete(x.lost, name)
-	delete(x.byName, name) // from now on the app in the cluster answers
+	replaces := in != nil && in.object.Spec.Mode == v1alpha1.ModeReplace
+	if replaces {
+		in.leaving = true
+	} else {
+		delete(x.byName, name) // from now on the app in the cluster answers
+	}
 	x.mu.Unlock()
 	if lost {
 		return uerr.New(uerr.Conflict, "nothing is left to do", "intercept %s had ended already: %s", name, why)
@@ -314,17 +400,42 @@ func (x *intercepts) leave(ctx context.Context, name string) error {
 	}
 	if err := x.s.cluster.DeleteIntercept(ctx, in.object); err != nil {
 		x.mu.Lock()
+		in.leaving = false
 		x.byName[name] = in
 		x.mu.Unlock()
 		return err
 	}
-	in.toPod.close()
-	return x.waitGone(ctx, string(in.object.UID))
+	in.close()
+	if !replaces {
+		x.waitGone(ctx, string(in.object.UID), leaveTimeout)
+		return nil
+	}
+	progress("Restarting %s %s to bring its app back; its traffic comes here until then", in.object.Spec.Workload.Kind, in.object.Spec.Workload.Name)
+	if !x.waitGone(ctx, string(in.object.UID), restoreTimeout) {
+		return uerr.New(uerr.Cluster, fmt.Sprintf("look at it with: kubectl -n %s get pods", in.object.Namespace), "intercept %s has ended, but the app of %s is not back yet", name, in.object.Spec.Workload.Name)
+	}
+	return nil
 }
 
-// waitGone returns when the manager no longer lists the intercept, so that after "leave" the app answers.
-func (x *intercepts) waitGone(ctx context.Context, uid string) error {
-	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+// ending is what ends the intercept that has a name now, and no other that has it later.
+func (x *intercepts) ending(name string) func(context.Context) error {
+	now := func() *intercept {
+		x.mu.Lock()
+		defer x.mu.Unlock()
+		return x.byName[name]
+	}
+	in := now()
+	return func(ctx context.Context) error {
+		if in == nil || now() != in {
+			return uerr.New(uerr.NotFound, "see your intercepts with: doppel list -i", "intercept %s had ended already", name)
+		}
+		return x.leave(ctx, name, func(string, ...any) {})
+	}
+}
+
+// waitGone waits until the manager no longer lists the intercept, so that after "leave" the app answers.
+func (x *intercepts) waitGone(ctx context.Context, uid string, timeout time.Duration) bool {
+	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	for {
 		x.mu.Lock()
@@ -332,11 +443,13 @@ func (x *intercepts) waitGone(ctx context.Context, uid string) error {
 		change := x.change
 		x.mu.Unlock()
 		if !there {
-			return nil
+			return true
 		}
 		select {
 		case <-ctx.Done():
-			return nil // the object is deleted; the manager will see it
+			return false // the object is deleted; the manager will see it
+		case <-x.s.group.Context().Done():
+			return false
 		case <-change:
 		}
 	}
@@ -354,7 +467,7 @@ func (x *intercepts) removeAll(ctx context.Context) {
 	x.byName = map[string]*intercept{}
 	x.mu.Unlock()
 	for _, in := range all {
-		in.toPod.close()
+		in.close()
 	}
 	for _, o := range objects {
 		if err := x.s.cluster.DeleteIntercept(ctx, o); err != nil {
@@ -368,7 +481,7 @@ func (x *intercepts) resume(ctx context.Context, session string) {
 	x.mu.Lock()
 	var stale []*intercept
 	for _, in := range x.byName {
-		if in.object.UID != "" && !in.declared() && in.object.Spec.Session != session {
+		if in.object.UID != "" && !in.declared() && !in.leaving && in.object.Spec.Session != session {
 			stale = append(stale, in)
 		}
 	}
@@ -400,6 +513,9 @@ func (x *intercepts) update(m control.Intercepts) {
 		st, has := states[uid]
 		why := ""
 		switch {
+		case !has && in.leaving: // as wanted
+			delete(x.byName, name)
+			continue
 		case had && !has && (in.declared() || in.object.Spec.Session == string(x.s.uid())):
 			why = "it was removed in the cluster at " + time.Now().Format(time.TimeOnly)
 		case in.active && st.State == string(v1alpha1.InterceptFailed):
@@ -413,17 +529,56 @@ func (x *intercepts) update(m control.Intercepts) {
 		x.s.log.Warn("intercept ended", "intercept", name, "why", why)
 		x.lost[name] = why
 		delete(x.byName, name)
-		go in.toPod.close()
+		go in.close()
 	}
 	for uid, st := range states {
 		if st.Declared && st.State != string(v1alpha1.InterceptFailed) && !x.knows(uid) {
 			go x.adopt(st)
 		}
 	}
-	x.states, x.problems = states, m.Problems
+	changed := !slices.Equal(hostsOf(x.states), hostsOf(states)) || resolvingOf(x.states) != resolvingOf(states)
+	x.states, x.problems, x.relay = states, m.Problems, m.Relay
+	x.mu.Unlock()
+	if changed { // before anybody is told that an intercept is active
+		x.s.namesChanged()
+	}
+	x.mu.Lock()
 	close(x.change)
 	x.change = make(chan struct{})
 	x.mu.Unlock()
+}
+
+// hosts are the names that the pods of active intercepts have in their own hosts files: a local process in their place finds them too.
+func (x *intercepts) hosts() []control.Host {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	return hostsOf(x.states)
+}
+
+func hostsOf(states map[string]control.Intercept) []control.Host {
+	var out []control.Host
+	for _, uid := range slices.Sorted(maps.Keys(states)) {
+		out = append(out, states[uid].Hosts...)
+	}
+	return out
+}
+
+// resolving says who resolves the cluster's names for us: intercepts of pods with a DNS of their own, or "".
+func (x *intercepts) resolving() string {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	return resolvingOf(x.states)
+}
+
+func resolvingOf(states map[string]control.Intercept) string {
+	var uids []string
+	for uid, st := range states {
+		if st.OwnDNS {
+			uids = append(uids, uid)
+		}
+	}
+	slices.Sort(uids)
+	return strings.Join(uids, " ")
 }
 
 // knows says whether an intercept is ours; the lock is held.
@@ -444,12 +599,21 @@ func (x *intercepts) adopt(st control.Intercept) {
 		x.s.log.Warn("declared intercept not taken", "intercept", st.Name, "err", err)
 		return
 	}
-	target, err := netip.ParseAddrPort(o.Spec.Target)
-	if err != nil || !target.Addr().IsLoopback() || o.Spec.User != x.s.user || !x.s.cfg.accept || string(o.UID) != st.UID {
+	var targets []target
+	local := true
+	for _, p := range o.Spec.Ports {
+		var t target
+		if p.Target != "" {
+			t.addr, err = netip.ParseAddrPort(p.Target)
+			local = local && err == nil && t.addr.Addr().IsLoopback()
+		}
+		targets = append(targets, t)
+	}
+	if !local || o.Spec.User != x.s.user || !x.s.cfg.accept || string(o.UID) != st.UID {
 		x.s.log.Warn("declared intercept not taken", "intercept", st.Name, "err", "it is not for this machine's loopback, or not ours")
 		return
 	}
-	in := &intercept{name: cmp.Or(o.Spec.Name, o.Name), target: target, object: o, active: true}
+	in := &intercept{name: cmp.Or(o.Spec.Name, o.Name), targets: targets, object: o, active: true}
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	if x.knows(st.UID) {
@@ -467,33 +631,47 @@ func (x *intercepts) adopt(st control.Intercept) {
 
 // take gives an intercepted flow to the local process; if that does not listen the app in the cluster answers.
 func (x *intercepts) take(r *mux.Request, h wire.InterceptHeader) {
-	target, ok := x.target(h.Intercept)
+	network, protocol := "tcp", "TCP"
+	if h.Proto == wire.ProtoUDP {
+		network, protocol = "udp", "UDP"
+	}
+	target, speaksTLS, ok := x.target(h.Intercept, control.Port{Protocol: protocol, Number: h.Port})
 	if !ok {
 		_ = r.Reject(wire.CodeNotFound, "no such intercept")
 		return
 	}
 	d := net.Dialer{Timeout: localDialTimeout}
-	network := "tcp"
-	if h.Proto == wire.ProtoUDP {
-		network = "udp"
-	}
 	c, err := d.DialContext(r.Context(), network, target.String())
 	if err != nil {
 		_ = r.Reject(wire.CodeOf(err), err.Error())
 		return
 	}
-	_ = tunnel.ServeConn(r, c) // how a flow ended is between its two ends
+	if raw, tcp := c.(*net.TCPConn); tcp && speaksTLS {
+		c = newLocalTLS(raw)
+	}
+	_ = tunnel.ServeConn(r, c, nil) // how a flow ended is between its two ends
 }
 
-func (x *intercepts) target(uid string) (netip.AddrPort, bool) {
+// target is where a container port's traffic ends, and whether TLS is spoken there: the manager says which of the intercept's ports it is, and
+// we where that one leads.
+func (x *intercepts) target(uid string, port control.Port) (to netip.AddrPort, speaksTLS, ok bool) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
+	i := slices.Index(x.states[uid].Ports, port)
 	for _, in := range x.byName {
-		if uid != "" && string(in.object.UID) == uid && in.target.IsValid() {
-			return in.target, true
+		if i < 0 || string(in.object.UID) != uid {
+			continue
 		}
+		if i < len(in.targets) && in.targets[i].addr.IsValid() {
+			return in.targets[i].addr, in.tls, true
+		}
+		address := in.address
+		if !address.IsValid() {
+			address = loopback
+		}
+		return netip.AddrPortFrom(address, port.Number), in.tls, true
 	}
-	return netip.AddrPort{}, false
+	return netip.AddrPort{}, false, false
 }
 
 // all lists our intercepts and the manager's own problems.
@@ -517,20 +695,56 @@ func (x *intercepts) all() ([]localapi.Intercept, []string) {
 
 func (x *intercepts) view(in *intercept, st control.Intercept) localapi.Intercept {
 	v := describe(in.object, in.object.Spec.Session)
-	v.State, v.Message, v.Port = cmp.Or(strings.ToUpper(st.State), "PENDING"), st.Message, st.Port
-	v.Protocol, v.Mine = st.Protocol, true
+	v.State, v.Message = cmp.Or(strings.ToUpper(st.State), "PENDING"), st.Message
+	v.LocalTLS = in.tls
+	v.Ports, v.Mine, v.Mount = ports(in.object.Spec.Ports, st.Ports), true, in.files.view()
+	for i := len(in.targets); i < len(v.Ports) && in.address.IsValid(); i++ {
+		v.Ports[i].Target = netip.AddrPortFrom(in.address, v.Ports[i].Port).String()
+	}
+	if v.Container = ""; aboutContainer(in.object.Spec.Mode) {
+		v.Container = st.Container
+	}
 	return v
+}
+
+// aboutContainer says that a whole container is meant, whatever its ports.
+func aboutContainer(mode v1alpha1.InterceptMode) bool {
+	return mode == v1alpha1.ModeReplace || mode == v1alpha1.ModeIngest
 }
 
 // describe is an Intercept object for people; session tells ours from a colleague's.
 func describe(o *v1alpha1.Intercept, session string) localapi.Intercept {
-	v := localapi.Intercept{
-		Name: o.Spec.Name, Namespace: o.Namespace, Kind: o.Spec.Workload.Kind, Workload: o.Spec.Workload.Name,
+	var taken []control.Port
+	for _, p := range o.Status.Ports {
+		taken = append(taken, control.Port{Protocol: p.Protocol, Number: uint16(p.ContainerPort)})
+	}
+	container := ""
+	if aboutContainer(o.Spec.Mode) {
+		container = o.Status.Container
+	}
+	preview := ""
+	if o.Spec.Preview != nil {
+		preview = o.Spec.Preview.ID
+	}
+	return localapi.Intercept{
+		Preview: preview, All: preview != "" && o.Spec.HTTP != nil && o.Spec.HTTP.Rule().IsZero(),
+		Container: container, Mode: cmp.Or(strings.ToLower(string(o.Spec.Mode)), localapi.ModeIntercept), Name: o.Spec.Name, Namespace: o.Namespace, Kind: o.Spec.Workload.Kind, Workload: o.Spec.Workload.Name,
 		State: cmp.Or(strings.ToUpper(string(o.Status.State)), "PENDING"), Message: o.Status.Message,
-		Match: o.Spec.HTTP.Rule(), Target: o.Spec.Target, ToPod: o.Spec.ToPod, User: o.Spec.User, Mine: o.Holder() == session,
+		Match: o.Spec.HTTP.Rule(), Ports: ports(o.Spec.Ports, taken), ToPod: toPodWords(o.Spec.ToPod), User: o.Spec.User, Mine: o.Holder() == session,
 	}
-	if len(o.Status.Ports) > 0 {
-		v.Port, v.Protocol = uint16(o.Status.Ports[0].ContainerPort), o.Status.Ports[0].Protocol
+}
+
+// ports joins the ports that were wanted with those that the manager has found for them, which are in the same order.
+func ports(wanted []v1alpha1.WantedPort, taken []control.Port) []localapi.InterceptPort {
+	out := make([]localapi.InterceptPort, max(len(wanted), len(taken)))
+	for i := range out {
+		if i < len(taken) {
+			out[i].Port, out[i].Protocol = taken[i].Number, taken[i].Protocol
+			out[i].Target = netip.AddrPortFrom(loopback, taken[i].Number).String()
+		}
+		if i < len(wanted) && wanted[i].Target != "" {
+			out[i].Target = wanted[i].Target
+		}
 	}
-	return v
+	return out
 }

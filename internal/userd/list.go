@@ -4,6 +4,7 @@ import (
 	"context"
 
 	"github.com/doppel-dev/doppel/api/v1alpha1"
+	"github.com/doppel-dev/doppel/internal/agentcfg"
 	"github.com/doppel-dev/doppel/internal/localapi"
 )
 
@@ -24,6 +25,9 @@ func (s *session) list(ctx context.Context, req localapi.ListRequest) (localapi.
 	}
 	for _, w := range ws {
 		lw := localapi.Workload{Name: w.Name, Namespace: w.Namespace, Kind: w.Kind, Agent: w.Agent, NotReady: w.NotReady}
+		if s.manager.EnabledOnly && !w.Keeps {
+			lw.NotReady = "its pod template does not say " + agentcfg.AnnotationInject + ": " + agentcfg.InjectEnabled + " (agent.injection: enabledOnly)"
+		}
 		for i := range ins {
 			if in := &ins[i]; in.Namespace == w.Namespace && in.Spec.Workload.Kind == w.Kind && in.Spec.Workload.Name == w.Name && in.Spec.Mode != v1alpha1.ModeEgress {
 				lw.Intercepts = append(lw.Intercepts, describe(in, s.uid()))

@@ -15,6 +15,7 @@ import (
 
 	"github.com/doppel-dev/doppel/internal/control"
 	"github.com/doppel-dev/doppel/internal/flow"
+	"github.com/doppel-dev/doppel/internal/kube"
 	"github.com/doppel-dev/doppel/internal/lifecycle"
 	"github.com/doppel-dev/doppel/internal/localapi"
 	"github.com/doppel-dev/doppel/internal/netstack"
@@ -109,6 +110,7 @@ func (n *network) add(ctx context.Context, s *session, info control.Cluster) err
 	if err != nil {
 		return err
 	}
+	servers = append(servers, kube.DirectAddrs(ctx, s.manager.Direct)...) // nor may these lead into the tunnel
 	if s.addrs, err = newAddresses(s.cfg.network, servers, s.manager.Key, s.log); err != nil {
 		return err
 	}

@@ -10,6 +10,7 @@ import (
 	"os"
 	"reflect"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -80,6 +81,9 @@ type session struct {
 func openSession(ctx context.Context, cfg sessionConfig) (*session, error) {
 	s := &session{cfg: cfg, cluster: cfg.cluster, log: cfg.log, firstInfo: make(chan control.Cluster, 1)}
 	s.entrance.attach = func(ctx context.Context, t kube.Transport) (net.Conn, error) {
+		if t == kube.Direct {
+			return kube.DialDirect(ctx, s.manager.Direct)
+		}
 		return s.cluster.Attach(ctx, s.cfg.managerNS, t)
 	}
 	s.intercepts = newIntercepts(s)
@@ -117,6 +121,7 @@ func (s *session) introduce(ctx context.Context) error {
 	if s.manager, err = s.cluster.Manager(ctx, s.cfg.managerNS); err != nil {
 		return err
 	}
+	s.entrance.direct = len(s.manager.Direct) > 0
 	if s.manager.Protocol != wire.Version {
 		return uerr.New(uerr.Conflict, "upgrade the older of the two; the manager with: doppel helm upgrade", "the traffic-manager (%s) speaks tunnel protocol %d, this doppel (%s) speaks %d", s.manager.Version, s.manager.Protocol, buildinfo.Version, wire.Version)
 	}
@@ -128,12 +133,9 @@ func (s *session) introduce(ctx context.Context) error {
 
 // createObject creates the Session, with what its user may reach at this moment.
 func (s *session) createObject(ctx context.Context) error {
-	reach := v1alpha1.Reach{Namespaces: []string{v1alpha1.ReachAll}}
-	if !s.manager.ReachAll {
-		var err error
-		if reach, err = s.cluster.Reach(ctx, nil); err != nil {
-			return err
-		}
+	reach, err := s.cluster.ReachThrough(ctx, s.manager)
+	if err != nil {
+		return err
 	}
 	host, err := os.Hostname()
 	if err != nil {
@@ -237,10 +239,14 @@ func (s *session) attach(ctx context.Context, old *mux.Session) (*mux.Session, w
 	var m *mux.Session
 	var reply wire.HelloReply
 	err := s.entrance.open(ctx, func(ctx context.Context, raw net.Conn) (err error) {
-		m, reply, err = tunnel.Client(ctx, raw, tunnel.ClientConfig{
+		cfg := tunnel.ClientConfig{
 			Identity: s.identity, Peer: s.manager.Key, Resume: old,
 			Hello: wire.Hello{Version: wire.Version, Product: buildinfo.Version, Role: wire.RoleLaptop, Session: s.uid()},
-		})
+		}
+		if d, ok := raw.(*kube.DirectConn); ok {
+			cfg.Direct, cfg.ServerName = true, d.Host
+		}
+		m, reply, err = tunnel.Client(ctx, raw, cfg)
 		return err
 	})
 	return m, reply, err
@@ -343,6 +349,16 @@ func (s *session) onCluster(c control.Cluster) {
 	}
 }
 
+// namesChanged has the resolver look at the session's names again.
+func (s *session) namesChanged() {
+	s.mu.Lock()
+	n := s.net
+	s.mu.Unlock()
+	if n != nil {
+		n.renew()
+	}
+}
+
 // renewals keeps the session valid with the user's own credentials (D2): whoever loses the right to it loses the session.
 func (s *session) renewals(ctx context.Context) error {
 	for {
@@ -439,7 +455,7 @@ func (s *session) status() (*localapi.Session, *localapi.RootStatus) {
 	if renewErr != nil {
 		out.Problems = append(out.Problems, "the session could not be renewed and will end: "+renewErr.Error())
 	}
-	if p := reachProblem(o.Spec.Reach, s.cluster.Namespace); p != "" {
+	if p := reachProblem(o.Spec.Reach, s.cluster.Namespace, s.manager.Namespaces); p != "" {
 		out.Problems = append(out.Problems, p)
 	}
 	if n == nil {
@@ -470,10 +486,13 @@ func (s *session) latency(ctx context.Context) time.Duration {
 	return d
 }
 
-// reachProblem says what a user lacks who is connected and cannot reach what they connected to, or "".
-func reachProblem(r v1alpha1.Reach, namespace string) string {
+// reachProblem says what a user lacks who is connected and cannot reach what they connected to, or "". managed are the manager's namespaces, none
+// for all.
+func reachProblem(r v1alpha1.Reach, namespace string, managed []string) string {
 	const ask = "ask an administrator to bind role doppel-reach or doppel-intercept there, then connect again"
 	switch {
+	case len(managed) > 0 && !slices.Contains(managed, namespace):
+		return "this traffic-manager is for " + strings.Join(managed, ", ") + " and not for namespace " + namespace + ": connect with -n to one of them, or choose another manager with --manager-namespace"
 	case slices.Equal(r.Namespaces, []string{v1alpha1.ReachAll}):
 		return ""
 	case len(r.Namespaces) == 0:

@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -57,7 +58,9 @@ type cluster struct {
 	// guarded by mu
 	sessions   map[string]*v1alpha1.Session
 	intercepts map[string]*v1alpha1.Intercept
+	keep       bool                         // the manager goes on with what was deleted
 	states     map[string]control.Intercept // what the manager says of intercepts, by UID; nil: it is silent
+	relay      *control.Relay
 	count      int
 	refuse     string       // methods that are forbidden, such as "POST intercepts"
 	reject     error        // what the manager says to a laptop that attaches
@@ -155,7 +158,9 @@ func (c *cluster) objects(w http.ResponseWriter, r *http.Request) {
 		case http.MethodDelete:
 			delete(c.sessions, name)
 			delete(c.intercepts, name)
-			delete(c.states, name)
+			if !c.keep {
+				delete(c.states, name)
+			}
 			_ = json.NewEncoder(w).Encode(metav1.Status{Status: "Success"})
 		}
 	})
@@ -195,7 +200,7 @@ func (c *cluster) serveTunnel(raw net.Conn) {
 		}
 		for {
 			c.mu.Lock()
-			m, changed := control.Intercepts{Items: []control.Intercept{}}, c.changed
+			m, changed := control.Intercepts{Items: []control.Intercept{}, Relay: c.relay}, c.changed
 			for _, st := range c.states {
 				m.Items = append(m.Items, st)
 			}
@@ -215,7 +220,7 @@ func (c *cluster) serveTunnel(raw net.Conn) {
 // say has the manager say how an intercept stands.
 func (c *cluster) say(uid, state, reason, msg string) {
 	c.set(func() {
-		c.states[uid] = control.Intercept{UID: uid, Namespace: "shop", State: state, Reason: reason, Message: msg, Kind: "Deployment", Workload: "web", Port: 8080}
+		c.states[uid] = control.Intercept{UID: uid, Namespace: "shop", State: state, Reason: reason, Message: msg, Kind: "Deployment", Workload: "web", Ports: []control.Port{{Protocol: "TCP", Number: 8080}}}
 	})
 }
 
@@ -324,25 +329,29 @@ func wantError(t *testing.T, err error, kind uerr.Kind, msg, hint string) {
 	}
 }
 
+func leave(t *testing.T, s *session, name string) error {
+	return s.intercepts.leave(t.Context(), name, func(string, ...any) {})
+}
+
 // An intercept is there when the manager says so, with its steps on the way, and gone when left.
 func TestIntercept(t *testing.T) {
 	c := newCluster(t)
 	s := c.connect()
-	done := create(t.Context(), s, localapi.InterceptRequest{Name: "web", Port: "3000:http", Service: "web", Container: "app"})
+	done := create(t.Context(), s, localapi.InterceptRequest{Name: "web", Ports: []string{"3000:http"}, Service: "web", Container: "app"})
 	c.until("the object is there", func() bool { return strings.Contains(c.names(), "intercepts-2") })
 	c.mu.Lock()
 	spec := c.intercepts["intercepts-2"].Spec
 	c.mu.Unlock()
-	want := v1alpha1.InterceptSpec{User: "ada", Session: "sessions-1", Name: "web", Workload: v1alpha1.WorkloadRef{Kind: "Deployment", Name: "web"}, Port: "http", Service: "web", Container: "app", Target: "127.0.0.1:3000"}
+	want := v1alpha1.InterceptSpec{User: "ada", Session: "sessions-1", Name: "web", Workload: v1alpha1.WorkloadRef{Kind: "Deployment", Name: "web"}, Ports: []v1alpha1.WantedPort{{Port: "http", Target: "127.0.0.1:3000"}}, Service: "web", Container: "app"}
 	if !reflect.DeepEqual(spec, want) {
 		t.Errorf("created %+v", spec)
 	}
-	wantError(t, s.intercepts.leave(t.Context(), "nope"), uerr.NotFound, `no intercept "nope" of yours`, "doppel list -i")
+	wantError(t, leave(t, s, "nope"), uerr.NotFound, `no intercept "nope" of yours`, "doppel list -i")
 	c.say("intercepts-2", "Pending", "", "restarting the workload to install the traffic-agent")
 	c.until("the step was seen", func() bool { list, _ := s.intercepts.all(); return len(list) == 1 && list[0].Message != "" })
 	c.say("intercepts-2", "Active", "", "")
 	o := <-done
-	if o.err != nil || o.in.State != "ACTIVE" || o.in.Port != 8080 || o.in.Target != "127.0.0.1:3000" || !o.in.Mine || o.in.User != "ada" {
+	if o.err != nil || o.in.State != "ACTIVE" || !slices.Equal(o.in.Ports, []localapi.InterceptPort{{Port: 8080, Protocol: "TCP", Target: "127.0.0.1:3000"}}) || !o.in.Mine || o.in.User != "ada" {
 		t.Errorf("%+v, %v", o.in, o.err)
 	}
 	if got := strings.Join(o.steps, "; "); !strings.HasPrefix(got, "Creating intercept web in namespace shop") {
@@ -350,17 +359,52 @@ func TestIntercept(t *testing.T) {
 	}
 
 	// The name and the local port are taken now.
-	o = <-create(t.Context(), s, localapi.InterceptRequest{Name: "web", Port: "3001"})
+	o = <-create(t.Context(), s, localapi.InterceptRequest{Name: "web", Ports: []string{"3001"}})
 	wantError(t, o.err, uerr.Conflict, "there is an intercept web already", "doppel leave web")
-	o = <-create(t.Context(), s, localapi.InterceptRequest{Name: "api", Workload: "deployment/api", Port: "3000"})
+	o = <-create(t.Context(), s, localapi.InterceptRequest{Name: "api", Workload: "deployment/api", Ports: []string{"3000"}})
 	wantError(t, o.err, uerr.Conflict, "127.0.0.1:3000 is taken by intercept web already", "-p")
-	if err := s.intercepts.leave(t.Context(), "web"); err != nil {
+	if err := leave(t, s, "web"); err != nil {
 		t.Fatal(err)
 	}
 	if got := c.names(); got != "sessions-1" {
 		t.Errorf("there is still %s", got)
 	}
-	wantError(t, s.intercepts.leave(t.Context(), "web"), uerr.NotFound, "no intercept", "")
+	wantError(t, leave(t, s, "web"), uerr.NotFound, "no intercept", "")
+}
+
+// The time-out counts from the last news: a long rolling restart that goes on is waited for, two messages that take turns are not.
+func TestInterceptProgress(t *testing.T) {
+	const patience = time.Second
+	c := newCluster(t)
+	s := c.connect()
+	say := func(uid, msg string) {
+		c.say(uid, "Pending", "", msg)
+		c.until("the step was seen", func() bool { list, _ := s.intercepts.all(); return len(list) == 1 && list[0].Message == msg })
+	}
+	done := create(t.Context(), s, localapi.InterceptRequest{Name: "web", Ports: []string{"3000"}, Timeout: patience})
+	c.until("the object was created", func() bool { c.mu.Lock(); defer c.mu.Unlock(); return c.count == 2 })
+	for i, begin := 0, time.Now(); time.Since(begin) < 2*patience; i++ {
+		say("intercepts-2", fmt.Sprintf("waiting for %d old pods", i))
+	}
+	c.say("intercepts-2", "Active", "", "")
+	if o := <-done; o.err != nil {
+		t.Fatal(o.err)
+	}
+	if err := leave(t, s, "web"); err != nil {
+		t.Fatal(err)
+	}
+
+	done = create(t.Context(), s, localapi.InterceptRequest{Name: "web", Ports: []string{"3000"}, Timeout: patience})
+	c.until("the object was created", func() bool { c.mu.Lock(); defer c.mu.Unlock(); return c.count == 3 })
+	for i := 0; ; i++ {
+		select {
+		case o := <-done:
+			wantError(t, o.err, uerr.Cluster, "did not become active in time: waiting, time", "--timeout")
+			return
+		default:
+			c.say("intercepts-3", "Pending", "", fmt.Sprintf("waiting, time %d", i%2))
+		}
+	}
 }
 
 func TestInterceptUsage(t *testing.T) {
@@ -375,14 +419,19 @@ func TestInterceptUsage(t *testing.T) {
 		{":80", "", "want LOCAL[:REMOTE]"},
 		{"80", "localhost", `address "localhost" is not an IP address`},
 	} {
-		o := <-create(t.Context(), s, localapi.InterceptRequest{Name: "web", Port: tt.port, Address: tt.address})
+		o := <-create(t.Context(), s, localapi.InterceptRequest{Name: "web", Ports: []string{"8000", tt.port}, Address: tt.address})
 		wantError(t, o.err, uerr.Usage, tt.msg, "for example")
 	}
-	o := <-create(t.Context(), s, localapi.InterceptRequest{Name: "web", Port: "80", Match: match.Rule{Methods: []string{"G T"}}})
+	o := <-create(t.Context(), s, localapi.InterceptRequest{Name: "web", Ports: []string{"80"}, Match: match.Rule{Methods: []string{"G T"}}})
 	wantError(t, o.err, uerr.Usage, "the match cannot be used", "--http-match")
-	spec, target, err := s.intercepts.plan(localapi.InterceptRequest{Name: "a", Workload: "b", Port: "80:8080", Address: "::1"})
-	if err != nil || target.String() != "[::1]:80" || spec.Port != "8080" {
-		t.Errorf("%+v, %s, %v", spec, target, err)
+	o = <-create(t.Context(), s, localapi.InterceptRequest{Name: "web"})
+	wantError(t, o.err, uerr.Usage, "no port", "for example")
+	o = <-create(t.Context(), s, localapi.InterceptRequest{Name: "web", Ports: []string{"80:http", "80:grpc"}})
+	wantError(t, o.err, uerr.Usage, "local port 80 is there twice", "another local port")
+	spec, targets, _, err := s.intercepts.plan(localapi.InterceptRequest{Name: "a", Workload: "b", Ports: []string{"80:8080", "80:53/udp"}, Address: "::1"})
+	at := netip.MustParseAddrPort("[::1]:80")
+	if err != nil || !slices.Equal(targets, []target{{at, false}, {at, true}}) || !slices.Equal(spec.Ports, []v1alpha1.WantedPort{{Port: "8080", Target: "[::1]:80"}, {Port: "53/udp", Target: "[::1]:80"}}) {
+		t.Errorf("%+v, %v, %v", spec, targets, err)
 	}
 }
 
@@ -434,7 +483,7 @@ func TestInterceptFails(t *testing.T) {
 			s := c.connect()
 			ctx, cancel := context.WithCancel(t.Context())
 			defer cancel()
-			tt.req.Name, tt.req.Port = "web", "3000"
+			tt.req.Name, tt.req.Ports = "web", []string{"3000"}
 			done := create(ctx, s, tt.req)
 			c.until("the object was created", func() bool { c.mu.Lock(); defer c.mu.Unlock(); return c.count == 2 })
 			tt.then(c, s, cancel)
@@ -465,7 +514,7 @@ func TestInterceptForbidden(t *testing.T) {
 	s := c.connect()
 	c.set(func() { c.refuse = "POST intercepts" })
 	for range 2 {
-		o := <-create(t.Context(), s, localapi.InterceptRequest{Name: "web", Port: "3000"})
+		o := <-create(t.Context(), s, localapi.InterceptRequest{Name: "web", Ports: []string{"3000"}})
 		wantError(t, o.err, uerr.Denied, "create an intercept in namespace shop", "administrator")
 	}
 }
@@ -476,7 +525,7 @@ func TestInterceptAtOnce(t *testing.T) {
 	s := c.connect()
 	var all []chan outcome
 	for range 5 {
-		all = append(all, create(t.Context(), s, localapi.InterceptRequest{Name: "web", Port: "3000"}))
+		all = append(all, create(t.Context(), s, localapi.InterceptRequest{Name: "web", Ports: []string{"3000"}}))
 	}
 	c.until("one was created", func() bool { c.mu.Lock(); defer c.mu.Unlock(); return c.count == 2 })
 	c.say("intercepts-2", "Active", "", "")
@@ -493,9 +542,86 @@ func TestInterceptAtOnce(t *testing.T) {
 	}
 
 	s.intercepts.byName["half"] = &intercept{name: "half", object: &v1alpha1.Intercept{}}
-	wantError(t, s.intercepts.leave(t.Context(), "half"), uerr.Conflict, "is just being created", "wait for it")
-	if _, ok := s.intercepts.target(""); ok {
+	wantError(t, leave(t, s, "half"), uerr.Conflict, "is just being created", "wait for it")
+	if _, _, ok := s.intercepts.target("", control.Port{}); ok {
 		t.Error("a flow without an intercept has a target")
+	}
+}
+
+// An ingest needs no port, and says whose environment and files it is about.
+func TestIngest(t *testing.T) {
+	c := newCluster(t)
+	s := c.connect()
+	done := create(t.Context(), s, localapi.InterceptRequest{Name: "web", Mode: localapi.ModeIngest, Mount: localapi.MountRequest{None: true}})
+	c.until("it was created", func() bool { c.mu.Lock(); defer c.mu.Unlock(); return c.count == 2 })
+	c.set(func() {
+		c.states["intercepts-2"] = control.Intercept{UID: "intercepts-2", Namespace: "shop", State: "Active", Container: "app"}
+	})
+	if o := <-done; o.err != nil || o.in.Mode != localapi.ModeIngest || o.in.Container != "app" || len(o.in.Ports) != 0 {
+		t.Errorf("%+v, %v", o.in, o.err)
+	}
+}
+
+// A replaced container's traffic still comes until the manager says that the app is back.
+func TestLeaveReplaced(t *testing.T) {
+	c := newCluster(t)
+	s := c.connect()
+	done := create(t.Context(), s, localapi.InterceptRequest{Name: "web", Mode: localapi.ModeReplace, Address: "127.0.0.2", Ports: []string{"3000:http"}})
+	c.until("it was created", func() bool { c.mu.Lock(); defer c.mu.Unlock(); return c.count == 2 })
+	state := func(state string) {
+		c.set(func() {
+			c.states["intercepts-2"] = control.Intercept{UID: "intercepts-2", Namespace: "shop", State: state, Container: "app", Ports: []control.Port{{Protocol: "TCP", Number: 8080}, {Protocol: "TCP", Number: 9090}}}
+		})
+	}
+	state("Active")
+	o := <-done
+	want := []localapi.InterceptPort{{Port: 8080, Protocol: "TCP", Target: "127.0.0.2:3000"}, {Port: 9090, Protocol: "TCP", Target: "127.0.0.2:9090"}}
+	if o.err != nil || !slices.Equal(o.in.Ports, want) || o.in.Mode != localapi.ModeReplace || o.in.Container != "app" {
+		t.Errorf("%+v, %v", o.in, o.err)
+	}
+	left := make(chan error, 1)
+	c.mu.Lock()
+	c.keep = true
+	c.mu.Unlock()
+	go func() { left <- leave(t, s, "web") }()
+	c.until("the object is deleted", func() bool { return c.names() == "sessions-1" })
+	state(control.StateEnding)
+	c.until("it is ending", func() bool { list, _ := s.intercepts.all(); return len(list) == 1 && list[0].State == "ENDING" })
+	if at, _, ok := s.intercepts.target("intercepts-2", control.Port{Protocol: "TCP", Number: 9090}); !ok || at.String() != "127.0.0.2:9090" {
+		t.Errorf("while it ends the traffic goes to %s, %v", at, ok)
+	}
+	wantError(t, leave(t, s, "web"), uerr.Conflict, "is just being left", "wait for it")
+	c.set(func() { delete(c.states, "intercepts-2") })
+	if err := <-left; err != nil {
+		t.Fatal(err)
+	}
+	if list, problems := s.intercepts.all(); len(list) != 0 || len(problems) != 0 {
+		t.Errorf("left behind %v %v", list, problems)
+	}
+}
+
+// Each port of an intercept has its own place here: the manager says which of them a container port is.
+func TestTargets(t *testing.T) {
+	s := newCluster(t).connect()
+	x := s.intercepts
+	_, targets, _, err := x.plan(localapi.InterceptRequest{Name: "web", Ports: []string{"3000:http", "9000:grpc", "5353:dns/udp"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	x.mu.Lock()
+	x.byName["web"] = &intercept{name: "web", targets: targets, object: &v1alpha1.Intercept{ObjectMeta: metav1.ObjectMeta{UID: "u"}}}
+	x.states["u"] = control.Intercept{UID: "u", Ports: []control.Port{{Protocol: "TCP", Number: 8080}, {Protocol: "TCP", Number: 53}, {Protocol: "UDP", Number: 53}, {Protocol: "TCP", Number: 7000}}}
+	x.mu.Unlock()
+	for want, p := range map[string]control.Port{
+		"127.0.0.1:3000": {Protocol: "TCP", Number: 8080}, "127.0.0.1:9000": {Protocol: "TCP", Number: 53}, "127.0.0.1:5353": {Protocol: "UDP", Number: 53},
+		"127.0.0.1:7000": {Protocol: "TCP", Number: 7000}, // nobody said where
+	} {
+		if got, _, ok := x.target("u", p); !ok || got.String() != want {
+			t.Errorf("%v goes to %s, %v, want %s", p, got, ok, want)
+		}
+	}
+	if got, _, ok := x.target("u", control.Port{Protocol: "UDP", Number: 8080}); ok {
+		t.Errorf("a port that is not of the intercept goes to %s", got)
 	}
 }
 
@@ -518,7 +644,7 @@ func TestTake(t *testing.T) {
 		}
 	}()
 	_, port, _ := net.SplitHostPort(l.Addr().String())
-	done := create(t.Context(), s, localapi.InterceptRequest{Name: "web", Port: port})
+	done := create(t.Context(), s, localapi.InterceptRequest{Name: "web", Ports: []string{port}})
 	c.until("it was created", func() bool { c.mu.Lock(); defer c.mu.Unlock(); return c.count == 2 })
 	c.say("intercepts-2", "Active", "", "")
 	if o := <-done; o.err != nil {
@@ -538,6 +664,9 @@ func TestTake(t *testing.T) {
 		b, err := io.ReadAll(st)
 		return string(b), err
 	}
+	if _, _, ok := s.intercepts.target("intercepts-2", control.Port{Protocol: "UDP", Number: 8080}); ok {
+		t.Error("a port that the intercept does not have leads somewhere")
+	}
 	if got, err := open("intercepts-2"); err != nil || got != "local" {
 		t.Errorf("%q, %v", got, err)
 	}
@@ -555,7 +684,7 @@ func TestTake(t *testing.T) {
 func TestResume(t *testing.T) {
 	c := newCluster(t)
 	s := c.connect()
-	done := create(t.Context(), s, localapi.InterceptRequest{Name: "web", Port: "3000"})
+	done := create(t.Context(), s, localapi.InterceptRequest{Name: "web", Ports: []string{"3000"}})
 	c.until("it was created", func() bool { c.mu.Lock(); defer c.mu.Unlock(); return c.count == 2 })
 	c.say("intercepts-2", "Active", "", "")
 	if o := <-done; o.err != nil {
@@ -624,7 +753,7 @@ func TestToPod(t *testing.T) {
 		t.Fatal(err)
 	}
 	port := int32(busy.Addr().(*net.TCPAddr).Port)
-	req := localapi.InterceptRequest{Name: "web", Port: "3000", ToPod: []int32{port}}
+	req := localapi.InterceptRequest{Name: "web", Ports: []string{"3000"}, ToPod: []string{fmt.Sprint(port)}}
 	o := <-create(t.Context(), s, req)
 	wantError(t, o.err, uerr.Conflict, fmt.Sprintf("--to-pod %d", port), "something listens on 127.0.0.1")
 	if c.names() != "sessions-1" {
@@ -645,7 +774,7 @@ func TestToPod(t *testing.T) {
 	if b, err := io.ReadAll(conn); err != nil || string(b) != "intercepts-2 "+busy.Addr().String() {
 		t.Errorf("%q, %v", b, err)
 	}
-	if err := s.intercepts.leave(t.Context(), "web"); err != nil {
+	if err := leave(t, s, "web"); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := net.Dial("tcp", busy.Addr().String()); err == nil {
@@ -669,7 +798,7 @@ func TestInterceptEnded(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			c := newCluster(t)
 			s := c.connect()
-			done := create(t.Context(), s, localapi.InterceptRequest{Name: "web", Port: "3000"})
+			done := create(t.Context(), s, localapi.InterceptRequest{Name: "web", Ports: []string{"3000"}})
 			c.until("it was created", func() bool { c.mu.Lock(); defer c.mu.Unlock(); return c.count == 2 })
 			c.say("intercepts-2", "Active", "", "")
 			if o := <-done; o.err != nil {
@@ -682,7 +811,7 @@ func TestInterceptEnded(t *testing.T) {
 				t.Errorf("told %q", problems)
 			}
 			c.until("the object is gone", func() bool { return c.names() == "sessions-1" })
-			wantError(t, s.intercepts.leave(t.Context(), "web"), uerr.Conflict, "intercept web had ended already: "+tt.why, "nothing is left to do")
+			wantError(t, leave(t, s, "web"), uerr.Conflict, "intercept web had ended already: "+tt.why, "nothing is left to do")
 			if st, _ := s.status(); len(st.Problems) != 0 {
 				t.Errorf("still told %q", st.Problems)
 			}
@@ -694,7 +823,7 @@ func TestInterceptEnded(t *testing.T) {
 func TestClose(t *testing.T) {
 	c := newCluster(t)
 	s := c.connect()
-	done := create(t.Context(), s, localapi.InterceptRequest{Name: "web", Port: "3000"})
+	done := create(t.Context(), s, localapi.InterceptRequest{Name: "web", Ports: []string{"3000"}})
 	c.until("it was created", func() bool { c.mu.Lock(); defer c.mu.Unlock(); return c.count == 2 })
 	s.close(true) // while another command still waits for its intercept
 	o := <-done

@@ -17,6 +17,7 @@ import (
 	"github.com/doppel-dev/doppel/internal/buildinfo"
 	"github.com/doppel-dev/doppel/internal/kube"
 	"github.com/doppel-dev/doppel/internal/localapi"
+	"github.com/doppel-dev/doppel/internal/relayclient"
 	"github.com/doppel-dev/doppel/internal/rootapi"
 	"github.com/doppel-dev/doppel/internal/uerr"
 	"github.com/doppel-dev/doppel/internal/xlog"
@@ -32,6 +33,7 @@ type Config struct {
 	// RootSocket says where the root daemon listens; Root connects to it and starts it first where that needs no password.
 	RootSocket func() string
 	Root       func(ctx context.Context, o rootapi.Options) (*rootapi.Client, error)
+	Logins     func() ([]relayclient.Login, error) // at relays; nil: this machine is not known to any
 	Log        *slog.Logger
 	Level      *xlog.Level // Log's, to be changed on request; nil: it cannot be
 }
@@ -42,7 +44,8 @@ type Daemon struct {
 	log  *slog.Logger
 	stop context.CancelFunc
 
-	vif *vif
+	vif      *vif
+	presence *relayclient.Presence // nil: this machine is not known to relays
 
 	connecting sync.Mutex // one connect or quit at a time
 
@@ -57,7 +60,11 @@ func New(cfg Config) (*Daemon, error) {
 	if cfg.Socket == "" || cfg.RootSocket == nil || cfg.Root == nil || cfg.Log == nil {
 		return nil, errors.New("userd: incomplete configuration")
 	}
-	return &Daemon{cfg: cfg, log: cfg.Log, vif: &vif{root: cfg.Root, log: cfg.Log}}, nil
+	d := &Daemon{cfg: cfg, log: cfg.Log, vif: &vif{root: cfg.Root, log: cfg.Log}}
+	if cfg.Logins != nil {
+		d.presence = d.newPresence()
+	}
+	return d, nil
 }
 
 // Run serves until ctx ends or a quit asks for it; the session is ended in order.
@@ -76,18 +83,30 @@ func (d *Daemon) Run(ctx context.Context) error {
 		localapi.MethodList:      localapi.Handle(d.list),
 		localapi.MethodIntercept: localapi.Handle(d.intercept),
 		localapi.MethodLeave:     localapi.Handle(d.leave),
+		localapi.MethodEnviron:   localapi.Handle(d.environ),
+		localapi.MethodFiles:     localapi.HandleStream(d.files),
+		localapi.MethodWhy:       localapi.Handle(d.why),
 		localapi.MethodLogLevel:  localapi.Handle(d.logLevel),
+		localapi.MethodRelay:     localapi.Handle(d.relay),
+		localapi.MethodPreview:   localapi.Handle(d.preview),
+		localapi.MethodStacks:    localapi.Handle(stacks),
 	} {
 		mux.Handle("POST /v1/"+method, h)
 	}
 	srv := &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second}
 	served := make(chan error, 1)
 	go func() { served <- srv.Serve(l) }()
+	var present sync.WaitGroup
+	if d.presence != nil {
+		present.Go(func() { d.presence.Run(ctx) })
+	}
 	d.log.Info("listening", "socket", d.cfg.Socket, "version", buildinfo.Version)
 	select {
 	case err = <-served:
 	case <-ctx.Done():
 	}
+	d.stop()
+	present.Wait()
 	d.end(d.all())
 	sctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
 	defer cancel()
@@ -237,7 +256,7 @@ func (d *Daemon) status(ctx context.Context, req localapi.StatusRequest, _ local
 
 func (d *Daemon) snapshot(all ...*session) localapi.Status {
 	d.mu.Lock()
-	st := localapi.Status{Version: buildinfo.Version, PID: os.Getpid(), LogFile: d.cfg.LogFile, Ended: d.ended, Connected: len(all) > 0}
+	st := localapi.Status{Version: buildinfo.Version, PID: os.Getpid(), LogFile: d.cfg.LogFile, Ended: d.ended, Connected: len(all) > 0, Relays: d.relays()}
 	d.mu.Unlock()
 	for i, s := range all {
 		out, root := s.status()
@@ -289,18 +308,47 @@ func (d *Daemon) intercept(ctx context.Context, req localapi.InterceptRequest, p
 	return s.intercepts.create(ctx, req, progress)
 }
 
-func (d *Daemon) leave(ctx context.Context, req localapi.LeaveRequest, _ localapi.Progress) (localapi.Empty, error) {
-	all := d.all()
-	if req.Use == "" && len(all) > 1 {
-		if with := slices.DeleteFunc(slices.Clone(all), func(s *session) bool { return !s.intercepts.has(req.Name) }); len(with) > 0 {
-			all = with
-		}
-	}
-	s, err := choose(all, req.Use)
+func (d *Daemon) leave(ctx context.Context, req localapi.LeaveRequest, progress localapi.Progress) (localapi.Empty, error) {
+	s, err := d.with(req.Name, req.Use)
 	if err != nil {
 		return localapi.Empty{}, err
 	}
-	return localapi.Empty{}, s.intercepts.leave(ctx, req.Name)
+	return localapi.Empty{}, s.intercepts.leave(ctx, req.Name, progress)
+}
+
+func (d *Daemon) environ(ctx context.Context, req localapi.EnvironRequest, _ localapi.Progress) (localapi.Environ, error) {
+	s, err := d.with(req.Name, req.Use)
+	if err != nil {
+		return localapi.Environ{}, err
+	}
+	return s.intercepts.environ(ctx, req.Name)
+}
+
+func (d *Daemon) files(ctx context.Context, req localapi.FilesRequest) (localapi.Stream, error) {
+	s, err := d.with(req.Name, req.Use)
+	if err != nil {
+		return nil, err
+	}
+	return s.intercepts.stream(ctx, req.Name)
+}
+
+func (d *Daemon) why(ctx context.Context, req localapi.WhyRequest, _ localapi.Progress) (localapi.Why, error) {
+	s, err := d.with(req.Name, req.Use)
+	if err != nil {
+		return localapi.Why{}, err
+	}
+	return s.intercepts.why(ctx, req)
+}
+
+// with returns the session that has an intercept, or the one that use chooses.
+func (d *Daemon) with(intercept, use string) (*session, error) {
+	all := d.all()
+	if use == "" && len(all) > 1 {
+		if with := slices.DeleteFunc(slices.Clone(all), func(s *session) bool { return !s.intercepts.has(intercept) }); len(with) > 0 {
+			all = with
+		}
+	}
+	return choose(all, use)
 }
 
 // logLevel changes the level of both daemons; a root daemon that does not run has none.

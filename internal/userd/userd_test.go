@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -58,6 +59,10 @@ func TestDaemonWithoutSession(t *testing.T) {
 		wantError(t, c.Call(ctx, method, req, nil, nil), uerr.NotConnected, "not connected", "doppel connect")
 	}
 	wantError(t, c.Call(ctx, localapi.MethodConnect, localapi.ConnectRequest{Kubeconfig: "/nonexistent"}, nil, nil), uerr.Usage, "no kubeconfig", "KUBECONFIG")
+	var stacks localapi.Stacks
+	if err := c.Call(ctx, localapi.MethodStacks, localapi.StacksRequest{Collect: true}, &stacks, nil); err != nil || stacks.Goroutines < 2 || !strings.Contains(stacks.Text, "userd.(*Daemon).Run") {
+		t.Errorf("%d goroutines, %v:\n%s", stacks.Goroutines, err, stacks.Text)
+	}
 	if err := c.Call(ctx, localapi.MethodQuit, localapi.QuitRequest{}, nil, nil); err != nil {
 		t.Errorf("quit without a session: %v", err)
 	}

@@ -64,6 +64,24 @@ func FuzzIntercept(f *testing.F) {
 	})
 }
 
+func FuzzFiles(f *testing.F) {
+	seed(f)
+	f.Fuzz(func(t *testing.T, b []byte) {
+		if uid, err := ParseFiles(b); err == nil {
+			again(t, b, AppendFiles(nil, uid))
+		}
+	})
+}
+
+func FuzzPreview(f *testing.F) {
+	seed(f)
+	f.Fuzz(func(t *testing.T, b []byte) {
+		if h, err := ParsePreview(b); err == nil {
+			again(t, b, AppendPreview(nil, h))
+		}
+	})
+}
+
 func FuzzControl(f *testing.F) {
 	seed(f)
 	f.Fuzz(func(t *testing.T, b []byte) {

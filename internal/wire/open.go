@@ -21,10 +21,14 @@ const (
 	KindWatch     Kind = 6 // stream: method and JSON body, then newline-delimited JSON values from the acceptor
 	KindIntercept Kind = 7 // stream or messages: an intercepted flow on its way to the laptop
 	KindEcho      Kind = 8 // messages: ICMP echo requests, and the replies; each a sequence number and the data
+	KindFiles     Kind = 9 // stream: SFTP with the volumes of an intercepted container
+
+	KindPreview Kind = 10 // stream: a connection of the relay to the ingress of a preview
 )
 
 var kindNames = [...]string{
 	KindHello: "hello", KindTCP: "tcp", KindUDP: "udp", KindDNS: "dns", KindControl: "control", KindWatch: "watch", KindIntercept: "intercept", KindEcho: "echo",
+	KindFiles: "files", KindPreview: "preview",
 }
 
 // String returns the kind's name.
@@ -139,6 +143,53 @@ func ParseIntercept(p []byte) (InterceptHeader, error) {
 		d.fail("intercept of IP protocol %d", h.Proto)
 	case h.Intercept == "":
 		d.fail("intercept without UID")
+	}
+	return h, d.end()
+}
+
+// AppendFiles appends an OPEN payload of KindFiles: the UID of the Intercept whose container's files are wanted.
+func AppendFiles(b []byte, intercept string) []byte {
+	return appendString(append(b, byte(KindFiles)), intercept)
+}
+
+// ParseFiles reads an OPEN payload of KindFiles.
+func ParseFiles(p []byte) (intercept string, err error) {
+	d := decoder{p: p}
+	d.kind(KindFiles)
+	intercept = d.string(MaxUID)
+	if d.err == nil && intercept == "" {
+		d.fail("files without UID")
+	}
+	return intercept, d.end()
+}
+
+// PreviewHeader opens a connection to the ingress of a preview. Where that is stands on the preview's Intercept, and is never the opener's to say.
+type PreviewHeader struct {
+	ID    string
+	HTTP2 bool // the opener would rather speak HTTP/2
+}
+
+// AppendPreview appends an OPEN payload of KindPreview.
+func AppendPreview(b []byte, h PreviewHeader) []byte {
+	b = appendString(append(b, byte(KindPreview)), h.ID)
+	if h.HTTP2 {
+		b = append(b, 2)
+	}
+	return b
+}
+
+// ParsePreview reads an OPEN payload of KindPreview.
+func ParsePreview(p []byte) (PreviewHeader, error) {
+	d := decoder{p: p}
+	d.kind(KindPreview)
+	h := PreviewHeader{ID: d.string(MaxUID)}
+	if d.err == nil && h.ID == "" {
+		d.fail("preview without ID")
+	}
+	if d.err == nil && len(d.p) > 0 {
+		if h.HTTP2 = d.byte() == 2; !h.HTTP2 {
+			d.fail("preview by an unknown version of HTTP")
+		}
 	}
 	return h, d.end()
 }

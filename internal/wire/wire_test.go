@@ -87,6 +87,9 @@ func vectors() []struct {
 		{"header echo", AppendEcho(nil, v4.Addr(), v6.Addr())},
 		{"message echo", AppendEchoMessage(nil, 7, []byte("ping"))},
 		{"header intercept", AppendIntercept(nil, InterceptHeader{Intercept: "7a0e", Proto: ProtoTCP, Src: v4, Dst: v6, Port: 8080})},
+		{"header files", AppendFiles(nil, "7a0e")},
+		{"header preview", AppendPreview(nil, PreviewHeader{ID: "k7d2"})},
+		{"header preview, HTTP/2", AppendPreview(nil, PreviewHeader{"k7d2", true})},
 	}
 }
 
@@ -156,6 +159,14 @@ func TestHeadersRoundTrip(t *testing.T) {
 	if got, err := ParseIntercept(AppendIntercept(nil, i)); err != nil || cmp.Diff(i, got, eqA) != "" {
 		t.Error(got, err)
 	}
+	if uid, err := ParseFiles(AppendFiles(nil, "uid")); err != nil || uid != "uid" {
+		t.Error(uid, err)
+	}
+	for _, want := range []PreviewHeader{{"id", false}, {"id", true}} {
+		if got, err := ParsePreview(AppendPreview(nil, want)); err != nil || got != want {
+			t.Error(got, err)
+		}
+	}
 	c := ControlHeader{"m", []byte("{}")}
 	for _, b := range [][]byte{AppendControl(nil, c), AppendWatch(nil, c)} {
 		if got, err := ParseControl(b); err != nil || cmp.Diff(c, got) != "" {
@@ -179,6 +190,8 @@ func TestMalformedHeaders(t *testing.T) {
 		"flow":         func(b []byte) error { _, err := ParseFlow(b); return err },
 		"intercept":    func(b []byte) error { _, err := ParseIntercept(b); return err },
 		"echo message": func(b []byte) error { _, _, err := ParseEchoMessage(b); return err },
+		"files":        func(b []byte) error { _, err := ParseFiles(b); return err },
+		"preview":      func(b []byte) error { _, err := ParsePreview(b); return err },
 		"control":      func(b []byte) error { _, err := ParseControl(b); return err },
 		"dns":          func(b []byte) error { _, err := ParseDNS(b); return err },
 		"hello":        func(b []byte) error { _, err := ParseHello(b); return err },
@@ -200,6 +213,11 @@ func TestMalformedHeaders(t *testing.T) {
 		{"intercept", "protocol 1", AppendIntercept(nil, InterceptHeader{Intercept: "u", Proto: 1})},
 		{"intercept", "no UID", AppendIntercept(nil, InterceptHeader{Proto: 6})},
 		{"intercept", "long UID", AppendIntercept(nil, InterceptHeader{Intercept: long, Proto: 6})},
+		{"files", "no UID", AppendFiles(nil, "")},
+		{"preview", "no ID", AppendPreview(nil, PreviewHeader{})},
+		{"preview", "HTTP/3", append(AppendPreview(nil, PreviewHeader{ID: "u"}), 3)},
+		{"preview", "long", append(AppendPreview(nil, PreviewHeader{"u", true}), 2)},
+		{"files", "long", append(AppendFiles(nil, "u"), 0)},
 		{"control", "no method", AppendControl(nil, ControlHeader{})},
 		{"control", "long method", AppendControl(nil, ControlHeader{Method: long})},
 		{"control", "method not UTF-8", AppendControl(nil, ControlHeader{Method: "\xff"})},
@@ -282,7 +300,7 @@ func TestProtocolDoc(t *testing.T) {
 	for i := TypeOpen; i <= TypeGoAway; i++ {
 		row(int(i), i.String())
 	}
-	for k := KindHello; k <= KindEcho; k++ {
+	for k := KindHello; k <= KindPreview; k++ {
 		row(int(k), k.String())
 	}
 	for c := CodeNone; c <= CodeCanceled; c++ {

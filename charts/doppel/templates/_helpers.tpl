@@ -37,3 +37,24 @@ system:serviceaccount:{{ .Release.Namespace }}:traffic-manager
   {{- end }}
 {{- end }}
 {{- end }}
+
+{{- /* What the names of cluster-wide objects end in: two managers that share a cluster, each with namespaces of its own, have them apart. */ -}}
+{{- define "doppel.suffix" -}}
+{{ if .Values.namespaces }}-{{ .Release.Namespace }}{{ end }}
+{{- end }}
+
+{{- /* Mistakes that the schema cannot see. */ -}}
+{{- define "doppel.check" -}}
+{{- if has .Release.Namespace .Values.namespaces }}
+{{- fail (printf "namespaces: %s is the traffic-manager's own namespace, whose pods are never intercepted" .Release.Namespace) }}
+{{- end }}
+{{- if and (not .Values.admission.policy) (not .Values.namespaces) }}
+{{- fail "admission.policy: without the policy everybody who may connect can act in everybody's name, which is for single namespaces only; list them in namespaces" }}
+{{- end }}
+{{- if and (eq .Values.direct.service "ClusterIP") (not .Values.direct.addresses) }}
+{{- fail "direct.addresses: where laptops reach the ingress before Service traffic-manager-direct, as HOST:PORT" }}
+{{- end }}
+{{- if and .Values.namespaces .Values.clientRbac.aggregate }}
+{{- fail "clientRbac.aggregate: Kubernetes aggregates ClusterRoles, of which an install with namespaces makes none; use clientRbac.create" }}
+{{- end }}
+{{- end }}

@@ -91,6 +91,14 @@ and orphan finalizers that a DELETE asks for are set by the server and are no UP
 failurePolicy: Fail
 matchConstraints:
   matchPolicy: Equivalent
+  {{- if .root.Values.namespaces }}
+  # Another manager's objects are none of our business. Its probe tries a forged intercept in the manager's own namespace.
+  namespaceSelector:
+    matchExpressions:
+      - key: kubernetes.io/metadata.name
+        operator: In
+        values: {{ if eq .resource "sessions" }}{{ toJson (list .root.Release.Namespace) }}{{ else }}{{ toJson (append .root.Values.namespaces .root.Release.Namespace) }}{{ end }}
+  {{- end }}
   resourceRules:
     - apiGroups: [doppel.dev]
       apiVersions: ["*"]
@@ -103,10 +111,10 @@ matchConstraints:
 apiVersion: admissionregistration.k8s.io/v1
 kind: ValidatingAdmissionPolicyBinding
 metadata:
-  name: doppel-identity-{{ .resource }}
+  name: doppel-identity-{{ .resource }}{{ include "doppel.suffix" .root }}
   labels:
     {{- include "doppel.labels" .root | nindent 4 }}
 spec:
-  policyName: doppel-identity-{{ .resource }}
+  policyName: doppel-identity-{{ .resource }}{{ include "doppel.suffix" .root }}
   validationActions: [Deny]
 {{- end }}

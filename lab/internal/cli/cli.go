@@ -79,7 +79,7 @@ func rootCommand() *cobra.Command {
 	root.PersistentFlags().BoolVar(&a.verbose, "verbose", false, "say more of what is done")
 	root.AddCommand(
 		a.upCommand(), a.downCommand(), a.buildCommand(), a.statusCommand(),
-		a.restartCommand(), a.nodeCommand(), a.laptopCommand(), a.loadCommand(), a.imageCommand(), a.kubeconfigCommand(),
+		a.restartCommand(), a.nodeCommand(), a.laptopCommand(), a.outsideCommand(), a.loadCommand(), a.imageCommand(), a.kubeconfigCommand(),
 	)
 	return root
 }
@@ -180,6 +180,28 @@ func (a *app) nodeCommand() *cobra.Command {
 	}
 	node.AddCommand(exec)
 	return node
+}
+
+func (a *app) outsideCommand() *cobra.Command {
+	outside := &cobra.Command{Use: "outside", Short: "The network outside the cluster"}
+	outside.AddCommand(&cobra.Command{
+		Use: "exec -- CMD...", Short: "Run a command outside: what listens on port 443 there is relay.test to the cluster and the laptops",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			before, argv, err := splitAtDash(cmd, args)
+			if err != nil {
+				return err
+			}
+			if len(before) > 0 {
+				return errors.New("nothing can stand before --")
+			}
+			lab, err := cluster.Open(a.name)
+			if err != nil {
+				return err
+			}
+			return runInside(lab.Wan, argv)
+		},
+	})
+	return outside
 }
 
 // splitAtDash returns the arguments before and after --.

@@ -25,6 +25,7 @@ func TestCommandsAreWhole(t *testing.T) {
 		{"load"},
 		{"kubeconfig"},
 		{"node", "exec"},
+		{"outside", "exec"},
 		{"laptop", "add"},
 		{"laptop", "rm"},
 		{"laptop", "exec"},

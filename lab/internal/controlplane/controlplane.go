@@ -59,7 +59,7 @@ func (c Config) APIServer() []string {
 		"--service-cluster-ip-range=" + services(),
 		"--allow-privileged=true",
 		"--authorization-mode=Node,RBAC",
-		"--enable-admission-plugins=NodeRestriction",
+		"--enable-admission-plugins=NodeRestriction,OwnerReferencesPermissionEnforcement", // the second one as on OpenShift
 		"--tls-cert-file=" + c.pki("apiserver.crt"),
 		"--tls-private-key-file=" + c.pki("apiserver.key"),
 		"--client-ca-file=" + c.pki("ca.crt"),

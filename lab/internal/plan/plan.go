@@ -38,8 +38,11 @@ const (
 
 // OutsideNames are the names that the lab's resolver answers; all others do not exist.
 func OutsideNames() []string {
-	return []string{"example.com", "www.example.com", "outside.test", "something.dev"}
+	return []string{"example.com", "www.example.com", "outside.test", "something.dev", OutsideServer}
 }
+
+// OutsideServer is a name outside the cluster with all names below it, where whatever is run by "lab outside exec" answers on port 443.
+const OutsideServer = "relay.test"
 
 // Lab is what every name and address follows from.
 type Lab struct {

@@ -81,7 +81,7 @@ func reply(q *dns.Msg) *dns.Msg {
 	}
 	question := q.Question[0]
 	name := strings.TrimSuffix(strings.ToLower(question.Name), ".")
-	if !slices.Contains(plan.OutsideNames(), name) {
+	if !slices.Contains(plan.OutsideNames(), name) && !strings.HasSuffix(name, "."+plan.OutsideServer) {
 		m.Rcode = dns.RcodeNameError
 		m.Ns = []dns.RR{authority()}
 		return m

@@ -53,7 +53,7 @@ func SetUp(l plan.Lab, router state.Process) error {
 	return joinMachine(h, l)
 }
 
-// rules are the router's nftables rules: a laptop reaches the API server, the resolver and the outside, nothing else.
+// rules are the router's nftables rules: a laptop reaches the API server, node ports there, the resolver and the outside, nothing else.
 //
 // They stand before routing, so that addresses without a route are refused in the same way. TCP is refused by a reset:
 // Linux takes an ICMP error that arrives while connect still sends, as it does over veth, for a passing one, and
@@ -65,12 +65,12 @@ func rules(l plan.Lab) string {
 		type filter hook prerouting priority filter; policy accept;
 		iifname != "laptop*" accept
 		ct state established,related accept
-		ip daddr %[2]s tcp dport %[3]d accept
+		ip daddr %[2]s tcp dport { %[3]d, 30000-32767 } accept
 		meta l4proto { icmp, ipv6-icmp } accept
 		ip daddr 10.78.0.0/16 meta l4proto { tcp, udp } th dport 53 accept
 		ip6 daddr fd78::/32 meta l4proto { tcp, udp } th dport 53 accept
-		ip daddr %[4]s tcp dport 80 accept
-		ip6 daddr %[5]s tcp dport 80 accept
+		ip daddr %[4]s tcp dport { 80, 443 } accept
+		ip6 daddr %[5]s tcp dport { 80, 443 } accept
 		meta l4proto tcp reject with tcp reset
 		reject with icmpx host-unreachable
 	}
@@ -78,7 +78,7 @@ func rules(l plan.Lab) string {
 		type filter hook forward priority filter; policy drop;
 		ct state established,related accept
 		iifname %[1]q oifname %[1]q accept
-		iifname "laptop*" ip daddr %[2]s tcp dport %[3]d accept
+		iifname "laptop*" ip daddr %[2]s tcp dport { %[3]d, 30000-32767 } accept
 	}
 }
 `, Bridge, api.Addr(), api.Port(), plan.Outside4, plan.Outside6)

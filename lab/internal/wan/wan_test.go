@@ -64,7 +64,7 @@ func TestRulesParse(t *testing.T) {
 
 func TestRulesNameTheAPIServerOnly(t *testing.T) {
 	got := rules(plan.Lab{Name: "lab", Index: 7, Nodes: 1})
-	if !strings.Contains(got, `iifname "laptop*" ip daddr 10.77.7.11 tcp dport 6443 accept`) {
+	if !strings.Contains(got, `iifname "laptop*" ip daddr 10.77.7.11 tcp dport { 6443, 30000-32767 } accept`) {
 		t.Errorf("the API server is not named:\n%s", got)
 	}
 	if !strings.Contains(got, "policy drop") {

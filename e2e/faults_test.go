@@ -1,0 +1,234 @@
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+)
+
+// fault is something that breaks.
+type fault struct {
+	name        string
+	short, long int // rounds in make test and in make torture
+	// do breaks it and, if it does not come back by itself, brings it back; it returns when that was, since when all is to become well.
+	do func(*testing.T, *torture) time.Time
+	// gone are the daemons that are away afterwards, and the session with them: the app answers, until doppel connect.
+	gone []string
+	// lasts: as long as it goes on, requests that are taken may fail.
+	lasts bool
+	// hangs: what is broken says nothing.
+	hangs bool
+	// ends: connections of everybody through what is killed end with it, as if it were the app.
+	ends bool
+	// back is by when the laptop is to be as it was; default laptopResidue.
+	back time.Duration
+	// mend undoes what the fault leaves by its nature, before the next one.
+	mend func(*torture, *testing.T)
+}
+
+// Programs, as pgrep -f finds them; the brackets keep the shell itself out.
+const (
+	userDaemon = "[d]oppel daemon"
+	rootDaemon = "[d]oppel-rootd"
+)
+
+var faults = []fault{
+	{name: "kill -9 of the CLI", short: 1, long: 100, do: killCLI},
+	{name: "kill -9 of the user daemon", short: 1, long: 100, do: killOnLaptop(userDaemon), gone: []string{"doppel daemon"}},
+	{name: "kill -9 of the root daemon", short: 1, long: 100, do: killOnLaptop(rootDaemon), back: 5 * time.Second},
+	{name: "kill -9 of both daemons", long: 100, do: killOnLaptop(userDaemon, rootDaemon), gone: []string{"doppel daemon", "doppel-rootd"}},
+	{name: "kill -9 of the agent", short: 1, long: 100, do: killInCluster("traffic-agent"), ends: true, mend: (*torture).freshPods},
+	{name: "kill -9 of the manager", short: 1, long: 100, do: killInCluster("traffic-manager"), mend: (*torture).freshPods},
+	{name: "API server restarted", short: 1, long: 10, do: restartAPI},
+	{name: "laptop's link down", short: 1, long: 10, do: linkDown, hangs: true, back: 5 * time.Second},
+	{name: "laptop's address changed", short: 1, long: 10, do: newAddress, hangs: true, back: 5 * time.Second},
+	{name: "laptop's line loses 30 %", short: 1, long: 10, do: badLine("--loss", "30%"), lasts: true, back: 5 * time.Second},
+	{name: "laptop's line delays 300 ms", long: 10, do: badLine("--delay", "300ms"), lasts: true, back: 5 * time.Second},
+	{name: "user daemon out of descriptors", long: 10, do: noDescriptors},
+	{name: "state directory full", long: 3, do: diskFull, lasts: true},
+	{name: "laptop asleep", long: 3, do: asleep, hangs: true, back: 5 * time.Second},
+	{name: "kubelet stopped", long: 3, do: kubeletStopped},
+}
+
+func killOnLaptop(programs ...string) func(*testing.T, *torture) time.Time {
+	return func(t *testing.T, w *torture) time.Time {
+		t.Helper()
+		w.l.sh(t, "kill -9 $(pgrep -f '"+strings.Join(programs, "|")+"')")
+		return time.Now()
+	}
+}
+
+// killCLI kills the command that begins an intercept, somewhere on its way. That one is there or not then, and leaves nothing when it is ended.
+func killCLI(t *testing.T, w *torture) time.Time {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	after := time.Duration(w.rand.Int64N(int64(800 * time.Millisecond)))
+	line := fmt.Sprintf("doppel intercept spare -w raw -p 3009:82/tcp & sleep %.3f; kill -9 $!; wait $!; true", after.Seconds())
+	if out, err := w.l.command(ctx, "sh", "-c", line).CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	if r := w.l.try(t, "doppel", "leave", "spare"); r.code != 0 && !strings.Contains(r.stderr, "no intercept") {
+		t.Errorf("after the command was killed %v after its start: %v", after, r)
+	}
+	return time.Now()
+}
+
+// killInCluster kills one of the processes of a program on the nodes.
+func killInCluster(program string) func(*testing.T, *torture) time.Time {
+	return func(t *testing.T, w *torture) time.Time {
+		t.Helper()
+		pids := strings.Fields(w.c.node(t, "pgrep", "-f", "^[^ ]*"+program))
+		w.c.node(t, "kill", "-9", pids[w.rand.IntN(len(pids))])
+		return time.Now()
+	}
+}
+
+// freshPods replaces the pods whose containers were started again: the next time the kubelet would wait before it does.
+func (w *torture) freshPods(t *testing.T) {
+	t.Helper()
+	for _, ns := range []string{w.ns, managerNS} {
+		var old []string
+		for _, p := range ok(w.c.core.CoreV1().Pods(ns).List(t.Context(), metav1.ListOptions{}))(t).Items {
+			for _, s := range append(p.Status.ContainerStatuses, p.Status.InitContainerStatuses...) {
+				if s.RestartCount > 0 && p.DeletionTimestamp == nil {
+					old = append(old, p.Name)
+					break
+				}
+			}
+		}
+		for _, name := range old {
+			if err := w.c.core.CoreV1().Pods(ns).Delete(t.Context(), name, metav1.DeleteOptions{}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for _, name := range old {
+			eventually(t, time.Minute, func() error { return w.replaced(t, ns, name) })
+		}
+	}
+}
+
+// replaced is nil if a pod is gone and all others are ready.
+func (w *torture) replaced(t *testing.T, ns, name string) error {
+	t.Helper()
+	for _, p := range ok(w.c.core.CoreV1().Pods(ns).List(t.Context(), metav1.ListOptions{}))(t).Items {
+		ready := false
+		for _, c := range p.Status.Conditions {
+			ready = ready || c.Type == corev1.PodReady && c.Status == corev1.ConditionTrue
+		}
+		if p.Name == name || !ready {
+			return fmt.Errorf("pod %s is there, ready: %v", p.Name, ready)
+		}
+	}
+	return nil
+}
+
+func restartAPI(t *testing.T, w *torture) time.Time {
+	t.Helper()
+	if out, err := w.c.lab("restart", "kube-apiserver"); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	w.struck = time.Now()
+	eventually(t, time.Minute, func() error {
+		_, err := w.c.core.Discovery().RESTClient().Get().AbsPath("/readyz").DoRaw(t.Context())
+		return err
+	})
+	return time.Now()
+}
+
+// while waits for as long as something is broken.
+func (w *torture) while(from, to time.Duration) {
+	time.Sleep(from + time.Duration(w.rand.Int64N(int64(to-from)+1)))
+}
+
+func linkDown(t *testing.T, w *torture) time.Time {
+	t.Helper()
+	w.l.link(t, "down")
+	w.struck = time.Now()
+	w.while(time.Second, 5*time.Second)
+	w.l.link(t, "up")
+	w.l.online(t)
+	return time.Now()
+}
+
+func newAddress(t *testing.T, w *torture) time.Time {
+	t.Helper()
+	gw := strings.TrimSpace(w.l.sh(t, "ip -4 route show default | cut -d' ' -f3"))
+	addr := fmt.Sprintf("%s.%d", gw[:strings.LastIndex(gw, ".")], 10+w.rand.IntN(200))
+	w.l.sh(t, "ip -4 addr flush dev eth0; ip addr add "+addr+"/24 brd + dev eth0; ip route add default via "+gw)
+	w.struck = time.Now()
+	w.l.online(t)
+	return time.Now()
+}
+
+// badLine makes the laptop's line bad for a while.
+func badLine(flag, value string) func(*testing.T, *torture) time.Time {
+	return func(t *testing.T, w *torture) time.Time {
+		t.Helper()
+		for _, v := range []string{value, "0"} {
+			if out, err := w.c.lab("laptop", "link", w.l.name, flag, v); err != nil {
+				t.Fatalf("%v\n%s", err, out)
+			}
+			if v != "0" {
+				w.while(8*time.Second, 8*time.Second)
+			}
+		}
+		w.l.online(t)
+		return time.Now()
+	}
+}
+
+// asleep stops what runs on the laptop for longer than its session is kept.
+func asleep(t *testing.T, w *torture) time.Time {
+	t.Helper()
+	w.l.sh(t, "kill -STOP $(pgrep -f '"+userDaemon+"|"+rootDaemon+"|[p]robe web|[p]robe name')")
+	w.struck = time.Now()
+	w.while(40*time.Second, 40*time.Second)
+	w.l.sh(t, "kill -CONT $(pgrep -f '"+userDaemon+"|"+rootDaemon+"|[p]robe web|[p]robe name')")
+	return time.Now()
+}
+
+// noDescriptors has the user daemon open nothing more for a while.
+func noDescriptors(t *testing.T, w *torture) time.Time {
+	t.Helper()
+	pid := strings.TrimSpace(w.l.sh(t, "pgrep -f '"+userDaemon+"'"))
+	limit := strings.TrimSpace(w.l.sh(t, "prlimit --pid "+pid+" --nofile -o SOFT --noheadings"))
+	w.l.sh(t, "prlimit --pid "+pid+" --nofile=$(ls /proc/"+pid+"/fd | sort -n | tail -n 1):")
+	w.struck = time.Now()
+	w.while(3*time.Second, 6*time.Second)
+	w.l.sh(t, "prlimit --pid "+pid+" --nofile="+limit+":")
+	return time.Now()
+}
+
+// diskFull has the daemons write into a directory without room, from their start on, and takes that away again. Its quits end requests, as quits do.
+func diskFull(t *testing.T, w *torture) time.Time {
+	t.Helper()
+	w.l.run(t, "doppel", "quit", "-s")
+	w.l.sh(t, "mount -t tmpfs -o size=64k none ~/.local/state/doppel")
+	w.connect(t)
+	w.l.sh(t, "! cat /dev/zero > ~/.local/state/doppel/full")
+	want(t, w.l.run(t, "doppel", "intercept", "spare", "-w", "raw", "-p", "3009:82/tcp"), "ACTIVE")
+	w.l.run(t, "doppel", "leave", "spare")
+	w.l.run(t, "doppel", "quit", "-s")
+	w.connect(t)
+	w.l.run(t, "doppel", "quit", "-s")
+	w.l.sh(t, "umount ~/.local/state/doppel")
+	w.connect(t)
+	return time.Now()
+}
+
+func kubeletStopped(t *testing.T, w *torture) time.Time {
+	t.Helper()
+	w.c.node(t, "sh", "-c", "kill -STOP $(pgrep -f '[k]ubelet --config=')")
+	w.struck = time.Now()
+	w.while(20*time.Second, 20*time.Second)
+	if out, err := w.c.lab("restart", "node1/kubelet"); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	return time.Now()
+}

@@ -1,0 +1,196 @@
+package agent
+
+import (
+	"cmp"
+	"context"
+	"net"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/doppel-dev/doppel/internal/flow"
+	"github.com/doppel-dev/doppel/internal/httproute"
+	"github.com/doppel-dev/doppel/internal/mux"
+)
+
+// moveTimeout is how long a side that a connection is taken from has to end it, with what it may still have to say.
+const moveTimeout = time.Second
+
+// byRequests is the place of connections whose requests are looked at one by one. Other places are intercepts, and "", the app.
+const byRequests = "*"
+
+// place says where new connections go.
+func (t taken) place() string {
+	switch {
+	case t.byRequest():
+		return byRequests
+	case len(t.intercepts) > 0 && !t.intercepts[0].away:
+		return t.intercepts[0].intercept
+	}
+	return ""
+}
+
+// mover relays a client's connection that nobody splits by request, until the table has another place for it and the client begins an HTTP/1
+// request: from there on it goes where a new connection would. Clients keep connections for minutes; without this an intercept would begin, and
+// end, for each of them at a time of its own. A client that speaks HTTP/2 is asked to make another connection instead. What is neither stays
+// where it is.
+//
+// A request is told from other bytes by two signs: the other side had the last word, and what comes now is the head of a request. An answer
+// that is not complete yet (the client pipelines) is waited for. Where the other side answers before the whole request has come it is not known
+// to have had the last word, and the connection stays.
+type mover struct {
+	p     *port
+	table *table
+	c     *net.TCPConn
+	place string
+	drain *httproute.Drainer // for HTTP/2
+	until time.Time          // it stays, since a laptop has refused it
+
+	answered atomic.Bool // the last word was not the client's
+	away     atomic.Bool // new connections go elsewhere
+
+	mu sync.Mutex
+	// guarded by mu:
+	moving bool // the other side's end is not the client's
+	ended  bool // it was, and the client knows
+	http2  bool // the client speaks it
+}
+
+// relay joins the client and its other side, which gets first what came before, until both directions ended or ctx ends. If the connection has
+// to move it returns the bytes of the client that are for its next side; the old one is closed.
+func (m *mover) relay(ctx context.Context, other flow.Stream, came []byte) (next []byte) {
+	client := flow.FromTCP(m.c)
+	reset := func() { client.Reset(); other.Reset() }
+	stop := context.AfterFunc(ctx, reset)
+	defer stop()
+	m.answered.Store(came == nil)
+	if came != nil {
+		if _, err := other.Write(came); err != nil {
+			reset()
+			return nil
+		}
+	}
+	m.drain = httproute.NewDrainer(client, other)
+	defer m.drain.Stop()
+	defer m.table.subscribe(m.changed)()
+	m.changed() // since it was looked up
+	if !m.until.IsZero() {
+		defer time.AfterFunc(time.Until(m.until), m.changed).Stop()
+	}
+	down := make(chan error, 1)
+	go func() { down <- m.down(client, other) }()
+	next, err := m.up(client, other, came == nil)
+	if next != nil {
+		late := time.AfterFunc(moveTimeout, other.Reset)
+		if err := <-down; err != nil && late.Stop() { // it broke amid an answer
+			reset()
+			return nil
+		}
+		late.Stop()
+		_ = other.Close() // it has ended already
+		return next
+	}
+	if err == nil {
+		err = other.CloseWrite()
+	}
+	if err != nil {
+		reset()
+	}
+	if <-down == nil && err == nil {
+		_, _ = client.Close(), other.Close()
+	}
+	return nil
+}
+
+// changed looks up where new connections go. Of two calls at once the later has the last word.
+func (m *mover) changed() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	away := m.table.lookup(m.p.cfg.Protocol, m.p.cfg.ContainerPort).place() != m.place
+	m.away.Store(away)
+	if away && m.http2 && !time.Now().Before(m.until) {
+		go func() { _ = m.drain.Drain() }() // an error is found by whoever copies
+	}
+}
+
+// leave takes the client from its other side, unless that has ended the connection already.
+func (m *mover) leave(other flow.Stream) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.moving = !m.ended
+	if m.moving {
+		_ = other.CloseWrite() // an error of it shows where its last words are read
+	}
+	return m.moving
+}
+
+// down copies what the other side says, and its end unless the client is taken from it.
+func (m *mover) down(client, other flow.Stream) error {
+	err := m.pass(client, other)
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.moving {
+		return err
+	}
+	m.ended = true
+	if err == nil {
+		err = client.CloseWrite()
+	}
+	if err != nil {
+		client.Reset()
+		other.Reset()
+	}
+	return err
+}
+
+// up copies what the client says, until it begins a request that is for another side. The kernel may copy what is not HTTP/2.
+func (m *mover) up(client, other flow.Stream, first bool) (next []byte, err error) {
+	var http2 bool
+	var werr error
+	_, err = flow.CopyWhile(other, client, func(p []byte) bool {
+		if http2 = first && httproute.BeginsHTTP2(p); http2 {
+			m.mu.Lock()
+			m.http2 = true
+			m.mu.Unlock()
+			m.changed()
+			werr = m.drain.Preface(p)
+			return false
+		}
+		first = false
+		if m.answered.Swap(false) && m.away.Load() && time.Now().After(m.until) && httproute.BeginsRequest(p) && m.leave(other) {
+			next = slices.Clone(p)
+		}
+		return next == nil
+	})
+	if http2 {
+		if err = werr; err == nil {
+			_, err = flow.Copy(m.drain.Server(), client)
+		}
+	}
+	return next, err
+}
+
+// pass copies what the other side says. The kernel may copy what an app says that is not HTTP/2.
+func (m *mover) pass(client, other flow.Stream) error {
+	said := func([]byte) bool {
+		m.answered.Store(true)
+		return true
+	}
+	if _, tunnel := other.(*mux.Stream); !tunnel {
+		first, http2 := true, false
+		var werr error
+		_, err := flow.CopyWhile(client, other, func(p []byte) bool {
+			if http2 = first && httproute.AnswersHTTP2(p); http2 {
+				_, werr = m.drain.Client().Write(p)
+			}
+			first = false
+			return said(p) && !http2
+		})
+		if !http2 || werr != nil {
+			return cmp.Or(werr, err)
+		}
+	}
+	_, err := flow.CopyWhile(m.drain.Client(), other, said)
+	return err
+}

@@ -1,0 +1,11 @@
+package cli
+
+import (
+	"context"
+	"os/exec"
+)
+
+// openBrowser opens a page in the user's browser.
+func openBrowser(ctx context.Context, page string) error {
+	return exec.CommandContext(ctx, "open", page).Run()
+}

@@ -1,0 +1,161 @@
+package environ
+
+import (
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+// expand is what the kubelet does with references: it knows vars, and leaves others as they are.
+func expand(value string, vars Env) string {
+	s := references(value, func(name string) string {
+		if v, ok := vars[name]; ok {
+			return strings.ReplaceAll(v, "$", "\x00")
+		}
+		return "\x00(" + name + ")"
+	})
+	return strings.ReplaceAll(strings.ReplaceAll(s, "$$", "$"), "\x00", "$")
+}
+
+func TestRename(t *testing.T) {
+	for value, want := range map[string]string{
+		"":                  "",
+		"plain":             "plain",
+		"$(A)":              "$(P_A)",
+		"x$(A)y$(B_1)z":     "x$(P_A)y$(P_B_1)z",
+		"$$(A)":             "$$(A)",
+		"$$$(A)":            "$$$(P_A)",
+		"$(A":               "$(A",
+		"$A ${A} $":         "$A ${A} $",
+		"$$":                "$$",
+		"a $(A.b-c) $(A) (": "a $(P_A.b-c) $(P_A) (",
+	} {
+		if got := Rename(value, "P_"); got != want {
+			t.Errorf("%q: %q, want %q", value, got, want)
+		}
+	}
+}
+
+// What the kubelet makes of the renamed values gives, with the names restored, what it makes of the values themselves.
+func TestThereAndBack(t *testing.T) {
+	const prefix = Prefix + "0_"
+	service := Env{"DB_SERVICE_HOST": "10.0.0.1", "DB_PORT_5432_TCP": "tcp://10.0.0.1:5432"}
+	parts := []string{"a", "$(A)", "$$", "$(B)", "$(DB_SERVICE_HOST)", "$(NONE)", "$(", ")", "$", "x y", "$$(A)"}
+	for range 2000 {
+		app, agent := Env{}, []string{"PATH=/bin", "HOSTNAME=web-0", "DB_SERVICE_HOST=10.0.0.1", "DB_PORT_5432_TCP=tcp://10.0.0.1:5432", "DOPPEL_AGENT_CONFIG={}"}
+		seen := Env{}
+		known, knownAgent := Env{"DB_SERVICE_HOST": "10.0.0.1", "DB_PORT_5432_TCP": "tcp://10.0.0.1:5432"}, Env{"DB_SERVICE_HOST": "10.0.0.1"}
+		for _, name := range []string{"B", "A", "C"} {
+			value := ""
+			for range rand.IntN(4) {
+				value += parts[rand.IntN(len(parts))]
+			}
+			app[name] = expand(value, known)
+			known[name] = app[name]
+			knownAgent[prefix+name] = expand(Rename(value, prefix), knownAgent)
+			agent = append(agent, prefix+name+"="+knownAgent[prefix+name])
+			seen[name] = value
+		}
+		want := Env{"HOSTNAME": "web-0"}
+		for n, v := range service {
+			want[n] = v
+		}
+		for n, v := range app {
+			want[n] = v
+		}
+		if got := Collect(agent, prefix); !cmp.Equal(got, want) {
+			t.Fatalf("%v: %s", seen, cmp.Diff(want, got))
+		}
+	}
+}
+
+func TestOver(t *testing.T) {
+	e := Env{"PATH": "/app", "A": "1", "Z": "2"}.Local()
+	got := e.Over([]string{"PATH=/usr/bin", "A=0", "B=b"})
+	if want := []string{"PATH=/usr/bin", "B=b", "A=1", "Z=2"}; !slices.Equal(got, want) {
+		t.Errorf("%q", got)
+	}
+}
+
+func TestFormat(t *testing.T) {
+	e := Env{"A": "it's $HOME", "B": "two\nlines!", "c.d": "100%"}
+	for syntax, want := range map[string]string{
+		"docker":     "A=it's $HOME\nc.d=100%\n",
+		"compose":    "A=\"it's \\$HOME\"\nB=\"two\\nlines!\"\nc.d='100%'\n",
+		"sh":         "A='it'\\''s $HOME'\nB='two\nlines!'\n",
+		"sh:export":  "export A='it'\\''s $HOME'\nexport B='two\nlines!'\n",
+		"csh":        "set A='it'\\''s $HOME'\nset B='two\\\nlines\\!'\n",
+		"csh:export": "setenv A 'it'\\''s $HOME'\nsetenv B 'two\\\nlines\\!'\n",
+		"ps":         "$A='it''s $HOME'\n$B='two\nlines!'\n${c.d}='100%'\n",
+		"ps:export":  "$Env:A='it''s $HOME'\n$Env:B='two\nlines!'\n${Env:c.d}='100%'\n",
+		"cmd":        "set \"A=it's $HOME\"\nset \"c.d=100%%\"\n",
+	} {
+		got, left, err := e.Format(syntax)
+		if err != nil || got != want || len(left) != len(e)-strings.Count(want, "A=")-strings.Count(want, "A '")-strings.Count(want, "B=")-strings.Count(want, "B '")-strings.Count(want, "c.d") {
+			t.Errorf("%s: %q, %v, %v\nwant %q", syntax, got, left, err, want)
+		}
+	}
+	if _, _, err := e.Format("fish"); err == nil || !strings.Contains(err.Error(), "sh:export") {
+		t.Error(err)
+	}
+}
+
+// A shell that reads the file has the values, whatever is in them.
+func TestShellReadsIt(t *testing.T) {
+	for syntax, command := range map[string][]string{
+		"sh:export":  {"sh", "-c", `. "$0"; env -0`},
+		"csh:export": {"csh", "-fc", `source $1; env -0`},
+	} {
+		highest := 255
+		if command[0] == "csh" {
+			highest = 126 // it has uses of its own for other bytes (csh(1))
+		}
+		e := Env{}
+		for _, n := range []string{"A", "B_1", "_c"} {
+			b := make([]byte, 200)
+			for i := range b {
+				b[i] = byte(1 + rand.IntN(highest))
+			}
+			e[n] = string(b)
+		}
+		if _, err := exec.LookPath(command[0]); err != nil {
+			t.Logf("%s is not installed", command[0])
+			continue
+		}
+		text, _, err := e.Format(syntax)
+		if err != nil {
+			t.Fatal(err)
+		}
+		file := filepath.Join(t.TempDir(), "env")
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		out, err := exec.Command(command[0], append(command[1:], file)...).Output()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for n, v := range e {
+			if !slices.Contains(strings.Split(string(out), "\x00"), n+"="+v) {
+				t.Errorf("%s: %s is not %q", syntax, n, v)
+			}
+		}
+	}
+}
+
+func FuzzRename(f *testing.F) {
+	f.Add("a$(B)$$(C)$(")
+	f.Fuzz(func(t *testing.T, s string) {
+		if strings.Contains(s, "\x00") {
+			return
+		}
+		if got, want := restore(expand(Rename(s, "P_"), nil), "P_", nil), expand(s, nil); got != want && !strings.Contains(s, "P_") {
+			t.Errorf("%q: %q, want %q", s, got, want)
+		}
+	})
+}

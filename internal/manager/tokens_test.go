@@ -1,0 +1,144 @@
+package manager
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"encoding/json"
+	"errors"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/go-jose/go-jose/v4"
+	"github.com/go-jose/go-jose/v4/jwt"
+
+	"github.com/doppel-dev/doppel/internal/agentcfg"
+)
+
+// claims are what an API server writes into a projected token.
+type claims struct {
+	jwt.Claims
+	Kubernetes map[string]any `json:"kubernetes.io"`
+}
+
+// token is a good agent's; pod "" is bound to none.
+func token(ns, pod string) claims {
+	c := claims{
+		Claims: jwt.Claims{
+			Issuer: "https://kubernetes.default.svc.cluster.test", Subject: "system:serviceaccount:" + ns + ":default",
+			Audience: jwt.Audience{agentcfg.Audience}, Expiry: jwt.NewNumericDate(time.Now().Add(time.Hour)), NotBefore: jwt.NewNumericDate(time.Now().Add(-time.Minute)),
+		},
+		Kubernetes: map[string]any{"namespace": ns, "serviceaccount": map[string]any{"name": "default", "uid": "u"}},
+	}
+	if pod != "" {
+		c.Kubernetes["pod"] = map[string]any{"name": pod, "uid": pod}
+	}
+	return c
+}
+
+// signKey is what the fake API server signs with.
+var signKey = sync.OnceValue(func() *ecdsa.PrivateKey {
+	k, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		panic(err)
+	}
+	return k
+})
+
+func sign(t *testing.T, alg jose.SignatureAlgorithm, key any, id string, c claims) string {
+	t.Helper()
+	s, err := jose.NewSigner(jose.SigningKey{Algorithm: alg, Key: key}, (&jose.SignerOptions{}).WithHeader("kid", id))
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := jwt.Signed(s).Claims(c).Serialize()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
+
+// jwks are the keys that the fake API server publishes.
+func jwks(id string, k *ecdsa.PrivateKey) func(context.Context) ([]byte, error) {
+	return func(context.Context) ([]byte, error) {
+		return json.Marshal(jose.JSONWebKeySet{Keys: []jose.JSONWebKey{{Key: k.Public(), KeyID: id, Algorithm: "ES256", Use: "sig"}}})
+	}
+}
+
+func TestTokens(t *testing.T) {
+	other, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	good := token("shop", "web-1")
+	for name, tt := range map[string]struct {
+		token string
+		ok    bool
+	}{
+		"good":               {sign(t, jose.ES256, signKey(), "k", good), true},
+		"of another key":     {sign(t, jose.ES256, other, "k", good), false},
+		"of an unknown key":  {sign(t, jose.ES256, other, "other", good), false},
+		"signed with a text": {sign(t, jose.HS256, []byte("0123456789abcdef0123456789abcdef"), "k", good), false},
+		"no token":           {"nonsense", false},
+		"not signed":         {"eyJhbGciOiJub25lIn0.e30.", false},
+		"of another audience": {sign(t, jose.ES256, signKey(), "k", change(good, func(c *claims) {
+			c.Audience = jwt.Audience{"https://kubernetes.default.svc"}
+		})), false},
+		"without audience": {sign(t, jose.ES256, signKey(), "k", change(good, func(c *claims) { c.Audience = nil })), false},
+		"expired":          {sign(t, jose.ES256, signKey(), "k", change(good, func(c *claims) { c.Expiry = jwt.NewNumericDate(time.Now().Add(-time.Second)) })), false},
+		"for ever":         {sign(t, jose.ES256, signKey(), "k", change(good, func(c *claims) { c.Expiry = nil })), false},
+		"not yet":          {sign(t, jose.ES256, signKey(), "k", change(good, func(c *claims) { c.NotBefore = jwt.NewNumericDate(time.Now().Add(time.Minute)) })), false},
+		"of a person":      {sign(t, jose.ES256, signKey(), "k", change(good, func(c *claims) { c.Subject = "ada" })), false},
+		"of another namespace's account": {sign(t, jose.ES256, signKey(), "k", change(good, func(c *claims) {
+			c.Subject = "system:serviceaccount:shopping:default"
+		})), false},
+		"bound to no pod": {sign(t, jose.ES256, signKey(), "k", token("shop", "")), false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			v := &tokens{fetch: jwks("k", signKey())}
+			got, err := v.pod(t.Context(), tt.token)
+			if tt.ok && (err != nil || got != (boundPod{"shop", "web-1", "web-1"})) || !tt.ok && !errors.Is(err, errToken) {
+				t.Errorf("got %+v, %v", got, err)
+			}
+		})
+	}
+}
+
+// An API server's keys are asked for when one is needed, and old ones serve while it does not answer.
+func TestTokenKeys(t *testing.T) {
+	asked := 0
+	down := errors.New("down")
+	var answer error
+	v := &tokens{}
+	v.fetch = func(ctx context.Context) ([]byte, error) {
+		asked++
+		if answer != nil {
+			return nil, answer
+		}
+		return jwks("k", signKey())(ctx)
+	}
+	good := sign(t, jose.ES256, signKey(), "k", token("shop", "web-1"))
+	for range 3 {
+		if _, err := v.pod(t.Context(), good); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if asked != 1 {
+		t.Errorf("asked %d times for three tokens", asked)
+	}
+	for range 3 { // strangers cannot have the API server asked all the time
+		_, _ = v.pod(t.Context(), sign(t, jose.ES256, signKey(), "unknown", token("shop", "web-1")))
+	}
+	if asked != 1 {
+		t.Errorf("asked %d times within a second", asked)
+	}
+	v.at, answer = time.Now().Add(-time.Hour), down
+	if _, err := v.pod(t.Context(), good); err != nil || asked != 2 {
+		t.Errorf("with old keys and an API server that is down: %v, asked %d times", err, asked)
+	}
+	if _, err := v.pod(t.Context(), sign(t, jose.ES256, signKey(), "new", token("shop", "web-1"))); !errors.Is(err, down) {
+		t.Errorf("with an unknown key and an API server that is down: %v", err)
+	}
+}

@@ -1,0 +1,142 @@
+package mount
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path"
+	"path/filepath"
+	"slices"
+
+	"github.com/pkg/sftp"
+)
+
+// copyMark is a file that says that a directory holds a copy of ours: the next one may take its place.
+const copyMark = ".doppel-copy"
+
+// isCopy says whether a directory of these names is a copy.
+func isCopy(names []fs.DirEntry) bool {
+	return slices.ContainsFunc(names, func(e fs.DirEntry) bool { return e.Name() == copyMark && e.Type().IsRegular() })
+}
+
+// clean removes a copy; the mark goes last, so that what is broken off can be done again.
+func clean(point string, names []fs.DirEntry) error {
+	root, err := os.OpenRoot(point)
+	if err != nil {
+		return err
+	}
+	defer root.Close()
+	for _, e := range names {
+		if e.Name() != copyMark {
+			if err := root.RemoveAll(e.Name()); err != nil {
+				return fmt.Errorf("remove the earlier copy: %w", err)
+			}
+		}
+	}
+	return root.Remove(copyMark)
+}
+
+// LeftOutError says that files could not be read: all else is copied.
+type LeftOutError struct {
+	Files int
+	Path  string // the first of them
+	Err   error
+}
+
+func (e *LeftOutError) Error() string {
+	return fmt.Sprintf("%d not copied, the first of them %s: %v", e.Files, e.Path, e.Err)
+}
+
+func (e *LeftOutError) Unwrap() error { return e.Err }
+
+// Copy copies all files, as they are now, to cfg.Point instead of mounting them there. What cannot be read is left out: LeftOutError.
+func Copy(ctx context.Context, cfg Config) error {
+	stream, err := cfg.Dial(ctx)
+	if err != nil {
+		return fmt.Errorf("reach the file server: %w", err)
+	}
+	stop := context.AfterFunc(ctx, func() { _ = stream.Close() })
+	defer stop()
+	c, err := sftp.NewClientPipe(stream, stream, sftp.MaxPacketUnchecked(maxData), sftp.UseConcurrentReads(true))
+	if err != nil {
+		return fmt.Errorf("reach the file server: %w", err)
+	}
+	defer c.Close()
+	// Below a root, so that a link that was copied cannot lead out while something is written through it.
+	root, err := os.OpenRoot(cfg.Point)
+	if err != nil {
+		return err
+	}
+	defer root.Close()
+	if err := root.WriteFile(copyMark, []byte("A copy of volumes of "+cfg.Source+", made by doppel. The next one takes its place, with all that is here.\n"), 0o600); err != nil {
+		return err
+	}
+	var left LeftOutError
+	for w := c.Walk("/"); w.Step(); {
+		err := w.Err()
+		if err == nil && w.Path() != "/" {
+			err = copyOne(c, root, cfg.Point, w.Path(), w.Stat())
+		}
+		if err == nil {
+			continue
+		}
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		if !isAnswer(err) {
+			return fmt.Errorf("copy %s: %w", w.Path(), err)
+		}
+		if left.Files++; left.Err == nil {
+			left.Path, left.Err = w.Path(), toErrno(err)
+		}
+	}
+	if left.Err != nil {
+		return &left
+	}
+	return nil
+}
+
+func copyOne(c *sftp.Client, root *os.Root, point, name string, fi fs.FileInfo) error {
+	rel := filepath.FromSlash(name[1:])
+	switch {
+	case fi.IsDir():
+		err := root.Mkdir(rel, 0o700)
+		if errors.Is(err, fs.ErrExist) {
+			err = nil
+		}
+		return err
+	case fi.Mode().Type() == fs.ModeSymlink:
+		to, err := c.ReadLink(name)
+		if err != nil {
+			return err
+		}
+		if path.IsAbs(to) {
+			to = point + to // one of the app's paths
+		}
+		return root.Symlink(to, rel)
+	case fi.Mode().IsRegular():
+		in, err := c.Open(name)
+		if err != nil {
+			return err
+		}
+		defer in.Close()
+		out, err := root.OpenFile(rel, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, fi.Mode().Perm()&0o700|0o600)
+		if err != nil {
+			return err
+		}
+		if _, err = in.WriteTo(out); err != nil {
+			return errors.Join(err, out.Close(), root.Remove(rel)) // rather none than half of it
+		}
+		return out.Close()
+	}
+	return nil // sockets and the like mean nothing here
+}
+
+// isAnswer says whether err is what the server answered for one file. All else, as a full disk here, concerns the others too.
+func isAnswer(err error) bool {
+	var here *fs.PathError
+	var answer *sftp.StatusError
+	return !errors.As(err, &here) && (errors.As(err, &answer) || errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrPermission))
+}

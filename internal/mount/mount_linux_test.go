@@ -1,0 +1,611 @@
+package mount
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"math/rand/v2"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/pkg/sftp"
+
+	"github.com/doppel-dev/doppel/internal/sftpd"
+)
+
+// world is a pod's volumes, and a mount of them.
+type world struct {
+	t          *testing.T
+	data, conf string // on the pod: /data and, read-only, /etc/app
+	point      string
+	fs         *FS
+
+	mu      sync.Mutex
+	streams []net.Conn                        // guarded by mu
+	down    bool                              // guarded by mu: the pod is away
+	wrap    func(net.Conn) io.ReadWriteCloser // guarded by mu; nil: the next stream is as it is
+	once    bool                              // guarded by mu: only until somebody has asked
+	asked   chan struct{}                     // guarded by mu; nil: nobody wants to know that somebody asked while it was away
+}
+
+func newWorld(t *testing.T) *world {
+	t.Helper()
+	if _, err := exec.LookPath("fusermount3"); err != nil {
+		t.Skip("fusermount3 is not installed")
+	}
+	if f, err := os.OpenFile("/dev/fuse", os.O_RDWR, 0); err != nil {
+		t.Skip("no FUSE: ", err)
+	} else {
+		_ = f.Close()
+	}
+	w := &world{t: t, data: t.TempDir(), conf: t.TempDir(), point: t.TempDir()}
+	w.write(filepath.Join(w.conf, "key"), "value")
+	m, err := Mount(t.Context(), Config{Point: w.point, Source: "shop/web", Dial: w.dial})
+	must(t, err)
+	w.fs = m
+	t.Cleanup(func() {
+		m.Close()
+		w.cut(true)
+		if b, _ := os.ReadFile("/proc/self/mounts"); bytes.Contains(b, []byte(w.point)) {
+			t.Errorf("still mounted: %s", b)
+		}
+	})
+	return w
+}
+
+func (w *world) dial(context.Context) (io.ReadWriteCloser, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.down {
+		w.down = !w.once
+		select {
+		case w.asked <- struct{}{}:
+		default:
+		}
+		return nil, syscall.ECONNREFUSED
+	}
+	here, there := net.Pipe()
+	w.streams = append(w.streams, here)
+	go func() {
+		_ = sftpd.Serve(there, []sftpd.Export{{Path: "/data", Dir: w.data}, {Path: "/etc/app", Dir: w.conf, ReadOnly: true}})
+	}()
+	if w.wrap != nil {
+		return w.wrap(here), nil
+	}
+	return here, nil
+}
+
+// cut ends all streams; the pod may stay away.
+func (w *world) cut(down bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.down = down
+	for _, s := range w.streams {
+		_ = s.Close()
+	}
+	w.streams = nil
+}
+
+func (w *world) write(name, text string) {
+	w.t.Helper()
+	must(w.t, os.WriteFile(name, []byte(text), 0o644))
+}
+
+func (w *world) in(names ...string) string {
+	return filepath.Join(append([]string{w.point}, names...)...)
+}
+
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func noise(n int) []byte {
+	b := make([]byte, n)
+	for i := range b {
+		b[i] = byte(rand.Uint32())
+	}
+	return b
+}
+
+func TestContents(t *testing.T) {
+	w := newWorld(t)
+	big := noise(5<<20 + 123)
+	must(t, os.WriteFile(w.in("data", "big"), big, 0o640))
+	there, err := os.ReadFile(filepath.Join(w.data, "big"))
+	if err != nil || !bytes.Equal(there, big) {
+		t.Fatalf("written: %d bytes, %v", len(there), err)
+	}
+	if fi, err := os.Stat(filepath.Join(w.data, "big")); err != nil || fi.Mode() != 0o640 {
+		t.Errorf("%v, %v", fi, err)
+	}
+	back, err := os.ReadFile(w.in("data", "big"))
+	if err != nil || !bytes.Equal(back, big) {
+		t.Fatalf("read: %d bytes, %v", len(back), err)
+	}
+	// Here and there, in any order.
+	f, err := os.OpenFile(w.in("data", "big"), os.O_RDWR, 0)
+	must(t, err)
+	defer f.Close()
+	for range 300 {
+		off, n := rand.IntN(len(big)-70_000), 1+rand.IntN(70_000)
+		if rand.IntN(2) == 0 {
+			p := noise(n)
+			copy(big[off:], p)
+			if _, err := f.WriteAt(p, int64(off)); err != nil {
+				t.Fatal(err)
+			}
+			continue
+		}
+		p := make([]byte, n)
+		if _, err := f.ReadAt(p, int64(off)); err != nil || !bytes.Equal(p, big[off:off+n]) {
+			t.Fatalf("at %d, %d bytes: %v", off, n, err)
+		}
+	}
+	must(t, f.Sync())
+	if there, err := os.ReadFile(filepath.Join(w.data, "big")); err != nil || !bytes.Equal(there, big) {
+		t.Errorf("after writes here and there: %d bytes, %v", len(there), err)
+	}
+}
+
+// A copy takes the place of an earlier one, and of nothing else.
+func TestCopy(t *testing.T) {
+	w := newWorld(t)
+	big, point := noise(1<<20), filepath.Join(t.TempDir(), "deep", "copy")
+	must(t, os.WriteFile(filepath.Join(w.data, "big"), big, 0o644))
+	must(t, os.Symlink("/etc/app/key", filepath.Join(w.data, "link")))
+	w.write(filepath.Join(w.data, "\xff name"), "x")
+	cfg := Config{Point: point, Source: "shop/web", Dial: w.dial}
+	for i := range 2 {
+		made, err := PreparePoint(point, true)
+		must(t, err)
+		if made != (i == 0) {
+			t.Errorf("the %d. time it was made: %v", i+1, made)
+		}
+		must(t, Copy(t.Context(), cfg))
+		if b, err := os.ReadFile(filepath.Join(point, "data", "big")); err != nil || !bytes.Equal(b, big) {
+			t.Errorf("%d bytes, %v", len(b), err)
+		}
+		if b, err := os.ReadFile(filepath.Join(point, "data", "link")); err != nil || string(b) != "value" {
+			t.Errorf("by a link: %q, %v", b, err)
+		}
+		_, err = os.Stat(filepath.Join(point, "data", "\xff name"))
+		if i == 0 && err != nil || i == 1 && !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("the %d. time: %v", i+1, err)
+		}
+		_ = os.Remove(filepath.Join(w.data, "\xff name"))
+	}
+	if _, err := PreparePoint(point, false); err == nil || !strings.Contains(err.Error(), "is not empty") {
+		t.Errorf("a mount over a copy: %v", err)
+	}
+	foreign := t.TempDir()
+	w.write(filepath.Join(foreign, "f"), "mine")
+	must(t, os.Mkdir(filepath.Join(foreign, copyMark), 0o755))
+	if _, err := PreparePoint(foreign, true); err == nil || !strings.Contains(err.Error(), "is not empty") {
+		t.Errorf("another's directory: %v", err)
+	}
+}
+
+// A copy leaves out what the server refuses, and ends with what concerns all that follows. TestApp/Copy leaves out a file.
+func TestIsAnswer(t *testing.T) {
+	for name, tt := range map[string]struct {
+		err  error
+		want bool
+	}{
+		"denied":     {fs.ErrPermission, true},
+		"vanished":   {fs.ErrNotExist, true},
+		"failure":    {&sftp.StatusError{Code: 4}, true},
+		"disk full":  {&fs.PathError{Op: "write", Path: "x", Err: syscall.ENOSPC}, false},
+		"not ours":   {&fs.PathError{Op: "open", Path: "x", Err: syscall.EACCES}, false},
+		"lost":       {sftp.ErrSSHFxConnectionLost, false},
+		"broken off": {io.ErrUnexpectedEOF, false},
+	} {
+		if got := isAnswer(fmt.Errorf("with more: %w", tt.err)); got != tt.want {
+			t.Errorf("%s: %v", name, got)
+		}
+	}
+}
+
+// What programs do with files.
+func TestFileSystem(t *testing.T) {
+	w := newWorld(t)
+	d := w.in("data")
+	odd := "\xff\xfe odd\n\"name\""
+	w.write(filepath.Join(d, odd), "x")
+	if b, err := os.ReadFile(filepath.Join(w.data, odd)); err != nil || string(b) != "x" {
+		t.Errorf("%q, %v", b, err)
+	}
+	must(t, os.MkdirAll(filepath.Join(d, "a", "b"), 0o750))
+	w.write(filepath.Join(d, "a", "b", "f"), "one")
+	must(t, os.Rename(filepath.Join(d, "a", "b", "f"), filepath.Join(d, "a", "g")))
+	f, err := os.OpenFile(filepath.Join(d, "a", "g"), os.O_WRONLY|os.O_APPEND, 0)
+	must(t, err)
+	for _, s := range []string{" two", " three"} {
+		_, err = f.WriteString(s)
+		must(t, err)
+	}
+	if fi, err := os.Stat(filepath.Join(d, "a", "g")); err != nil || fi.Size() != 13 {
+		t.Errorf("while it is open: %v, %v", fi, err)
+	}
+	must(t, f.Close())
+	if b, err := os.ReadFile(filepath.Join(d, "a", "g")); string(b) != "one two three" {
+		t.Errorf("%q, %v", b, err)
+	}
+	must(t, os.Truncate(filepath.Join(d, "a", "g"), 3))
+	if b, err := os.ReadFile(filepath.Join(d, "a", "g")); string(b) != "one" {
+		t.Errorf("%q, %v", b, err)
+	}
+	must(t, os.Symlink("g", filepath.Join(d, "a", "rel")))
+	must(t, os.Symlink(filepath.Join(d, "a", "g"), filepath.Join(d, "abs"))) // in the pod it leads to /data/a/g
+	if to, err := os.Readlink(filepath.Join(w.data, "abs")); to != "/data/a/g" {
+		t.Errorf("%q, %v", to, err)
+	}
+	for _, l := range []string{"a/rel", "abs"} {
+		if b, err := os.ReadFile(filepath.Join(d, l)); string(b) != "one" {
+			t.Errorf("%s: %q, %v", l, b, err)
+		}
+	}
+	must(t, os.Link(filepath.Join(d, "a", "g"), filepath.Join(d, "hard")))
+	must(t, os.Chtimes(filepath.Join(d, "hard"), time.Unix(1e9, 0), time.Unix(1e9, 0)))
+	must(t, os.Chmod(filepath.Join(d, "hard"), 0o600))
+	if fi, err := os.Stat(filepath.Join(d, "hard")); err != nil || fi.ModTime().Unix() != 1e9 || fi.Mode() != 0o600 {
+		t.Errorf("%v, %v", fi, err)
+	}
+	// A file that is deleted while it is open is there for whoever has it open.
+	f, err = os.Open(filepath.Join(d, "hard"))
+	must(t, err)
+	must(t, os.Remove(filepath.Join(d, "hard")))
+	if b, err := io.ReadAll(f); string(b) != "one" {
+		t.Errorf("deleted: %q, %v", b, err)
+	}
+	must(t, f.Close())
+	out, err := exec.Command("sh", "-c", "cd \"$0\" && mkdir t && for i in $(seq 300); do echo $i > t/$i; done && tar cf - t | (mkdir u && cd u && tar xf -) && diff -r t u/t && rm -r t u && ls -A", d).CombinedOutput()
+	if err != nil || !strings.Contains(string(out), "abs") {
+		t.Errorf("%s%v", out, err)
+	}
+	if out, err := exec.Command("df", d).CombinedOutput(); err != nil {
+		t.Errorf("%s%v", out, err)
+	}
+}
+
+func TestErrors(t *testing.T) {
+	w := newWorld(t)
+	w.write(filepath.Join(w.data, "f"), "")
+	must(t, os.Mkdir(filepath.Join(w.data, "full"), 0o755))
+	w.write(filepath.Join(w.data, "full", "f"), "")
+	for name, tt := range map[string]struct {
+		do   func() error
+		want syscall.Errno
+	}{
+		"none":          {func() error { _, err := os.Open(w.in("data", "none")); return err }, syscall.ENOENT},
+		"outside":       {func() error { _, err := os.Stat(w.in("etc", "passwd")); return err }, syscall.ENOENT},
+		"read-only":     {func() error { return os.WriteFile(w.in("etc", "app", "new"), nil, 0o644) }, syscall.EROFS},
+		"read-only dir": {func() error { return os.Mkdir(w.in("etc", "app", "new"), 0o755) }, syscall.EROFS},
+		"not empty":     {func() error { return syscall.Rmdir(w.in("data", "full")) }, syscall.ENOTEMPTY},
+		"exists":        {func() error { return os.Mkdir(w.in("data", "full"), 0o755) }, syscall.EEXIST},
+		"O_EXCL":        {func() error { _, err := os.OpenFile(w.in("data", "f"), os.O_CREATE|os.O_EXCL, 0); return err }, syscall.EEXIST},
+		"volume":        {func() error { return syscall.Rmdir(w.in("data")) }, syscall.EBUSY},
+		"across":        {func() error { return os.Rename(w.in("etc", "app", "key"), w.in("data", "key")) }, syscall.EROFS},
+		"long name":     {func() error { return os.Mkdir(w.in("data", strings.Repeat("x", 256)), 0o755) }, syscall.ENAMETOOLONG},
+		"owner":         {func() error { return os.Chown(w.in("data", "f"), 4242, -1) }, syscall.EPERM},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if err := tt.do(); !errors.Is(err, tt.want) {
+				t.Errorf("%v, want %v", err, tt.want)
+			}
+		})
+	}
+}
+
+// A full disk is told to whoever writes or closes.
+func TestDiskFull(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("needs root to make a small file system")
+	}
+	w := newWorld(t)
+	small := filepath.Join(w.data, "small")
+	must(t, os.Mkdir(small, 0o755))
+	if err := syscall.Mount("tmpfs", small, "tmpfs", 0, "size=1m"); err != nil {
+		t.Skip("no tmpfs: ", err)
+	}
+	defer func() { must(t, syscall.Unmount(small, syscall.MNT_DETACH)) }()
+	if err := os.WriteFile(w.in("data", "small", "f"), noise(4<<20), 0o644); !errors.Is(err, syscall.ENOSPC) {
+		t.Errorf("%v, want ENOSPC", err)
+	}
+	w.write(w.in("data", "f"), "the mount lives")
+}
+
+// What changes in the pod is seen, a ConfigMap's update included.
+func TestChangesThere(t *testing.T) {
+	w := newWorld(t)
+	for i := range 3 {
+		version := fmt.Sprintf("..v%d", i)
+		must(t, os.Mkdir(filepath.Join(w.conf, version), 0o755))
+		w.write(filepath.Join(w.conf, version, "k"), version)
+		must(t, os.Symlink(version, filepath.Join(w.conf, "..tmp")))
+		must(t, os.Rename(filepath.Join(w.conf, "..tmp"), filepath.Join(w.conf, "..data")))
+		if i == 0 {
+			must(t, os.Symlink("..data/k", filepath.Join(w.conf, "k")))
+			w.seen(w.in("etc", "app", "k"), version)
+		} else { // the old contents are gone at once, and nobody finds none, or the old ones, because of what is remembered of names
+			must(t, os.RemoveAll(filepath.Join(w.conf, fmt.Sprintf("..v%d", i-1))))
+			if b, err := os.ReadFile(w.in("etc", "app", "k")); string(b) != version {
+				t.Errorf("%q, %v, want %s", b, err, version)
+			}
+		}
+		_, err := os.ReadDir(w.in("etc", "app"))
+		must(t, err)
+	}
+	for i := range 3 { // in place, of the same length, in one second
+		s := strings.Repeat(fmt.Sprint(i), 5000)
+		w.write(filepath.Join(w.data, "f"), s)
+		w.seen(w.in("data", "f"), s)
+	}
+	must(t, os.Remove(filepath.Join(w.data, "f")))
+	for start := time.Now(); time.Since(start) < 10*time.Second; time.Sleep(20 * time.Millisecond) {
+		if _, err := os.Stat(w.in("data", "f")); errors.Is(err, fs.ErrNotExist) {
+			return
+		}
+	}
+	t.Error("a file that is gone is still seen")
+}
+
+// seen waits until a file has the text: not longer than what is known of names is kept.
+func (w *world) seen(name, want string) {
+	w.t.Helper()
+	var b []byte
+	for start := time.Now(); time.Since(start) < 10*time.Second; time.Sleep(20 * time.Millisecond) {
+		if b, _ = os.ReadFile(name); string(b) == want {
+			return
+		}
+	}
+	w.t.Errorf("%s: %.20q, want %.20q", name, b, want)
+}
+
+// The pod is replaced: open files go on, and what is written meanwhile arrives.
+func TestPodReplaced(t *testing.T) {
+	w := newWorld(t)
+	w.once = true
+	big := noise(3 << 20)
+	must(t, os.WriteFile(filepath.Join(w.data, "big"), big, 0o644))
+	in, err := os.Open(w.in("data", "big"))
+	must(t, err)
+	defer in.Close()
+	out, err := os.Create(w.in("data", "out"))
+	must(t, err)
+	defer out.Close()
+	for off := 0; off < len(big); off += 64 << 10 {
+		if off%(512<<10) == 0 {
+			w.cut(off%(1<<20) == 0) // until somebody has asked in vain
+		}
+		p := make([]byte, 64<<10)
+		if _, err := io.ReadFull(in, p); err != nil || !bytes.Equal(p, big[off:off+len(p)]) {
+			t.Fatalf("at %d: %v", off, err)
+		}
+		if _, err := out.Write(p); err != nil {
+			t.Fatalf("at %d: %v", off, err)
+		}
+	}
+	must(t, out.Close())
+	if b, err := os.ReadFile(filepath.Join(w.data, "out")); err != nil || !bytes.Equal(b, big) {
+		t.Errorf("%d bytes, %v", len(b), err)
+	}
+}
+
+// forLinks is a stream that has something happen, once, before whoever has read a link over it asks more.
+type forLinks struct {
+	net.Conn
+	read, done bool
+	then       func()
+}
+
+func (l *forLinks) Write(p []byte) (int, error) {
+	if l.read && !l.done {
+		l.done = true
+		l.then()
+	}
+	l.read = l.read || len(p) > 4 && p[4] == 19 // SSH_FXP_READLINK
+	return l.Conn.Write(p)
+}
+
+// The pod is replaced by one that has its ConfigMap's files elsewhere, while a program is on its way to one over links.
+func TestPodReplacedOnTheWay(t *testing.T) {
+	w := newWorld(t)
+	version := func(v string) {
+		for _, old := range []string{"..v1", "..v2", "..data", "k"} {
+			must(t, os.RemoveAll(filepath.Join(w.conf, old)))
+		}
+		must(t, os.Mkdir(filepath.Join(w.conf, v), 0o755))
+		w.write(filepath.Join(w.conf, v, "k"), v)
+		must(t, os.Symlink(v, filepath.Join(w.conf, "..data")))
+		must(t, os.Symlink("..data/k", filepath.Join(w.conf, "k")))
+	}
+	version("..v1")
+	for _, links := range []int{1, 2} { // k, and ..data
+		w.cut(false)
+		version("..v1")
+		w.mu.Lock()
+		w.wrap = func(c net.Conn) io.ReadWriteCloser {
+			w.wrap = nil
+			left := links
+			f := &forLinks{Conn: c}
+			f.then = func() {
+				if left--; left > 0 {
+					f.read, f.done = false, false
+					return
+				}
+				version("..v2")
+				_ = c.Close()
+			}
+			return f
+		}
+		w.mu.Unlock()
+		if b, err := os.ReadFile(w.in("etc", "app", "k")); string(b) != "..v2" {
+			t.Errorf("after %d links: %q, %v", links, b, err)
+		}
+		if _, err := os.Stat(w.in("etc", "app", "none")); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("what is not there: %v", err)
+		}
+		w.cut(false)
+		if err := os.Mkdir(w.in("data", strconv.Itoa(links)), 0o755); err != nil {
+			t.Errorf("a directory is made in the next pod: %v", err)
+		}
+	}
+}
+
+// Nobody hangs when the mount is closed while the pod is away and files are open.
+func TestCloseWhileAway(t *testing.T) {
+	w := newWorld(t)
+	w.write(filepath.Join(w.data, "f"), "text")
+	f, err := os.Open(w.in("data", "f"))
+	must(t, err)
+	defer f.Close()
+	w.cut(true)
+	done := make(chan error, 1)
+	go func() {
+		_, err := os.ReadFile(w.in("data", "f"))
+		done <- err
+	}()
+	w.fs.Close()
+	if err := <-done; err == nil {
+		t.Error("read from a closed mount")
+	}
+	must(t, f.Close())
+	<-w.fs.Gone()
+}
+
+// A process that is killed does not wait for a pod that is away.
+func TestInterrupted(t *testing.T) {
+	w := newWorld(t)
+	w.write(filepath.Join(w.data, "f"), "text")
+	w.cut(true)
+	asked := make(chan struct{}, 100)
+	w.mu.Lock()
+	w.asked = asked
+	w.mu.Unlock()
+	cmd := exec.Command("cat", w.in("data", "f"))
+	must(t, cmd.Start())
+	<-asked // it waits
+	must(t, cmd.Process.Kill())
+	start := time.Now()
+	_ = cmd.Wait()
+	if d := time.Since(start); d > patience/2 {
+		t.Errorf("the process ended after %v", d)
+	}
+}
+
+// A file that is gone gives an error, and at once: while it is read by whoever has it open it is there, until that pod is replaced.
+func TestVanished(t *testing.T) {
+	w := newWorld(t)
+	big := noise(8 << 20)
+	must(t, os.WriteFile(filepath.Join(w.data, "big"), big, 0o644))
+	f, err := os.Open(w.in("data", "big"))
+	must(t, err)
+	defer f.Close()
+	p := make([]byte, 64<<10)
+	_, err = io.ReadFull(f, p)
+	must(t, err)
+	must(t, os.Remove(filepath.Join(w.data, "big")))
+	if _, err := f.ReadAt(p, 4<<20); err != nil || !bytes.Equal(p, big[4<<20:][:len(p)]) {
+		t.Errorf("open, and deleted in the pod: %v", err)
+	}
+	w.cut(false)
+	start := time.Now()
+	if _, err := f.ReadAt(p, 7<<20); !errors.Is(err, syscall.ENOENT) || time.Since(start) > patience/2 {
+		t.Errorf("gone with its pod: %v after %s, want ENOENT", err, time.Since(start))
+	}
+	w.write(w.in("data", "f"), "the mount lives")
+}
+
+// Many mounts leave nothing behind.
+func TestNoLeaks(t *testing.T) {
+	w := newWorld(t)
+	w.write(filepath.Join(w.data, "f"), "text")
+	round := func() {
+		t.Helper()
+		point := t.TempDir()
+		m, err := Mount(t.Context(), Config{Point: point, Source: "shop/web", Dial: w.dial})
+		must(t, err)
+		if b, err := os.ReadFile(filepath.Join(point, "data", "f")); string(b) != "text" {
+			t.Errorf("%q, %v", b, err)
+		}
+		m.Close()
+		<-m.Gone()
+	}
+	count := func() (goroutines, descriptors, processes int, mounts string) {
+		fds, err := os.ReadDir("/proc/self/fd")
+		must(t, err)
+		children, err := filepath.Glob("/proc/self/task/*/children")
+		must(t, err)
+		for _, c := range children {
+			b, _ := os.ReadFile(c) // of a thread that has ended meanwhile there are none
+			processes += len(strings.Fields(string(b)))
+		}
+		b, err := os.ReadFile("/proc/self/mounts")
+		must(t, err)
+		for line := range strings.Lines(string(b)) {
+			if strings.Contains(line, "fuse.doppel") && strings.Contains(line, filepath.Dir(w.point)) {
+				mounts += line
+			}
+		}
+		return runtime.NumGoroutine(), len(fds), processes, mounts
+	}
+	round()
+	g, fds, ps, mounts := count()
+	for range 50 {
+		round()
+	}
+	for start := time.Now(); ; time.Sleep(20 * time.Millisecond) { // the servers' ends of the streams
+		g2, fds2, ps2, mounts2 := count()
+		if g2 <= g+2 && fds2 <= fds && ps2 <= ps && mounts2 == mounts {
+			break
+		}
+		if time.Since(start) > 10*time.Second {
+			t.Fatalf("before: %d goroutines, %d descriptors, %d processes, mounts\n%s\nafter: %d, %d, %d,\n%s", g, fds, ps, mounts, g2, fds2, ps2, mounts2)
+		}
+	}
+}
+
+// A walk asks for each directory, and not for each file.
+func TestWalk(t *testing.T) {
+	w := newWorld(t)
+	want := 0
+	for i := range 10 {
+		must(t, os.Mkdir(filepath.Join(w.data, fmt.Sprint(i)), 0o755))
+		for j := range 250 {
+			w.write(filepath.Join(w.data, fmt.Sprint(i), fmt.Sprint(j)), "")
+			want++
+		}
+	}
+	var names []string
+	must(t, filepath.WalkDir(w.in("data"), func(p string, d fs.DirEntry, err error) error {
+		if err == nil && !d.IsDir() {
+			names = append(names, p)
+		}
+		return err
+	}))
+	slices.Sort(names)
+	if len(slices.Compact(names)) != want {
+		t.Errorf("%d files, want %d", len(names), want)
+	}
+	for _, n := range names {
+		if _, err := os.Lstat(n); err != nil {
+			t.Fatal(err)
+		}
+	}
+}

@@ -1,0 +1,532 @@
+package mount
+
+import (
+	"context"
+	"errors"
+	"hash/fnv"
+	iofs "io/fs"
+	"os"
+	"path"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/hanwen/go-fuse/v2/fs"
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"github.com/pkg/sftp"
+	"golang.org/x/sys/unix"
+)
+
+// node is a file, directory or link. It has no state of the server but what is open: its path says what it is.
+type node struct {
+	fs.Inode
+	m *FS
+
+	mu sync.Mutex
+	// guarded by mu
+	open []*file
+	seen stamp // what is in the kernel's page cache
+}
+
+// stamp changes with a file's contents, as far as its times tell.
+type stamp struct {
+	size, mtime int64
+	when        time.Time
+}
+
+// generation makes nodes distinct whose paths were the same.
+var generation atomic.Uint64
+
+func (n *node) path() string { return "/" + n.Path(nil) }
+
+func (n *node) childPath(name string) string { return path.Join(n.path(), name) }
+
+// number turns an error into what the kernel is told.
+func number(err error) syscall.Errno {
+	if err == nil {
+		return 0
+	}
+	if no, ok := toErrno(err).(syscall.Errno); ok { //nolint:errorlint // it is nothing else
+		return no
+	}
+	return syscall.EIO
+}
+
+// fill fills in attributes; the number of the file is made of its path, so that programs that remember it (git) find it again.
+func fill(out *fuse.Attr, p string, fi iofs.FileInfo) {
+	h := fnv.New64a()
+	_, _ = h.Write([]byte(p))
+	out.Ino, out.Owner, out.Nlink = h.Sum64(), owner, 1
+	out.Mode = fileMode(fi.Mode())
+	out.Size = uint64(max(0, fi.Size()))
+	out.Blocks, out.Blksize = (out.Size+511)/512, 4096
+	out.Mtime, out.Ctime, out.Atime = seconds(fi.ModTime()), seconds(fi.ModTime()), seconds(fi.ModTime())
+	if st, ok := fi.Sys().(*sftp.FileStat); ok {
+		out.Atime = uint64(st.Atime)
+	}
+}
+
+// fileMode is a mode as stat(2) has it.
+func fileMode(m os.FileMode) uint32 {
+	out := uint32(m.Perm())
+	switch m.Type() {
+	case 0:
+		out |= syscall.S_IFREG
+	case os.ModeDir:
+		out |= syscall.S_IFDIR
+	case os.ModeSymlink:
+		out |= syscall.S_IFLNK
+	case os.ModeNamedPipe:
+		out |= syscall.S_IFIFO
+	case os.ModeSocket:
+		out |= syscall.S_IFSOCK
+	case os.ModeDevice:
+		out |= syscall.S_IFBLK
+	default:
+		out |= syscall.S_IFCHR
+	}
+	return out
+}
+
+// child is the node of a name that was found.
+func (n *node) child(ctx context.Context, name string, fi iofs.FileInfo, out *fuse.EntryOut) *fs.Inode {
+	fill(&out.Attr, n.childPath(name), fi)
+	if c := n.GetChild(name); c != nil && c.StableAttr().Mode == out.Mode&syscall.S_IFMT {
+		return c
+	}
+	return n.NewInode(ctx, &node{m: n.m}, fs.StableAttr{Mode: out.Mode & syscall.S_IFMT, Ino: out.Ino, Gen: generation.Add(1)})
+}
+
+// settle has what was written to the child of that name arrive, so that its size is right.
+func (n *node) settle(name string) {
+	if c := n.GetChild(name); c != nil {
+		_ = c.Operations().(*node).drain()
+	}
+}
+
+// drain waits for what was written through any open file of the node.
+func (n *node) drain() error {
+	n.mu.Lock()
+	files := slices.Clone(n.open)
+	n.mu.Unlock()
+	var first error
+	for _, f := range files {
+		if err := f.w.settle(); err != nil && first == nil {
+			first = err
+		}
+	}
+	return first
+}
+
+// Lookup implements fs.NodeLookuper.
+func (n *node) Lookup(ctx context.Context, name string, out *fuse.EntryOut) (*fs.Inode, syscall.Errno) {
+	dir := n.path()
+	n.settle(name)
+	fi, known, list := n.m.known.find(dir, name)
+	if list {
+		if _, errno := n.list(ctx, dir); errno == 0 {
+			fi, known, _ = n.m.known.find(dir, name)
+		}
+	}
+	if !known {
+		var err error
+		if fi, err = n.m.lstat(ctx, path.Join(dir, name)); errors.Is(err, syscall.ENOENT) {
+			fi = nil
+		} else if err != nil {
+			return nil, number(err)
+		}
+	}
+	if fi == nil {
+		return nil, n.m.absent(name)
+	}
+	return n.child(ctx, name, fi, out), 0
+}
+
+// absent is the error for a name that is not there. The way to it may have led over a link that was read in a pod which has been replaced
+// meanwhile, and whose ConfigMaps have their files elsewhere: after ESTALE the kernel goes all the way again (path_lookupat in namei.c), once.
+// Only then, since mkdir(2) and others like it do not try again, and their callers see ESTALE.
+func (m *FS) absent(name string) syscall.Errno {
+	if m.links.stale(name, m.remote.generation()) {
+		return syscall.ESTALE
+	}
+	return syscall.ENOENT
+}
+
+// links are the names that links led to lately, each with the number of the client that read the link.
+type links struct {
+	mu   sync.Mutex
+	read map[string]int64 // guarded by mu
+}
+
+// linksMax bounds how many names are remembered; a name that is forgotten too early is ENOENT to a program that is on its way to it.
+const linksMax = 1024
+
+func (l *links) add(target string, gen int64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.read == nil || len(l.read) > linksMax {
+		l.read = map[string]int64{}
+	}
+	for name := range strings.SplitSeq(target, "/") {
+		l.read[name] = gen
+	}
+}
+
+// stale is true once for a name that a link of an earlier client led to.
+func (l *links) stale(name string, gen int64) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	read, ok := l.read[name]
+	delete(l.read, name)
+	return ok && read != gen
+}
+
+func (m *FS) lstat(ctx context.Context, p string) (iofs.FileInfo, error) {
+	found := make(chan iofs.FileInfo, 2)
+	err := m.remote.again(ctx, func(c *sftp.Client) error {
+		fi, err := c.Lstat(p)
+		if err == nil {
+			found <- fi
+		}
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return <-found, nil
+}
+
+// list asks for a whole directory and remembers it.
+func (n *node) list(ctx context.Context, dir string) ([]iofs.FileInfo, syscall.Errno) {
+	changes, asked := n.m.known.changes.Load(), time.Now()
+	found := make(chan []iofs.FileInfo, 2)
+	err := n.m.remote.again(ctx, func(c *sftp.Client) error {
+		fis, err := c.ReadDirContext(ctx, dir)
+		if err == nil {
+			found <- fis
+		}
+		return err
+	})
+	if err != nil {
+		return nil, number(err)
+	}
+	fis := <-found
+	n.m.known.set(dir, changes, asked, fis)
+	return fis, 0
+}
+
+// Readdir implements fs.NodeReaddirer.
+func (n *node) Readdir(ctx context.Context) (fs.DirStream, syscall.Errno) {
+	dir := n.path()
+	for name := range n.Children() {
+		n.settle(name)
+	}
+	fis, errno := n.list(ctx, dir)
+	if errno != 0 {
+		return nil, errno
+	}
+	entries := make([]fuse.DirEntry, len(fis))
+	for i, fi := range fis {
+		entries[i] = fuse.DirEntry{Name: fi.Name(), Mode: fileMode(fi.Mode())}
+	}
+	return fs.NewListDirStream(entries), 0
+}
+
+// Getattr implements fs.NodeGetattrer.
+func (n *node) Getattr(ctx context.Context, _ fs.FileHandle, out *fuse.AttrOut) syscall.Errno {
+	_ = n.drain()
+	return n.attr(ctx, &out.Attr)
+}
+
+func (n *node) attr(ctx context.Context, out *fuse.Attr) syscall.Errno {
+	p := n.path()
+	if f := n.anyOpen(); f != nil && n.deleted() { // its path is no more, but it is still there
+		fi, err := f.stat(ctx)
+		if err != nil {
+			return number(err)
+		}
+		fill(out, p, fi)
+		return 0
+	}
+	fi, known, _ := n.m.known.find(path.Dir(p), path.Base(p))
+	if !known || fi == nil {
+		var err error
+		if fi, err = n.m.lstat(ctx, p); err != nil {
+			return number(err)
+		}
+	}
+	fill(out, p, fi)
+	return 0
+}
+
+func (n *node) deleted() bool {
+	_, parent := n.Parent()
+	return parent == nil && !n.IsRoot()
+}
+
+func (n *node) anyOpen() *file {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if len(n.open) == 0 {
+		return nil
+	}
+	return n.open[0]
+}
+
+// changed is called around what changes a name in the directory.
+func (n *node) changed() { n.m.known.changed(n.path()) }
+
+// Setattr implements fs.NodeSetattrer.
+func (n *node) Setattr(ctx context.Context, _ fs.FileHandle, in *fuse.SetAttrIn, out *fuse.AttrOut) syscall.Errno {
+	if err := n.drain(); err != nil {
+		return number(err)
+	}
+	p := n.path()
+	dir := path.Dir(p)
+	n.m.known.changed(dir)
+	defer n.m.known.changed(dir)
+	if uid, ok := in.GetUID(); ok && uid != owner.Uid {
+		return syscall.EPERM // they are whose they are in the pod
+	}
+	if gid, ok := in.GetGID(); ok && gid != owner.Gid {
+		return syscall.EPERM
+	}
+	change := func(do func(*sftp.Client) error) error { return n.m.remote.again(ctx, do) }
+	if size, ok := in.GetSize(); ok {
+		if err := change(func(c *sftp.Client) error { return c.Truncate(p, int64(size)) }); err != nil {
+			return number(err)
+		}
+		n.forget()
+	}
+	if mode, ok := in.GetMode(); ok {
+		if err := change(func(c *sftp.Client) error { return c.Chmod(p, os.FileMode(mode).Perm()) }); err != nil {
+			return number(err)
+		}
+	}
+	mtime, okM := in.GetMTime()
+	atime, okA := in.GetATime()
+	if okM || okA {
+		var now fuse.Attr
+		if errno := n.attr(ctx, &now); errno != 0 {
+			return errno
+		}
+		if !okM {
+			mtime = time.Unix(int64(now.Mtime), 0)
+		}
+		if !okA {
+			atime = time.Unix(int64(now.Atime), 0)
+		}
+		if err := change(func(c *sftp.Client) error { return c.Chtimes(p, atime, mtime) }); err != nil {
+			return number(err)
+		}
+	}
+	n.m.known.changed(dir)
+	return n.attr(ctx, &out.Attr)
+}
+
+// forget drops what was read ahead of the node.
+func (n *node) forget() {
+	n.mu.Lock()
+	files := slices.Clone(n.open)
+	n.mu.Unlock()
+	for _, f := range files {
+		f.r.forget(false)
+	}
+}
+
+// made looks at a name that has just been made.
+func (n *node) made(ctx context.Context, name string, out *fuse.EntryOut) (*fs.Inode, syscall.Errno) {
+	fi, err := n.m.lstat(ctx, n.childPath(name))
+	if err != nil {
+		return nil, number(err)
+	}
+	return n.child(ctx, name, fi, out), 0
+}
+
+// Mkdir implements fs.NodeMkdirer.
+func (n *node) Mkdir(ctx context.Context, name string, mode uint32, out *fuse.EntryOut) (*fs.Inode, syscall.Errno) {
+	defer n.changed()
+	p := n.childPath(name)
+	err := n.m.remote.once(ctx, func(c *sftp.Client) error {
+		if err := c.Mkdir(p); err != nil {
+			return err
+		}
+		return c.Chmod(p, os.FileMode(mode).Perm())
+	})
+	if err != nil {
+		return nil, number(err)
+	}
+	return n.made(ctx, name, out)
+}
+
+// Unlink implements fs.NodeUnlinker.
+func (n *node) Unlink(ctx context.Context, name string) syscall.Errno {
+	defer n.changed()
+	p := n.childPath(name)
+	return number(n.m.remote.once(ctx, func(c *sftp.Client) error { return c.Remove(p) }))
+}
+
+// Rmdir implements fs.NodeRmdirer.
+func (n *node) Rmdir(ctx context.Context, name string) syscall.Errno {
+	defer n.changed()
+	p := n.childPath(name)
+	return number(n.m.remote.once(ctx, func(c *sftp.Client) error { return c.RemoveDirectory(p) }))
+}
+
+// Rename implements fs.NodeRenamer.
+func (n *node) Rename(ctx context.Context, name string, to fs.InodeEmbedder, newName string, flags uint32) syscall.Errno {
+	target := to.(*node)
+	defer n.changed()
+	defer target.changed()
+	from, dest := n.childPath(name), target.childPath(newName)
+	n.settle(name)
+	switch flags {
+	case 0:
+		return number(n.m.remote.once(ctx, func(c *sftp.Client) error { return c.PosixRename(from, dest) }))
+	case unix.RENAME_NOREPLACE:
+		return number(n.m.remote.once(ctx, func(c *sftp.Client) error { return c.Rename(from, dest) }))
+	}
+	return syscall.EINVAL
+}
+
+// Link implements fs.NodeLinker.
+func (n *node) Link(ctx context.Context, target fs.InodeEmbedder, name string, out *fuse.EntryOut) (*fs.Inode, syscall.Errno) {
+	defer n.changed()
+	from, to := target.(*node).path(), n.childPath(name)
+	if err := n.m.remote.once(ctx, func(c *sftp.Client) error { return c.Link(from, to) }); err != nil {
+		return nil, number(err)
+	}
+	return n.made(ctx, name, out)
+}
+
+// Symlink implements fs.NodeSymlinker. A target below the mount point is one of the app's paths.
+func (n *node) Symlink(ctx context.Context, target, name string, out *fuse.EntryOut) (*fs.Inode, syscall.Errno) {
+	defer n.changed()
+	if rest, ok := strings.CutPrefix(target, n.m.point); ok && strings.HasPrefix(rest, "/") {
+		target = rest
+	}
+	to := n.childPath(name)
+	if err := n.m.remote.once(ctx, func(c *sftp.Client) error { return c.Symlink(target, to) }); err != nil {
+		return nil, number(err)
+	}
+	return n.made(ctx, name, out)
+}
+
+// Readlink implements fs.NodeReadlinker. An absolute target is one of the app's paths, and is found below the mount point.
+func (n *node) Readlink(ctx context.Context) ([]byte, syscall.Errno) {
+	p := n.path()
+	found := make(chan string, 2)
+	err := n.m.remote.againGen(ctx, func(c *sftp.Client, gen int) error {
+		to, err := c.ReadLink(p)
+		if err == nil {
+			n.m.links.add(to, int64(gen))
+			found <- to
+		}
+		return err
+	})
+	if err != nil {
+		return nil, number(err)
+	}
+	to := <-found
+	if path.IsAbs(to) {
+		to = n.m.point + to
+	} else if first, _, _ := strings.Cut(to, "/"); n.m.known.lacks(path.Dir(p), first) {
+		n.m.known.changed(path.Dir(p)) // as when the kubelet has just put new contents of a ConfigMap beside the old ones
+	}
+	return []byte(to), 0
+}
+
+// Statfs implements fs.NodeStatfser.
+func (n *node) Statfs(ctx context.Context, out *fuse.StatfsOut) syscall.Errno {
+	p := n.path()
+	found := make(chan *sftp.StatVFS, 2)
+	err := n.m.remote.again(ctx, func(c *sftp.Client) error {
+		st, err := c.StatVFS(p)
+		if err == nil {
+			found <- st
+		}
+		return err
+	})
+	if err != nil {
+		return number(err)
+	}
+	st := <-found
+	out.Blocks, out.Bfree, out.Bavail, out.Files, out.Ffree = st.Blocks, st.Bfree, st.Bavail, st.Files, st.Ffree
+	out.Bsize, out.Frsize, out.NameLen = uint32(st.Bsize), uint32(st.Frsize), uint32(st.Namemax)
+	return 0
+}
+
+// Open implements fs.NodeOpener.
+func (n *node) Open(ctx context.Context, flags uint32) (fs.FileHandle, uint32, syscall.Errno) {
+	f := newFile(n.m, n, n.path(), int(flags)&(syscall.O_ACCMODE|syscall.O_TRUNC))
+	if err := n.drain(); err != nil {
+		return nil, 0, number(err)
+	}
+	if err := f.openNow(ctx); err != nil {
+		return nil, 0, number(err)
+	}
+	if flags&syscall.O_TRUNC != 0 {
+		n.m.known.changed(path.Dir(f.path))
+	}
+	var out uint32
+	if flags&syscall.O_ACCMODE == syscall.O_RDONLY {
+		out |= fuse.FOPEN_NOFLUSH
+	}
+	var now fuse.Attr
+	if n.attr(ctx, &now) == 0 {
+		f.size.Store(int64(now.Size))
+		if n.unchanged(now) {
+			out |= fuse.FOPEN_KEEP_CACHE
+		}
+	}
+	n.add(f)
+	return f, out, 0
+}
+
+// unchanged says whether what the kernel has of the file is what is in it. Times are in seconds: what was changed in the second in which it was
+// read may have been changed once more.
+func (n *node) unchanged(now fuse.Attr) bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	old := n.seen
+	n.seen = stamp{int64(now.Size), int64(now.Mtime), time.Now()}
+	return old.size == n.seen.size && old.mtime == n.seen.mtime && old.when.Unix() > old.mtime+1
+}
+
+// Create implements fs.NodeCreater.
+func (n *node) Create(ctx context.Context, name string, flags, mode uint32, out *fuse.EntryOut) (*fs.Inode, fs.FileHandle, uint32, syscall.Errno) {
+	n.changed()
+	defer n.changed()
+	f := newFile(n.m, nil, n.childPath(name), int(flags)&(syscall.O_ACCMODE|syscall.O_TRUNC|syscall.O_EXCL)|os.O_CREATE)
+	if err := f.openNow(ctx); err != nil {
+		return nil, nil, 0, number(err)
+	}
+	err := n.m.remote.again(ctx, func(c *sftp.Client) error { return c.Chmod(f.path, os.FileMode(mode).Perm()) })
+	var in *fs.Inode
+	errno := number(err)
+	if errno == 0 {
+		in, errno = n.made(ctx, name, out)
+	}
+	if errno != 0 {
+		f.release()
+		return nil, nil, 0, errno
+	}
+	f.n = in.Operations().(*node)
+	f.n.add(f)
+	return in, f, 0, 0
+}
+
+func (n *node) add(f *file) {
+	n.mu.Lock()
+	n.open = append(n.open, f)
+	n.mu.Unlock()
+}
+
+func (n *node) remove(f *file) {
+	n.mu.Lock()
+	n.open = slices.DeleteFunc(n.open, func(o *file) bool { return o == f })
+	n.mu.Unlock()
+}

@@ -1,0 +1,174 @@
+package relay
+
+import (
+	"encoding/json"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+
+	"github.com/zitadel/oidc/v3/example/server/exampleop"
+	"github.com/zitadel/oidc/v3/example/server/storage"
+
+	"github.com/doppel-dev/doppel/internal/relay/store"
+	"github.com/doppel-dev/doppel/internal/relay/web"
+)
+
+// identityProvider is a real OpenID provider with a login page, which demands PKCE of nobody and checks it of everybody who uses it.
+func identityProvider(t *testing.T) web.OIDC {
+	t.Helper()
+	users := map[string]storage.User{}
+	for _, name := range []string{"ann", "bob", "eve"} {
+		users[name] = storage.User{ID: name, Username: name, Password: "pw-" + name, FirstName: strings.ToUpper(name), Email: name + "@example.com", EmailVerified: name != "eve"}
+	}
+	b, err := json.Marshal(users)
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(t.TempDir(), "users.json")
+	if err := os.WriteFile(file, b, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	known, err := storage.StoreFromFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	storage.RegisterClients(storage.WebClient("relay", "the relay's secret", "https://"+domain+"/oidc/callback"))
+	srv := httptest.NewUnstartedServer(nil)
+	issuer := "http://" + srv.Listener.Addr().String()
+	srv.Config.Handler = exampleop.SetupServer(issuer, storage.NewStorage(known), nil, false)
+	srv.Start()
+	t.Cleanup(srv.Close)
+	return web.OIDC{Issuer: issuer, ClientID: "relay", ClientSecret: "the relay's secret", Name: "Example ID"}
+}
+
+var authRequest = regexp.MustCompile(`name="id" value="([^"]+)"`)
+
+// provide logs somebody in at the provider, from a form of the relay's on.
+func (b *browser) provide(p web.OIDC, user string, form url.Values) answer {
+	b.w.t.Helper()
+	a := b.submit("/oidc", form)
+	m := authRequest.FindStringSubmatch(a.body)
+	if !strings.HasPrefix(a.url, p.Issuer) || m == nil {
+		b.w.t.Fatalf("not at the provider: %v", a)
+	}
+	return b.submit(p.Issuer+"/login/username", url.Values{"id": {m[1]}, "username": {user}, "password": {"pw-" + user}})
+}
+
+func TestOIDC(t *testing.T) {
+	p := identityProvider(t)
+	p.Team = "crew"
+	w := newWorld(t, func(c *Config) { c.OIDC = p })
+	ann := w.browser()
+	u, err := url.Parse(w.setup)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if a := ann.visit(w.setup); !strings.Contains(a.body, "Go on with Example ID") || strings.Contains(a.body, `type="password"`) {
+		t.Errorf("setup: %v", a)
+	}
+	if a := w.browser().still().submit("/oidc", nil); a.status != http.StatusOK || !strings.Contains(a.header.Get("Refresh"), p.Issuer) { // browsers follow no redirect here
+		t.Errorf("%v", a)
+	}
+	a := ann.provide(p, "ann", url.Values{"token": u.Query()["token"], "kind": {"setup"}, "team": {"crew"}})
+	if a.url != "https://"+domain+"/" || !strings.Contains(a.body, "ann@example.com") {
+		t.Fatalf("first account: %v", a)
+	}
+	l := ann.login()
+	pr := l.preview(l.cluster("prod", echo), "web")
+
+	// a colleague follows a link, logs in at the provider, and is where the link leads
+	bob := w.browser()
+	a = bob.visit(pr.URL + "there?x=1")
+	at, err := url.Parse(a.url)
+	if err != nil || at.Path != "/login" {
+		t.Fatalf("not asked to log in: %v", a)
+	}
+	if a = bob.provide(p, "bob", url.Values{"next": at.Query()["next"]}); !strings.Contains(a.body, "GET /there?x=1 host=") {
+		t.Errorf("the colleague: %v", a)
+	}
+	if a = bob.submit("/logout", nil); !strings.Contains(a.body, "Log in with Example ID") {
+		t.Errorf("logout: %v", a)
+	}
+	// again, and still the same person
+	if a = bob.provide(p, "bob", nil); !strings.Contains(a.body, "bob@example.com") {
+		t.Errorf("again: %v", a)
+	}
+	members, err := w.relay.store.Members(t.Context(), w.team())
+	if err != nil || len(members) != 2 || members[0].Role != store.Admin || members[1].Role != store.Member {
+		t.Errorf("%+v %v", members, err)
+	}
+
+	// nobody for whom the provider does not vouch
+	if a = w.browser().provide(p, "eve", nil); a.status != http.StatusForbidden || !strings.Contains(a.body, "does not vouch") {
+		t.Errorf("unverified: %v", a)
+	}
+	if err := w.relay.store.SetDisabled(t.Context(), members[1].ID, true); err != nil {
+		t.Fatal(err)
+	}
+	if a = w.browser().provide(p, "bob", nil); a.status != http.StatusForbidden || !strings.Contains(a.body, "disabled") {
+		t.Errorf("disabled: %v", a)
+	}
+	// no way around the provider
+	if a = w.browser().submit("/login", url.Values{"email": {"ann@example.com"}, "password": {""}}); a.status != http.StatusMethodNotAllowed && a.status != http.StatusNotFound {
+		t.Errorf("password: %v", a)
+	}
+}
+
+// What somebody else's login has brought is worth nothing in another browser, nor twice.
+func TestOIDCForged(t *testing.T) {
+	p := identityProvider(t)
+	w := newWorld(t, func(c *Config) { c.OIDC = p })
+	victim, attacker := w.browser(), w.browser()
+	// The attacker logs in up to the callback, and gives its address to the victim (login CSRF).
+	var callback string
+	attacker.CheckRedirect = func(r *http.Request, _ []*http.Request) error {
+		if r.URL.Path == "/oidc/callback" {
+			callback = r.URL.String()
+			return http.ErrUseLastResponse
+		}
+		return nil
+	}
+	attacker.provide(p, "bob", nil)
+	if a := victim.visit(callback); a.status != http.StatusForbidden || !strings.Contains(a.body, "another browser") {
+		t.Errorf("another browser: %v", a)
+	}
+	attacker.CheckRedirect = nil
+	if a := attacker.visit(callback); !strings.Contains(a.body, "bob@example.com") {
+		t.Errorf("the browser itself: %v", a)
+	}
+	if a := attacker.visit(callback); a.status != http.StatusForbidden {
+		t.Errorf("twice: %v", a)
+	}
+	// A code of another login does not fit: PKCE and nonce are this login's own.
+	var first, second string
+	for _, to := range []*string{&first, &second} {
+		attacker.CheckRedirect = func(r *http.Request, _ []*http.Request) error {
+			if r.URL.Path == "/oidc/callback" {
+				*to = r.URL.String()
+				return http.ErrUseLastResponse
+			}
+			return nil
+		}
+		attacker.submit("/logout", nil)
+		attacker.provide(p, "bob", nil)
+	}
+	one, _ := url.Parse(first)
+	two, _ := url.Parse(second)
+	q := two.Query()
+	q.Set("code", one.Query().Get("code"))
+	two.RawQuery = q.Encode()
+	attacker.CheckRedirect = nil
+	if a := attacker.visit(two.String()); a.status != http.StatusBadGateway {
+		t.Errorf("another login's code: %v", a)
+	}
+	// A provider that is away is said so.
+	w2 := newWorld(t, func(c *Config) { c.OIDC = p; c.OIDC.Issuer = "http://127.0.0.1:1" })
+	if a := w2.browser().submit("/oidc", nil); a.status != http.StatusBadGateway || !strings.Contains(a.body, "does not answer") {
+		t.Errorf("away: %v", a)
+	}
+}

@@ -1,0 +1,193 @@
+package web
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"net/http"
+	"net/url"
+	"strings"
+	"time"
+
+	"github.com/doppel-dev/doppel/internal/relay/preview"
+	"github.com/doppel-dev/doppel/internal/relay/secret"
+	"github.com/doppel-dev/doppel/internal/relay/store"
+)
+
+func (s *Site) accountRoutes(mux *http.ServeMux) {
+	mux.Handle("GET /login", s.public(s.loginPage))
+	if s.oidc != nil {
+		s.oidcRoutes(mux)
+	} else {
+		mux.Handle("POST /login", s.public(s.loginByPassword))
+		mux.Handle("POST /setup", s.public(s.join(store.Setup)))
+		mux.Handle("POST /invite", s.public(s.join(store.Invite)))
+	}
+	mux.Handle("POST /logout", s.private(s.logout))
+	mux.Handle("GET /setup", s.public(s.joinPage(store.Setup)))
+	mux.Handle("GET /invite", s.public(s.joinPage(store.Invite)))
+}
+
+// SetupURL returns a new one-time link with which the first account is made, or "" if there is one.
+func (s *Site) SetupURL(ctx context.Context) (string, error) {
+	empty, err := s.cfg.Store.Empty(ctx)
+	if err != nil || !empty {
+		return "", err
+	}
+	token, err := s.cfg.Store.ReplaceTokens(ctx, store.Token{Kind: store.Setup}, setupLife)
+	return s.link("/setup", url.Values{"token": {token}}), err
+}
+
+func (s *Site) link(path string, query url.Values) string {
+	u := s.cfg.Base.JoinPath(path)
+	u.RawQuery = query.Encode()
+	return u.String()
+}
+
+// loginForm is what the login page shows again.
+type loginForm struct{ Email, Next string }
+
+func (s *Site) loginPage(w http.ResponseWriter, r *http.Request) {
+	next := preview.LocalPath(r.FormValue("next"))
+	if meOf(r) != nil {
+		http.Redirect(w, r, next, http.StatusSeeOther)
+		return
+	}
+	s.render(w, r, http.StatusOK, "login.html", "Log in", loginForm{Next: next}, "")
+}
+
+func (s *Site) loginByPassword(w http.ResponseWriter, r *http.Request) {
+	f := loginForm{store.Email(r.PostFormValue("email")), preview.LocalPath(r.PostFormValue("next"))}
+	if !s.logins.login(r.Context(), networkOf(r), f.Email) {
+		w.Header().Set("Retry-After", "10")
+		s.render(w, r, http.StatusTooManyRequests, "login.html", "Log in", f, "Too many attempts. Wait a little and try again.")
+		return
+	}
+	p, err := s.cfg.Store.PersonByEmail(r.Context(), f.Email)
+	if err != nil && !errors.Is(err, store.ErrNotFound) {
+		s.fail(w, r, err)
+		return
+	}
+	if !s.cfg.Passwords.Verify(r.PostFormValue("password"), p.Password) || p.Disabled { // as slow for an account that is not there
+		s.refused(r, f.Email, "password")
+		s.render(w, r, http.StatusUnauthorized, "login.html", "Log in", f, "This e-mail address and password do not belong together.")
+		return
+	}
+	s.loggedIn(w, r, p, f.Next)
+}
+
+// loggedIn gives the browser a login of its own, whatever it had before.
+func (s *Site) loggedIn(w http.ResponseWriter, r *http.Request, p store.Person, next string) {
+	if m := meOf(r); m != nil {
+		if err := s.cfg.Store.Revoke(r.Context(), m.Token); err != nil {
+			s.fail(w, r, err)
+			return
+		}
+	}
+	token, err := s.cfg.Store.AddToken(r.Context(), store.Token{Kind: store.Web, Person: p.ID, Data: r.UserAgent()}, webLife)
+	if err != nil {
+		s.fail(w, r, err)
+		return
+	}
+	s.audit(r, p.Email, "login", "browser")
+	http.SetCookie(w, cookie(token, webLife))
+	if strings.HasPrefix(next, "/visit?") { // and from there to a preview
+		s.leave(w, r, next)
+		return
+	}
+	http.Redirect(w, r, next, http.StatusSeeOther)
+}
+
+func cookie(value string, life time.Duration) *http.Cookie {
+	c := &http.Cookie{Name: loginCookie, Value: value, Path: "/", Secure: true, HttpOnly: true, SameSite: http.SameSiteLaxMode, MaxAge: int(life.Seconds())}
+	if life <= 0 {
+		c.MaxAge = -1
+	}
+	return c
+}
+
+// logout ends the login, and with it the visits and open requests that it led to.
+func (s *Site) logout(w http.ResponseWriter, r *http.Request) {
+	m := meOf(r)
+	if err := s.cfg.Store.Revoke(r.Context(), m.Token); err != nil {
+		s.fail(w, r, err)
+		return
+	}
+	s.audit(r, m.Email, "logout", "browser")
+	http.SetCookie(w, cookie("", 0))
+	http.Redirect(w, r, "/login", http.StatusSeeOther)
+}
+
+// joinForm is what the page for a new account shows again.
+type joinForm struct {
+	Kind, Token, Email, Name, Team string
+	First                          bool
+}
+
+// joinPage is where a setup or invitation link leads.
+func (s *Site) joinPage(kind store.Kind) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		f := joinForm{Kind: string(kind), Token: r.FormValue("token"), First: kind == store.Setup}
+		if _, err := s.cfg.Store.Token(r.Context(), kind, f.Token); errors.Is(err, store.ErrNotFound) {
+			s.render(w, r, http.StatusNotFound, "message.html", "This link does not work", "It was used already, or it is too old. Ask for a new one.", "")
+			return
+		} else if err != nil {
+			s.fail(w, r, err)
+			return
+		}
+		s.render(w, r, http.StatusOK, "join.html", "Make an account", f, "")
+	}
+}
+
+// join makes an account by a setup or invitation link.
+func (s *Site) join(kind store.Kind) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		f := joinForm{
+			Kind: string(kind), Token: r.PostFormValue("token"), Email: store.Email(r.PostFormValue("email")),
+			Name: strings.TrimSpace(r.PostFormValue("name")), Team: strings.TrimSpace(r.PostFormValue("team")), First: kind == store.Setup,
+		}
+		password := r.PostFormValue("password")
+		again := func(status int, problem string) { s.render(w, r, status, "join.html", "Make an account", f, problem) }
+		t, err := s.cfg.Store.Token(r.Context(), kind, f.Token)
+		if errors.Is(err, store.ErrNotFound) {
+			s.render(w, r, http.StatusNotFound, "message.html", "This link does not work", "It was used already, or it is too old. Ask for a new one.", "")
+			return
+		}
+		if err != nil {
+			s.fail(w, r, err)
+			return
+		}
+		if !isAddress(f.Email) {
+			again(http.StatusBadRequest, "That is not an e-mail address.")
+			return
+		}
+		if err := secret.CheckPassword(password); err != nil {
+			again(http.StatusBadRequest, sentence(err))
+			return
+		}
+		team, role := t.Subject, store.Role(t.Data)
+		if f.First {
+			made, err := s.cfg.Store.AddTeam(r.Context(), cmp.Or(f.Team, "team"))
+			if err != nil && !errors.Is(err, store.ErrTaken) {
+				s.fail(w, r, err)
+				return
+			}
+			team, role = made.ID, store.Admin
+			if errors.Is(err, store.ErrTaken) {
+				again(http.StatusConflict, "There is a team of that name.")
+				return
+			}
+		}
+		p, err := s.cfg.Store.AddPerson(r.Context(), store.Person{Email: f.Email, Name: cmp.Or(f.Name, f.Email), Password: s.cfg.Passwords.Hash(password)}, team, role, t.Hash)
+		switch {
+		case errors.Is(err, store.ErrTaken):
+			again(http.StatusConflict, "There is an account with that e-mail address.")
+			return
+		case err != nil:
+			s.fail(w, r, err)
+			return
+		}
+		s.audit(r, p.Email, "account made", "by "+string(kind)+" link")
+		s.loggedIn(w, r, p, "/")
+	}
+}

@@ -1,0 +1,375 @@
+package sftpd
+
+import (
+	"encoding/binary"
+	"errors"
+	"io"
+	"io/fs"
+	"os"
+	"path"
+	"slices"
+	"sync"
+	"syscall"
+
+	"github.com/pkg/sftp"
+)
+
+// The library has an error's text sent to the client. It gets the bare error number, whose text is the same everywhere, so that the client
+// can turn it back, and no path of this process is told.
+func bare(err error) error {
+	if err == nil || errors.Is(err, io.EOF) {
+		return err
+	}
+	var no syscall.Errno
+	if errors.As(err, &no) {
+		return no
+	}
+	if errors.Is(err, os.ErrClosed) {
+		return syscall.EBADF
+	}
+	return syscall.EACCES // os.Root says no to what leads out of it
+}
+
+// writable finds a place that may be changed.
+func (s *server) writable(p string) (place, error) {
+	at, err := s.tree.find(p)
+	if errors.Is(err, syscall.ENOENT) { // a new name in a directory above volumes
+		if above, err2 := s.tree.find(path.Dir(p)); err2 == nil && above.vol == nil {
+			err = syscall.EROFS
+		}
+	}
+	switch {
+	case err != nil:
+		return at, err
+	case at.vol == nil || at.vol.ReadOnly:
+		return at, syscall.EROFS
+	}
+	return at, nil
+}
+
+// file is an open file or directory; it counts until it is closed.
+type file struct {
+	*os.File
+	s    *server
+	once sync.Once
+}
+
+func (f *file) Close() error {
+	f.once.Do(func() { f.s.handles.Add(-1) })
+	return bare(f.File.Close())
+}
+
+func (f *file) ReadAt(p []byte, off int64) (int, error) {
+	n, err := f.File.ReadAt(p, off)
+	return n, bare(err)
+}
+
+func (f *file) WriteAt(p []byte, off int64) (int, error) {
+	n, err := f.File.WriteAt(p, off)
+	return n, bare(err)
+}
+
+// open opens a regular file or a directory. Nothing else: opening a FIFO waits, and opening a device may do things.
+func (s *server) open(at place, flags int, perm os.FileMode) (*file, error) {
+	if s.handles.Add(1) > MaxHandles {
+		s.handles.Add(-1)
+		return nil, syscall.EMFILE
+	}
+	f, err := at.open(flags|syscall.O_NONBLOCK, perm)
+	if err == nil {
+		return &file{File: f, s: s}, nil
+	}
+	s.handles.Add(-1)
+	return nil, bare(err)
+}
+
+func (p place) open(flags int, perm os.FileMode) (*os.File, error) {
+	var f *os.File
+	var err error
+	switch {
+	case p.vol == nil:
+		return nil, syscall.EISDIR
+	case p.vol.root == nil:
+		f, err = os.OpenFile(p.vol.Dir, flags, perm)
+	default:
+		// Looked at before, because opening alone has effects, and after, because it may be another one by then.
+		if fi, err := p.vol.root.Stat(p.rel); err == nil && !fi.Mode().IsRegular() && !fi.IsDir() {
+			return nil, syscall.EOPNOTSUPP
+		}
+		f, err = p.vol.root.OpenFile(p.rel, flags, perm)
+	}
+	if err != nil {
+		return nil, err
+	}
+	fi, err := f.Stat()
+	if err == nil && !fi.Mode().IsRegular() && !fi.IsDir() {
+		err = syscall.EOPNOTSUPP
+	}
+	if err != nil {
+		_ = f.Close()
+		return nil, err
+	}
+	return f, nil
+}
+
+// Fileread implements sftp.FileReader.
+func (s *server) Fileread(r *sftp.Request) (io.ReaderAt, error) {
+	at, err := s.tree.find(r.Filepath)
+	if err != nil {
+		return nil, err
+	}
+	return s.open(at, os.O_RDONLY, 0)
+}
+
+// Filewrite implements sftp.FileWriter.
+func (s *server) Filewrite(r *sftp.Request) (io.WriterAt, error) { return s.OpenFile(r) }
+
+// OpenFile implements sftp.OpenFileWriter.
+func (s *server) OpenFile(r *sftp.Request) (sftp.WriterAtReaderAt, error) {
+	at, err := s.writable(r.Filepath)
+	if err != nil {
+		return nil, err
+	}
+	want := r.Pflags()
+	flags := os.O_WRONLY
+	if want.Read {
+		flags = os.O_RDWR
+	}
+	// Not O_APPEND: the client says where to write.
+	if want.Creat {
+		flags |= os.O_CREATE
+	}
+	if want.Trunc {
+		flags |= os.O_TRUNC
+	}
+	if want.Excl {
+		flags |= os.O_EXCL
+	}
+	perm := os.FileMode(0o600) // until the client says what it shall be
+	// The library does not tell which attributes come with an open. Of their combinations the permissions alone have four bytes.
+	if len(r.Attrs) == 4 {
+		perm = os.FileMode(binary.BigEndian.Uint32(r.Attrs)).Perm()
+	}
+	return s.open(at, flags, perm)
+}
+
+// Filecmd implements sftp.FileCmder.
+func (s *server) Filecmd(r *sftp.Request) error {
+	switch r.Method {
+	case "Symlink": // here the file is the target, a text, and the target the file
+		at, err := s.changeable(r.Target)
+		if err != nil {
+			return err
+		}
+		return bare(at.vol.root.Symlink(r.Filepath, at.rel))
+	case "Rename": // which version 3 of the protocol does not let replace anything
+		if _, err := s.tree.stat(r.Target, false); err == nil {
+			return syscall.EEXIST
+		}
+		return s.PosixRename(r)
+	case "Setstat":
+		return s.setstat(r)
+	}
+	at, err := s.changeable(r.Filepath)
+	if err != nil {
+		return err
+	}
+	switch r.Method {
+	case "Mkdir":
+		return bare(at.vol.root.Mkdir(at.rel, 0o755))
+	case "Remove", "Rmdir":
+		return s.remove(at, r.Method == "Rmdir")
+	case "Link":
+		to, err := s.changeable(r.Target)
+		switch {
+		case err != nil:
+			return err
+		case to.vol != at.vol:
+			return syscall.EXDEV
+		}
+		return bare(at.vol.root.Link(at.rel, to.rel))
+	}
+	return sftp.ErrSSHFxOpUnsupported
+}
+
+// changeable finds a name in a directory that may be changed: not a volume itself, which is a mount point for the app.
+func (s *server) changeable(p string) (place, error) {
+	at, err := s.writable(p)
+	if err == nil && (at.top() || len(s.tree.children(p)) > 0) {
+		err = syscall.EBUSY
+	}
+	return at, err
+}
+
+// PosixRename implements sftp.PosixRenameFileCmder: as rename(2).
+func (s *server) PosixRename(r *sftp.Request) error {
+	from, err := s.changeable(r.Filepath)
+	if err != nil {
+		return err
+	}
+	to, err := s.changeable(r.Target)
+	switch {
+	case err != nil:
+		return err
+	case from.vol != to.vol:
+		return syscall.EXDEV
+	}
+	return bare(from.vol.root.Rename(from.rel, to.rel))
+}
+
+// remove is unlink(2) or rmdir(2), which os.Root has in one.
+func (s *server) remove(at place, dir bool) error {
+	fi, err := at.vol.root.Lstat(at.rel)
+	switch {
+	case err != nil:
+		return bare(err)
+	case dir && !fi.IsDir():
+		return syscall.ENOTDIR
+	case !dir && fi.IsDir():
+		return syscall.EISDIR
+	}
+	return bare(at.vol.root.Remove(at.rel))
+}
+
+func (s *server) setstat(r *sftp.Request) error {
+	at, err := s.writable(r.Filepath)
+	if err != nil {
+		return err
+	}
+	want, attrs := r.AttrFlags(), r.Attributes()
+	if attrs == nil { // cut short
+		return syscall.EINVAL
+	}
+	if want.UidGid {
+		fi, err := s.tree.stat(r.Filepath, true)
+		if err != nil {
+			return bare(err)
+		}
+		if st, ok := fi.Sys().(*syscall.Stat_t); !ok || st.Uid != attrs.UID || st.Gid != attrs.GID {
+			return syscall.EPERM // files are those of the app
+		}
+	}
+	if want.Size || at.vol.root == nil {
+		f, err := s.open(at, os.O_WRONLY, 0)
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+		if want.Size {
+			if err := f.Truncate(int64(attrs.Size)); err != nil {
+				return bare(err)
+			}
+		}
+		if want.Permissions {
+			if err := f.Chmod(attrs.FileMode().Perm()); err != nil {
+				return bare(err)
+			}
+		}
+	} else if want.Permissions {
+		if err := at.vol.root.Chmod(at.rel, attrs.FileMode().Perm()); err != nil {
+			return bare(err)
+		}
+	}
+	if want.Acmodtime {
+		chtimes := os.Chtimes
+		name := at.vol.Dir
+		if at.vol.root != nil {
+			chtimes, name = at.vol.root.Chtimes, at.rel
+		}
+		return bare(chtimes(name, attrs.AccessTime(), attrs.ModTime()))
+	}
+	return nil
+}
+
+// Filelist implements sftp.FileLister.
+func (s *server) Filelist(r *sftp.Request) (sftp.ListerAt, error) {
+	if r.Method == "Stat" {
+		return s.one(r.Filepath, true)
+	}
+	at, err := s.tree.find(r.Filepath)
+	if err != nil {
+		return nil, err
+	}
+	l := &listing{}
+	for _, name := range s.tree.children(r.Filepath) {
+		fi, err := s.tree.stat(path.Join(r.Filepath, name), false)
+		if err != nil {
+			return nil, bare(err)
+		}
+		l.first = append(l.first, fi)
+	}
+	if at.vol != nil {
+		l.f, err = s.open(at, os.O_RDONLY|syscall.O_DIRECTORY, 0)
+		if err != nil && (len(l.first) == 0 || !errors.Is(err, fs.ErrNotExist)) {
+			return nil, err
+		}
+	}
+	return l, nil
+}
+
+// Lstat implements sftp.LstatFileLister.
+func (s *server) Lstat(r *sftp.Request) (sftp.ListerAt, error) { return s.one(r.Filepath, false) }
+
+func (s *server) one(p string, follow bool) (sftp.ListerAt, error) {
+	fi, err := s.tree.stat(p, follow)
+	if err != nil {
+		return nil, bare(err)
+	}
+	return &listing{first: []fs.FileInfo{fi}}, nil
+}
+
+// Readlink implements sftp.ReadlinkFileLister.
+func (s *server) Readlink(p string) (string, error) {
+	at, err := s.tree.find(p)
+	if err != nil {
+		return "", err
+	}
+	if at.vol == nil || at.vol.root == nil {
+		return "", syscall.EINVAL
+	}
+	to, err := at.vol.root.Readlink(at.rel)
+	return to, bare(err)
+}
+
+// RealPath implements sftp.RealPathFileLister: a path is what it is, "" the root.
+func (s *server) RealPath(p string) (string, error) { return path.Join("/", p), nil }
+
+// listing is read once, from the beginning to the end.
+type listing struct {
+	f *file // nil: none
+
+	mu sync.Mutex
+	// guarded by mu
+	first []fs.FileInfo // and their names hide those in f
+	given int
+}
+
+func (l *listing) ListAt(out []fs.FileInfo, _ int64) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.given < len(l.first) {
+		n := copy(out, l.first[l.given:])
+		l.given += n
+		return n, nil
+	}
+	for l.f != nil {
+		fis, err := l.f.Readdir(len(out))
+		fis = slices.DeleteFunc(fis, func(fi fs.FileInfo) bool {
+			return slices.ContainsFunc(l.first, func(hides fs.FileInfo) bool { return hides.Name() == fi.Name() })
+		})
+		if n := copy(out, fis); n > 0 {
+			return n, nil
+		}
+		if err != nil {
+			return 0, bare(err)
+		}
+	}
+	return 0, io.EOF
+}
+
+func (l *listing) Close() error {
+	if l.f == nil {
+		return nil
+	}
+	return l.f.Close()
+}

@@ -1,0 +1,33 @@
+package userd
+
+import (
+	"net/netip"
+	"slices"
+	"testing"
+
+	"github.com/doppel-dev/doppel/internal/control"
+	"github.com/doppel-dev/doppel/internal/localapi"
+	"github.com/doppel-dev/doppel/internal/resolver"
+)
+
+// What the pods of an intercept have in their hosts file has a name here too; what the user has said of a name goes before.
+func TestHosts(t *testing.T) {
+	addr := netip.MustParseAddr
+	states := map[string]control.Intercept{
+		"b": {Hosts: []control.Host{{Name: "legacy.example", Addr: addr("10.1.2.3")}, {Name: "both.example", Addr: addr("10.1.2.4")}}},
+		"a": {OwnDNS: true}, "c": {OwnDNS: true}, "d": {},
+	}
+	n := names(control.Cluster{}, "shop", localapi.DNSOptions{Mappings: []localapi.DNSMapping{{Name: "both.example", AliasFor: "10.9.9.9"}}}, hostsOf(states))
+	want := []resolver.Mapping{
+		{Name: probeName, Addr: vifDNS},
+		{Name: "legacy.example", Addr: addr("10.1.2.3")},
+		{Name: "both.example", Addr: addr("10.1.2.4")},
+		{Name: "both.example", Addr: addr("10.9.9.9")}, // the last one counts
+	}
+	if !slices.Equal(n.Mappings, want) {
+		t.Errorf("%+v", n.Mappings)
+	}
+	if got := resolvingOf(states); got != "a c" {
+		t.Errorf("resolved by %q", got)
+	}
+}
