@@ -23,7 +23,7 @@ import (
 // oldRevision is the oldest one whose programs have to get on with today's: since then Session, Intercept and what goes through the tunnel have only got
 // fields, methods and kinds. Nothing older has been released.
 const (
-	oldRevision = "cc98628e3edde4588152e823fca8a775d4b9c640"
+	oldRevision = "3c125fec011788958f5f34bac1d1a94093c5a011"
 	oldVersion  = "0.0.1" // what its programs are built as, so that its images have names of their own
 )
 

@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"syscall"
@@ -34,6 +35,7 @@ func BecomeWithVolumes(args []string, tell func(error)) error {
 	if len(args) < 3 {
 		return errors.New("use: doppel intercept NAME -- COMMAND")
 	}
+	runtime.LockOSThread() // what a thread drops, only that thread's exec(2) is without
 	root, paths, argv := args[0], strings.Split(args[1], ":"), args[2:]
 	if err := showVolumes(root, paths); err != nil {
 		tell(err)

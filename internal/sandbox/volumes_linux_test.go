@@ -12,10 +12,30 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+var garbage []byte
+
+// asNobody has a command of WithVolumes run as it is by a user without rights.
+func asNobody(cmd *exec.Cmd) {
+	cmd.SysProcAttr.Cloneflags |= unix.CLONE_NEWUSER
+	cmd.SysProcAttr.UidMappings = []syscall.SysProcIDMap{{ContainerID: 65534, HostID: 65534, Size: 1}}
+	cmd.SysProcAttr.GidMappings = []syscall.SysProcIDMap{{ContainerID: 65534, HostID: 65534, Size: 1}}
+	cmd.SysProcAttr.AmbientCaps = []uintptr{unix.CAP_SYS_ADMIN}
+	cmd.SysProcAttr.Credential = &syscall.Credential{Uid: 65534, Gid: 65534, NoSetGroups: true}
+}
+
 // A command sees the app's volumes at their own paths where the machine has nothing, and the machine as it is everywhere else.
 func TestWithVolumes(t *testing.T) {
 	if os.Getenv("DOPPEL_TEST_VOLUMES") != "" {
 		args := os.Args[len(os.Args)-int(os.Getenv("DOPPEL_TEST_VOLUMES")[0]-'0'):]
+		if os.Getenv("DOPPEL_TEST_BUSY") != "" { // what is collected has goroutines change their threads
+			for range 8 {
+				go func() {
+					for {
+						garbage = make([]byte, 1<<16)
+					}
+				}()
+			}
+		}
 		t.Fatal(BecomeWithVolumes(args, func(err error) { fmt.Fprintln(os.Stderr, "told:", err) }))
 	}
 	for _, as := range []string{"root", "nobody"} {
@@ -54,11 +74,7 @@ func TestWithVolumes(t *testing.T) {
 			plain := cmd.Args
 			WithVolumes(cmd, []string{"-test.run", "^TestWithVolumes$"}, root, paths)
 			if as == "nobody" {
-				cmd.SysProcAttr.Cloneflags |= unix.CLONE_NEWUSER
-				cmd.SysProcAttr.UidMappings = []syscall.SysProcIDMap{{ContainerID: 65534, HostID: 65534, Size: 1}}
-				cmd.SysProcAttr.GidMappings = []syscall.SysProcIDMap{{ContainerID: 65534, HostID: 65534, Size: 1}}
-				cmd.SysProcAttr.AmbientCaps = []uintptr{unix.CAP_SYS_ADMIN}
-				cmd.SysProcAttr.Credential = &syscall.Credential{Uid: 65534, Gid: 65534, NoSetGroups: true}
+				asNobody(cmd)
 			}
 			cmd.Env = append(os.Environ(), "DOPPEL_TEST_VOLUMES="+string(rune('0'+2+len(plain))))
 			out, err := cmd.CombinedOutput()
@@ -79,5 +95,21 @@ func TestWithVolumes(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// The helper's rights are not the command's, whichever thread each of its steps is on.
+func TestNoRightsLeft(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("needs root to be nobody")
+	}
+	for range 50 {
+		cmd := exec.Command("grep", "CapEff", "/proc/self/status")
+		WithVolumes(cmd, []string{"-test.run", "^TestWithVolumes$"}, "/", []string{"/etc"})
+		asNobody(cmd)
+		cmd.Env = append(os.Environ(), "DOPPEL_TEST_VOLUMES=5", "DOPPEL_TEST_BUSY=1")
+		if out, err := cmd.CombinedOutput(); err != nil || string(out) != "CapEff:\t0000000000000000\n" {
+			t.Fatalf("%v\n%s", err, out)
+		}
 	}
 }
