@@ -131,6 +131,7 @@ var links = map[string]map[string]string{
 	"cmd/doppel": {
 		"github.com/google/nftables":                 "rules are set by the privileged programs; the user daemon has no privilege",
 		"helm.sh/":                                   "every command would start with it, and the user daemon have it in memory: doppel-helm has it",
+		"k8s.io/client-go/kubernetes":                "all groups of Kubernetes, twice the program and its memory: internal/kube asks for what it needs",
 		"github.com/caddyserver/certmagic":           "certificates are the relay's",
 		"modernc.org/sqlite":                         "the database is the relay's",
 		"github.com/jackc/pgx":                       "the database is the relay's",

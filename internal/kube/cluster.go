@@ -19,16 +19,11 @@ import (
 
 	authenticationv1 "k8s.io/api/authentication/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/runtime"
-	"k8s.io/apimachinery/pkg/runtime/serializer"
 	utilnet "k8s.io/apimachinery/pkg/util/net"
-	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
 
-	"github.com/doppel-dev/doppel/api/v1alpha1"
 	"github.com/doppel-dev/doppel/internal/buildinfo"
 	"github.com/doppel-dev/doppel/internal/tunnel"
 	"github.com/doppel-dev/doppel/internal/uerr"
@@ -49,12 +44,11 @@ type Cluster struct {
 	Namespace string
 	Server    string
 
-	config    *rest.Config
-	core      kubernetes.Interface
-	resources rest.Interface // doppel.dev/v1alpha1
-	raw       clientcmd.ClientConfig
-	user      string // known after WhoAmI
-	clock     clock
+	config *rest.Config
+	api    *rest.RESTClient
+	raw    clientcmd.ClientConfig
+	user   string // known after WhoAmI
+	clock  clock
 
 	from atomic.Pointer[netip.Addr] // this machine's address of the last connection that was to be attached
 }
@@ -133,23 +127,10 @@ func newCluster(cfg *rest.Config, cc clientcmd.ClientConfig, name, ns string) (*
 	}
 	cfg.UserAgent = "doppel/" + buildinfo.Version
 	cfg.QPS, cfg.Burst = 50, 100
-	core, err := kubernetes.NewForConfig(cfg)
-	if err != nil {
+	var err error
+	if c.api, err = newREST(cfg); err != nil {
 		return nil, uerr.Wrap(err, uerr.Usage, "check the kubeconfig with: kubectl config view", "context %q cannot be used", name)
 	}
-	scheme := runtime.NewScheme()
-	if err := v1alpha1.AddToScheme(scheme); err != nil {
-		return nil, err
-	}
-	metav1.AddToGroupVersion(scheme, metav1.SchemeGroupVersion)
-	rc := rest.CopyConfig(cfg)
-	rc.GroupVersion, rc.APIPath = &v1alpha1.GroupVersion, "/apis"
-	rc.NegotiatedSerializer = serializer.NewCodecFactory(scheme).WithoutConversion()
-	res, err := rest.RESTClientFor(rc)
-	if err != nil {
-		return nil, err
-	}
-	c.core, c.resources = core, res
 	return c, nil
 }
 
@@ -169,7 +150,7 @@ func (c *Cluster) SameUser(o *Cluster) bool {
 func (c *Cluster) WhoAmI(ctx context.Context) (string, error) {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
-	r, err := c.core.AuthenticationV1().SelfSubjectReviews().Create(ctx, &authenticationv1.SelfSubjectReview{}, metav1.CreateOptions{})
+	r, err := selfReviews.create(ctx, c, "", &authenticationv1.SelfSubjectReview{})
 	if err != nil {
 		return "", c.explain(err, "ask who you are")
 	}
@@ -260,10 +241,8 @@ func (c *Cluster) explain(err error, doing string) error {
 // CloseIdle closes connections that are not in use: after a change of the network they may be dead, and the next request would
 // wait for an answer in vain.
 func (c *Cluster) CloseIdle() {
-	for _, r := range []rest.Interface{c.core.CoreV1().RESTClient(), c.resources} {
-		if rc, ok := r.(*rest.RESTClient); ok && rc.Client != nil {
-			utilnet.CloseIdleConnectionsFor(rc.Client.Transport)
-		}
+	if c.api.Client != nil {
+		utilnet.CloseIdleConnectionsFor(c.api.Client.Transport)
 	}
 }
 

@@ -7,8 +7,6 @@ import (
 	"strings"
 	"time"
 
-	corev1 "k8s.io/api/core/v1"
-	"k8s.io/client-go/kubernetes/scheme"
 	"k8s.io/client-go/tools/remotecommand"
 )
 
@@ -24,8 +22,8 @@ const (
 func (c *Cluster) ContainerEnviron(ctx context.Context, ns, pod, container string) (map[string]string, error) {
 	ctx, cancel := context.WithTimeout(ctx, execTimeout)
 	defer cancel()
-	url := c.core.CoreV1().RESTClient().Post().Namespace(ns).Resource("pods").Name(pod).SubResource("exec").
-		VersionedParams(&corev1.PodExecOptions{Container: container, Command: []string{"cat", "/proc/self/environ"}, Stdout: true, Stderr: true}, scheme.ParameterCodec).URL()
+	url := pods.at(c.api.Post(), ns).Name(pod).SubResource("exec").
+		Param("container", container).Param("command", "cat").Param("command", "/proc/self/environ").Param("stdout", "true").Param("stderr", "true").URL()
 	ws, err := remotecommand.NewWebSocketExecutor(c.config, "GET", url.String())
 	if err != nil {
 		return nil, err

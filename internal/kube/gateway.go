@@ -55,7 +55,7 @@ func (c *Cluster) gateways(ctx context.Context, ns string) []routed {
 }
 
 func (c *Cluster) read(ctx context.Context, ns, resource, name string, into any) bool {
-	req := c.resources.Get().AbsPath(gatewayPath).Namespace(ns).Resource(resource)
+	req := c.api.Get().AbsPath(gatewayPath).Namespace(ns).Resource(resource)
 	if name != "" {
 		req = req.Name(name)
 	}

@@ -7,7 +7,6 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/doppel-dev/doppel/api/v1alpha1"
 )
@@ -17,18 +16,15 @@ import (
 func (c *Cluster) Ingresses(ctx context.Context, ns string) ([]v1alpha1.Ingress, error) {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
-	own, err := c.core.CoreV1().Services(ns).List(ctx, metav1.ListOptions{})
+	own, err := services.list(ctx, c, ns, "")
 	if err != nil {
 		return nil, c.explain(err, "list the services of namespace "+ns)
 	}
-	all, err := c.core.CoreV1().Services("").List(ctx, metav1.ListOptions{})
+	all, err := services.list(ctx, c, "", "")
 	if err != nil { // may list one namespace only
 		all = own
 	}
-	rules, err := c.core.NetworkingV1().Ingresses(ns).List(ctx, metav1.ListOptions{})
-	if err != nil {
-		rules = &networkingv1.IngressList{}
-	}
+	rules, _ := ingresses.list(ctx, c, ns, "") // empty if the user may not see them
 	return guesses(all.Items, own.Items, rules.Items, c.gateways(ctx, ns)), nil
 }
 

@@ -1,7 +1,7 @@
 package kube
 
 import (
-	"fmt"
+	"encoding/json"
 	"net/http"
 	"net/http/httptest"
 	"testing"
@@ -11,8 +11,6 @@ import (
 	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
-	"k8s.io/client-go/kubernetes"
-	"k8s.io/client-go/kubernetes/fake"
 	"k8s.io/client-go/rest"
 
 	"github.com/doppel-dev/doppel/api/v1alpha1"
@@ -61,7 +59,7 @@ func TestIngresses(t *testing.T) {
 		},
 		"what is no list": {`[`, []v1alpha1.Ingress{{Host: "gate.infra", Port: 80}, {Host: "nginx.infra", Port: 80}, {Host: "web.shop", Port: 8080}}},
 	} {
-		if d := cmp.Diff(tt.want, guessed(t, []runtime.Object{web, entry, gate}, tt.routes)); d != "" {
+		if d := cmp.Diff(tt.want, guessed(t, []runtime.Object{gate, entry, web}, tt.routes)); d != "" {
 			t.Errorf("%s: %s", name, d)
 		}
 	}
@@ -71,23 +69,40 @@ func TestIngresses(t *testing.T) {
 func guessed(t *testing.T, objects []runtime.Object, routes string) []v1alpha1.Ingress {
 	t.Helper()
 	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		answer := map[string]string{
-			"/apis/gateway.networking.k8s.io/v1/namespaces/shop/httproutes":       routes,
-			"/apis/gateway.networking.k8s.io/v1/namespaces/infra/gateways/public": `{"spec":{"listeners":[{"protocol":"HTTPS"}]}}`,
-		}[r.URL.Path]
-		if routes == "" || answer == "" {
-			http.NotFound(w, r)
-			return
-		}
 		w.Header().Set("Content-Type", "application/json")
-		fmt.Fprint(w, answer)
+		var own, all corev1.ServiceList
+		var rules networkingv1.IngressList
+		for _, o := range objects {
+			switch o := o.(type) {
+			case *networkingv1.Ingress:
+				rules.Items = append(rules.Items, *o)
+			case *corev1.Service:
+				all.Items = append(all.Items, *o)
+				if o.Namespace == "shop" {
+					own.Items = append(own.Items, *o)
+				}
+			}
+		}
+		answer := map[string]any{
+			"/api/v1/services":                                                    all,
+			"/api/v1/namespaces/shop/services":                                    own,
+			"/apis/networking.k8s.io/v1/namespaces/shop/ingresses":                rules,
+			"/apis/gateway.networking.k8s.io/v1/namespaces/shop/httproutes":       json.RawMessage(routes),
+			"/apis/gateway.networking.k8s.io/v1/namespaces/infra/gateways/public": json.RawMessage(`{"spec":{"listeners":[{"protocol":"HTTPS"}]}}`),
+		}[r.URL.Path]
+		if raw, ok := answer.(json.RawMessage); ok && routes != "" {
+			_, _ = w.Write(raw)
+		} else if ok || answer == nil {
+			http.NotFound(w, r)
+		} else if err := json.NewEncoder(w).Encode(answer); err != nil {
+			t.Error(err)
+		}
 	}))
 	defer srv.Close()
-	core, err := kubernetes.NewForConfig(&rest.Config{Host: srv.URL})
+	c, err := newCluster(&rest.Config{Host: srv.URL}, nil, "", "")
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := &Cluster{core: fake.NewClientset(objects...), resources: core.CoreV1().RESTClient()}
 	got, err := c.Ingresses(t.Context(), "shop")
 	if err != nil {
 		t.Fatal(err)

@@ -202,11 +202,11 @@ func (s *apiServer) saw(what string) []string {
 }
 
 const (
-	whoPath       = "/apis/authentication.k8s.io/v1/selfsubjectreviews"
-	configMapPath = "/api/v1/namespaces/doppel/configmaps/traffic-manager"
-	attachPath    = "/api/v1/namespaces/doppel/services/http:traffic-manager:api/proxy/attach"
-	sessionsPath  = "/apis/doppel.dev/v1alpha1/namespaces/doppel/sessions"
-	intercepts    = "/apis/doppel.dev/v1alpha1/namespaces/shop/intercepts"
+	whoPath        = "/apis/authentication.k8s.io/v1/selfsubjectreviews"
+	configMapPath  = "/api/v1/namespaces/doppel/configmaps/traffic-manager"
+	attachPath     = "/api/v1/namespaces/doppel/services/http:traffic-manager:api/proxy/attach"
+	sessionsPath   = "/apis/doppel.dev/v1alpha1/namespaces/doppel/sessions"
+	interceptsPath = "/apis/doppel.dev/v1alpha1/namespaces/shop/intercepts"
 )
 
 func forbidden() *apierrors.StatusError {
@@ -431,14 +431,14 @@ func TestSessions(t *testing.T) {
 func TestIntercepts(t *testing.T) {
 	in := v1alpha1.Intercept{ObjectMeta: metav1.ObjectMeta{Name: "web-x", Namespace: "shop", UID: "uid-2"}, Spec: v1alpha1.InterceptSpec{User: "eve", Name: "web", Workload: v1alpha1.WorkloadRef{Kind: "Deployment", Name: "web"}}}
 	s := newAPIServer(t, map[string]any{
-		"POST " + intercepts: &in, "GET " + intercepts: &v1alpha1.InterceptList{Items: []v1alpha1.Intercept{in}},
+		"POST " + interceptsPath: &in, "GET " + interceptsPath: &v1alpha1.InterceptList{Items: []v1alpha1.Intercept{in}},
 		"GET /apis/doppel.dev/v1alpha1/intercepts": &v1alpha1.InterceptList{Items: []v1alpha1.Intercept{in, in}},
 	})
 	got, err := s.c.CreateIntercept(t.Context(), "shop", v1alpha1.InterceptSpec{Workload: v1alpha1.WorkloadRef{Name: "web"}})
 	if err != nil || got.UID != "uid-2" {
 		t.Errorf("%+v, %v", got, err)
 	}
-	if sent := s.saw("POST " + intercepts); !strings.Contains(sent[0], `"generateName":"web-"`) {
+	if sent := s.saw("POST " + interceptsPath); !strings.Contains(sent[0], `"generateName":"web-"`) {
 		t.Errorf("sent %q", sent)
 	}
 	for ns, want := range map[string]int{"shop": 1, "": 2} {
@@ -454,7 +454,7 @@ func TestIntercepts(t *testing.T) {
 	if err := s.c.DeleteIntercept(t.Context(), &in); err != nil {
 		t.Errorf("an intercept that is gone: %v", err)
 	}
-	older := newAPIServer(t, map[string]any{"POST " + intercepts: apierrors.NewBadRequest(`strict decoding error: unknown field "spec.http.cookies"`)})
+	older := newAPIServer(t, map[string]any{"POST " + interceptsPath: apierrors.NewBadRequest(`strict decoding error: unknown field "spec.http.cookies"`)})
 	_, err = older.c.CreateIntercept(t.Context(), "shop", v1alpha1.InterceptSpec{})
 	wantError(t, err, uerr.Conflict, "older than this one", "doppel helm upgrade")
 	_, err = s.c.CreateIntercept(t.Context(), "nowhere", v1alpha1.InterceptSpec{})
@@ -477,18 +477,18 @@ func agentPod(app string) corev1.Pod {
 }
 
 const (
-	deployments  = "/apis/apps/v1/namespaces/shop/deployments"
-	statefulSets = "/apis/apps/v1/namespaces/shop/statefulsets"
-	daemonSets   = "/apis/apps/v1/namespaces/shop/daemonsets"
-	replicaSets  = "/apis/apps/v1/namespaces/shop/replicasets"
-	pods         = "/api/v1/namespaces/shop/pods"
+	deploymentsPath  = "/apis/apps/v1/namespaces/shop/deployments"
+	statefulSetsPath = "/apis/apps/v1/namespaces/shop/statefulsets"
+	daemonSetsPath   = "/apis/apps/v1/namespaces/shop/daemonsets"
+	replicaSetsPath  = "/apis/apps/v1/namespaces/shop/replicasets"
+	podsPath         = "/api/v1/namespaces/shop/pods"
 )
 
 // appsLists answer the lists of a namespace's controllers; those not given are empty.
 func appsLists(given map[string]any) map[string]any {
 	answers := map[string]any{
-		"GET " + deployments: &appsv1.DeploymentList{}, "GET " + statefulSets: &appsv1.StatefulSetList{}, "GET " + daemonSets: &appsv1.DaemonSetList{},
-		"GET " + replicaSets: &appsv1.ReplicaSetList{}, "GET " + pods: &corev1.PodList{},
+		"GET " + deploymentsPath: &appsv1.DeploymentList{}, "GET " + statefulSetsPath: &appsv1.StatefulSetList{}, "GET " + daemonSetsPath: &appsv1.DaemonSetList{},
+		"GET " + replicaSetsPath: &appsv1.ReplicaSetList{}, "GET " + podsPath: &corev1.PodList{},
 	}
 	maps.Copy(answers, given)
 	return answers
@@ -515,11 +515,11 @@ func TestWorkloads(t *testing.T) {
 	logs := appsv1.DaemonSet{ObjectMeta: metav1.ObjectMeta{Name: "logs", Namespace: "shop", UID: "logs"}, Status: appsv1.DaemonSetStatus{DesiredNumberScheduled: 1}}
 	bare := appsv1.ReplicaSet{ObjectMeta: metav1.ObjectMeta{Name: "bare", Namespace: "shop", UID: "bare"}}
 	s := newAPIServer(t, appsLists(map[string]any{
-		"GET " + deployments:  &appsv1.DeploymentList{Items: []appsv1.Deployment{deployment("web"), deployment("plain"), forbids, host}},
-		"GET " + statefulSets: &appsv1.StatefulSetList{Items: []appsv1.StatefulSet{db}},
-		"GET " + daemonSets:   &appsv1.DaemonSetList{Items: []appsv1.DaemonSet{logs}},
-		"GET " + replicaSets:  &appsv1.ReplicaSetList{Items: []appsv1.ReplicaSet{replicaSet("web"), replicaSet("plain"), bare}},
-		"GET " + pods:         &corev1.PodList{Items: []corev1.Pod{agentPod("web"), ending, ofDB, done, alone}},
+		"GET " + deploymentsPath:  &appsv1.DeploymentList{Items: []appsv1.Deployment{deployment("web"), deployment("plain"), forbids, host}},
+		"GET " + statefulSetsPath: &appsv1.StatefulSetList{Items: []appsv1.StatefulSet{db}},
+		"GET " + daemonSetsPath:   &appsv1.DaemonSetList{Items: []appsv1.DaemonSet{logs}},
+		"GET " + replicaSetsPath:  &appsv1.ReplicaSetList{Items: []appsv1.ReplicaSet{replicaSet("web"), replicaSet("plain"), bare}},
+		"GET " + podsPath:         &corev1.PodList{Items: []corev1.Pod{agentPod("web"), ending, ofDB, done, alone}},
 	}))
 	got, err := s.c.Workloads(t.Context(), "shop")
 	if err != nil {
@@ -541,26 +541,26 @@ func TestWorkloads(t *testing.T) {
 	if d := cmp.Diff(want, lines); d != "" {
 		t.Errorf("-want +got:\n%s", d)
 	}
-	_, err = newAPIServer(t, appsLists(map[string]any{"GET " + deployments: forbidden()})).c.Workloads(t.Context(), "shop")
+	_, err = newAPIServer(t, appsLists(map[string]any{"GET " + deploymentsPath: forbidden()})).c.Workloads(t.Context(), "shop")
 	wantError(t, err, uerr.Denied, "list the workloads of namespace shop", "administrator")
-	_, err = newAPIServer(t, appsLists(map[string]any{"GET " + pods: forbidden()})).c.Workloads(t.Context(), "shop")
+	_, err = newAPIServer(t, appsLists(map[string]any{"GET " + podsPath: forbidden()})).c.Workloads(t.Context(), "shop")
 	wantError(t, err, uerr.Denied, "list the pods of namespace shop", "administrator")
 }
 
 func TestKindOf(t *testing.T) {
 	db := &appsv1.StatefulSet{}
 	s := newAPIServer(t, map[string]any{
-		"GET " + deployments + "/web": ptr(deployment("web")), "GET " + statefulSets + "/db": db, "GET " + statefulSets + "/web": db,
+		"GET " + deploymentsPath + "/web": ptr(deployment("web")), "GET " + statefulSetsPath + "/db": db, "GET " + statefulSetsPath + "/web": db,
 		"GET /api/v1/namespaces/shop":                  &corev1.Namespace{},
 		"GET /apis/batch/v1/namespaces/shop/jobs/nope": forbidden(),
-		"GET " + daemonSets + "/db":                    forbidden(), // one who may not see a kind has none of it
+		"GET " + daemonSetsPath + "/db":                forbidden(), // one who may not see a kind has none of it
 	})
 	if kind, err := s.c.KindOf(t.Context(), "shop", "db"); err != nil || kind != "StatefulSet" {
 		t.Errorf("%s, %v", kind, err)
 	}
 	_, err := s.c.KindOf(t.Context(), "shop", "web")
 	wantError(t, err, uerr.Usage, "web in namespace shop is a Deployment and a StatefulSet", "-w deployment/web")
-	denied := newAPIServer(t, map[string]any{"GET " + deployments + "/web": forbidden()})
+	denied := newAPIServer(t, map[string]any{"GET " + deploymentsPath + "/web": forbidden()})
 	_, err = denied.c.KindOf(t.Context(), "shop", "web")
 	wantError(t, err, uerr.Denied, "look for web", "administrator")
 	_, err = s.c.KindOf(t.Context(), "elsewhere", "web")
@@ -574,8 +574,8 @@ func TestReplacePod(t *testing.T) {
 	p := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: "alone", Namespace: "shop", UID: "u1", Labels: map[string]string{"app": "alone"}}, Spec: corev1.PodSpec{NodeName: "node-1", Containers: []corev1.Container{{Name: "app"}}}}
 	tries := 0
 	answers := map[string]any{
-		"GET " + pods + "/alone": p, "DELETE " + pods + "/alone": p,
-		"POST " + pods: func() any {
+		"GET " + podsPath + "/alone": p, "DELETE " + podsPath + "/alone": p,
+		"POST " + podsPath: func() any {
 			if tries++; tries == 1 { // the old one is still ending
 				return apierrors.NewAlreadyExists(schema.GroupResource{Resource: "pods"}, "alone")
 			}
@@ -583,18 +583,18 @@ func TestReplacePod(t *testing.T) {
 		},
 	}
 	s := newAPIServer(t, answers)
-	if err := s.c.ReplacePod(t.Context(), "shop", "alone", "another"); err != nil || len(s.saw("DELETE "+pods+"/alone")) != 0 {
+	if err := s.c.ReplacePod(t.Context(), "shop", "alone", "another"); err != nil || len(s.saw("DELETE "+podsPath+"/alone")) != 0 {
 		t.Errorf("a pod that is another by now: %v", err)
 	}
 	if err := s.c.ReplacePod(t.Context(), "shop", "alone", "u1"); err != nil {
 		t.Fatal(err)
 	}
-	if sent := s.saw("DELETE " + pods + "/alone"); len(sent) != 1 || !strings.Contains(sent[0], "u1") {
+	if sent := s.saw("DELETE " + podsPath + "/alone"); len(sent) != 1 || !strings.Contains(sent[0], "u1") {
 		t.Errorf("deleted with %q", sent)
 	}
 	last := func() *corev1.Pod {
 		t.Helper()
-		sent := s.saw("POST " + pods)
+		sent := s.saw("POST " + podsPath)
 		o, _, err := scheme.Codecs.UniversalDeserializer().Decode([]byte(sent[len(sent)-1]), nil, nil) // protobuf
 		if err != nil {
 			t.Fatal(err)
@@ -616,7 +616,7 @@ func TestReplacePod(t *testing.T) {
 	}
 
 	// The pod is not given up for an API server in trouble, nor made twice when its answer was lost.
-	answers["POST "+pods] = func() any {
+	answers["POST "+podsPath] = func() any {
 		if tries++; tries == 5 {
 			p.UID = "u3"
 		}
@@ -626,7 +626,7 @@ func TestReplacePod(t *testing.T) {
 	if err := s.c.ReplacePod(t.Context(), "shop", "alone", "u2"); err != nil || tries != 5 {
 		t.Errorf("%d tries, %v", tries, err)
 	}
-	answers["POST "+pods] = apierrors.NewForbidden(schema.GroupResource{Resource: "pods"}, "alone", errors.New("quota"))
+	answers["POST "+podsPath] = apierrors.NewForbidden(schema.GroupResource{Resource: "pods"}, "alone", errors.New("quota"))
 	wantError(t, s.c.ReplacePod(t.Context(), "shop", "alone", "u3"), uerr.Denied, "quota", "administrator")
 }
 
@@ -634,11 +634,11 @@ func TestReplacePod(t *testing.T) {
 func TestRemoveAgents(t *testing.T) {
 	looks := 0
 	answers := appsLists(map[string]any{
-		"GET " + deployments:            &appsv1.DeploymentList{Items: []appsv1.Deployment{deployment("web"), deployment("db")}},
-		"GET " + replicaSets:            &appsv1.ReplicaSetList{Items: []appsv1.ReplicaSet{replicaSet("web")}},
-		"PATCH " + deployments + "/web": ptr(deployment("web")),
+		"GET " + deploymentsPath:            &appsv1.DeploymentList{Items: []appsv1.Deployment{deployment("web"), deployment("db")}},
+		"GET " + replicaSetsPath:            &appsv1.ReplicaSetList{Items: []appsv1.ReplicaSet{replicaSet("web")}},
+		"PATCH " + deploymentsPath + "/web": ptr(deployment("web")),
 	})
-	answers["GET "+pods] = func() any { // gone at the third look
+	answers["GET "+podsPath] = func() any { // gone at the third look
 		if looks++; looks > 2 {
 			return &corev1.PodList{}
 		}
@@ -649,7 +649,7 @@ func TestRemoveAgents(t *testing.T) {
 	if err := s.c.RemoveAgents(t.Context(), "shop", nil, func(p string) { steps = append(steps, p) }); err != nil {
 		t.Fatal(err)
 	}
-	if sent := s.saw("PATCH " + deployments + "/web"); len(sent) != 1 || !strings.Contains(sent[0], "kubectl.kubernetes.io/restartedAt") {
+	if sent := s.saw("PATCH " + deploymentsPath + "/web"); len(sent) != 1 || !strings.Contains(sent[0], "kubectl.kubernetes.io/restartedAt") {
 		t.Errorf("sent %q", sent)
 	}
 	if len(steps) != 1 || !strings.Contains(steps[0], "Deployment web in namespace shop") {
@@ -660,9 +660,9 @@ func TestRemoveAgents(t *testing.T) {
 	keeps := deployment("web")
 	keeps.Spec.Template.Annotations = map[string]string{agentcfg.AnnotationInject: agentcfg.InjectEnabled}
 	s = newAPIServer(t, appsLists(map[string]any{
-		"GET " + deployments: &appsv1.DeploymentList{Items: []appsv1.Deployment{keeps}},
-		"GET " + replicaSets: &appsv1.ReplicaSetList{Items: []appsv1.ReplicaSet{replicaSet("web")}},
-		"GET " + pods:        &corev1.PodList{Items: []corev1.Pod{agentPod("web")}},
+		"GET " + deploymentsPath: &appsv1.DeploymentList{Items: []appsv1.Deployment{keeps}},
+		"GET " + replicaSetsPath: &appsv1.ReplicaSetList{Items: []appsv1.ReplicaSet{replicaSet("web")}},
+		"GET " + podsPath:        &corev1.PodList{Items: []corev1.Pod{agentPod("web")}},
 	}))
 	if err := s.c.RemoveAgents(t.Context(), "shop", func(Workload) bool { return true }, func(string) {}); err != nil {
 		t.Error(err)
@@ -670,7 +670,7 @@ func TestRemoveAgents(t *testing.T) {
 	wantError(t, s.c.RefuseKept(t.Context(), "shop", "web"), uerr.Conflict, "doppel.dev/inject: enabled", "annotation")
 
 	// One that does not go is named when the time is up; one that is not meant is left alone.
-	answers["GET "+pods] = &corev1.PodList{Items: []corev1.Pod{agentPod("web")}}
+	answers["GET "+podsPath] = &corev1.PodList{Items: []corev1.Pod{agentPod("web")}}
 	s = newAPIServer(t, answers)
 	ctx, cancel := context.WithTimeout(t.Context(), 500*time.Millisecond)
 	defer cancel()
@@ -688,13 +688,13 @@ func TestEndAll(t *testing.T) {
 	sess := v1alpha1.Session{ObjectMeta: metav1.ObjectMeta{Name: "session-x", Namespace: "doppel", UID: "uid-1"}}
 	ok := &metav1.Status{Status: "Success"}
 	s := newAPIServer(t, map[string]any{
-		"GET /apis/doppel.dev/v1alpha1/intercepts": &v1alpha1.InterceptList{Items: []v1alpha1.Intercept{in}}, "DELETE " + intercepts + "/web-x": ok,
+		"GET /apis/doppel.dev/v1alpha1/intercepts": &v1alpha1.InterceptList{Items: []v1alpha1.Intercept{in}}, "DELETE " + interceptsPath + "/web-x": ok,
 		"GET " + sessionsPath: &v1alpha1.SessionList{Items: []v1alpha1.Session{sess}}, "DELETE " + sessionsPath + "/session-x": ok,
 	})
 	if err := s.c.EndAll(t.Context(), "doppel", []string{""}); err != nil {
 		t.Fatal(err)
 	}
-	if len(s.saw("DELETE "+intercepts+"/web-x")) != 1 || len(s.saw("DELETE "+sessionsPath+"/session-x")) != 1 {
+	if len(s.saw("DELETE "+interceptsPath+"/web-x")) != 1 || len(s.saw("DELETE "+sessionsPath+"/session-x")) != 1 {
 		t.Error("not deleted")
 	}
 	if err := newAPIServer(t, nil).c.EndAll(t.Context(), "doppel", []string{""}); err != nil {

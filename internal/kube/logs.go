@@ -4,11 +4,10 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"strconv"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/doppel-dev/doppel/internal/agentcfg"
 )
@@ -31,8 +30,7 @@ func (c *Cluster) SetLogLevel(ctx context.Context, managerNS, level string, unti
 		end = until.Add(c.Skew()).UTC().Format(time.RFC3339)
 	}
 	patch := fmt.Sprintf(`{"data":{"level":%s,"until":%s}}`, value(level), value(end))
-	_, err := c.core.CoreV1().ConfigMaps(managerNS).Patch(ctx, loggingName, types.MergePatchType, []byte(patch), metav1.PatchOptions{})
-	return c.explain(err, "change the log level of the traffic-manager and the agents")
+	return c.explain(configMaps.patch(ctx, c, managerNS, loggingName, patch), "change the log level of the traffic-manager and the agents")
 }
 
 // maxLogs bounds the log of one container in bytes.
@@ -64,13 +62,13 @@ func (c *Cluster) AgentLogs(ctx context.Context, ns string) ([]PodLog, error) {
 func (c *Cluster) logs(ctx context.Context, ns, selector string, container func(*corev1.Pod) string) ([]PodLog, error) {
 	ctx, cancel := context.WithTimeout(ctx, 3*requestTimeout)
 	defer cancel()
-	pods, err := c.core.CoreV1().Pods(ns).List(ctx, metav1.ListOptions{LabelSelector: selector})
+	list, err := pods.list(ctx, c, ns, selector)
 	if err != nil {
 		return nil, c.explain(err, "list the pods of namespace "+ns)
 	}
 	var out []PodLog
-	for i := range pods.Items {
-		p := &pods.Items[i]
+	for i := range list.Items {
+		p := &list.Items[i]
 		name := container(p)
 		if name == "" {
 			continue
@@ -87,8 +85,8 @@ func (c *Cluster) logs(ctx context.Context, ns, selector string, container func(
 
 func (c *Cluster) log(ctx context.Context, p *corev1.Pod, container string, previous bool) PodLog {
 	out := PodLog{Pod: p.Name, Container: container, Previous: previous}
-	limit := int64(maxLogs)
-	r, err := c.core.CoreV1().Pods(p.Namespace).GetLogs(p.Name, &corev1.PodLogOptions{Container: container, Previous: previous, LimitBytes: &limit}).Stream(ctx)
+	r, err := pods.at(c.api.Get(), p.Namespace).Name(p.Name).SubResource("log").
+		Param("container", container).Param("previous", strconv.FormatBool(previous)).Param("limitBytes", strconv.Itoa(maxLogs)).Stream(ctx)
 	if err != nil {
 		out.Err = c.explain(err, "read the log of pod "+p.Name)
 		return out

@@ -23,7 +23,7 @@ func listed(data map[string]string, key string) []string {
 func (c *Cluster) ManagedNamespaces(ctx context.Context, managerNS string) ([]string, error) {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
-	cm, err := c.core.CoreV1().ConfigMaps(managerNS).Get(ctx, managerName, metav1.GetOptions{})
+	cm, err := configMaps.get(ctx, c, managerNS, managerName)
 	if err == nil {
 		if list := listed(cm.Data, "namespaces"); list != nil {
 			return list, nil
@@ -33,7 +33,7 @@ func (c *Cluster) ManagedNamespaces(ctx context.Context, managerNS string) ([]st
 	if !apierrors.IsNotFound(err) {
 		return nil, c.explain(err, "look for the traffic-manager in namespace "+managerNS)
 	}
-	others, err := c.core.AppsV1().Deployments(metav1.NamespaceAll).List(ctx, metav1.ListOptions{LabelSelector: "app.kubernetes.io/name=" + managerName + ",app.kubernetes.io/part-of=doppel"})
+	others, err := deployments.list(ctx, c, metav1.NamespaceAll, "app.kubernetes.io/name="+managerName+",app.kubernetes.io/part-of=doppel")
 	if err != nil && !apierrors.IsForbidden(err) {
 		return nil, c.explain(err, "look for traffic-managers")
 	}

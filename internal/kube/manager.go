@@ -10,7 +10,6 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
-	"k8s.io/client-go/rest"
 
 	"github.com/doppel-dev/doppel/api/v1alpha1"
 	"github.com/doppel-dev/doppel/internal/tunnel"
@@ -42,7 +41,7 @@ type ManagerInfo struct {
 func (c *Cluster) Manager(ctx context.Context, ns string) (ManagerInfo, error) {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
-	cm, err := c.core.CoreV1().ConfigMaps(ns).Get(ctx, managerName, metav1.GetOptions{})
+	cm, err := configMaps.get(ctx, c, ns, managerName)
 	if apierrors.IsNotFound(err) {
 		return ManagerInfo{}, uerr.Wrap(ErrNoManager, uerr.NotFound, "install it with: doppel helm install", "no traffic-manager in namespace %s", ns)
 	}
@@ -82,10 +81,10 @@ func explainUpgrade(e *tunnel.UpgradeError, ns string) error {
 	return uerr.Wrap(e, uerr.Cluster, "", "reach the traffic-manager")
 }
 
-// create begins the creation of an object of ours. The API server would drop fields that its resource types do not have yet, and an intercept of which a
+// create creates an object of ours. The API server would drop fields that its resource types do not have yet, and an intercept of which a
 // condition was dropped takes more than it should: it is to refuse them.
-func (c *Cluster) create(resource, ns string) *rest.Request {
-	return c.resources.Post().Namespace(ns).Resource(resource).Param("fieldValidation", metav1.FieldValidationStrict)
+func create[T, L any](ctx context.Context, c *Cluster, r resource[T, L], ns string, o *T) (*T, error) {
+	return r.create(ctx, c, ns, o, "fieldValidation", metav1.FieldValidationStrict)
 }
 
 // CreateSession creates the session object, renewed now by the cluster's clock, and returns it with its UID.
@@ -94,8 +93,7 @@ func (c *Cluster) CreateSession(ctx context.Context, ns string, spec v1alpha1.Se
 	defer cancel()
 	spec.RenewTime = c.clock.now()
 	s := &v1alpha1.Session{ObjectMeta: metav1.ObjectMeta{GenerateName: "session-", Namespace: ns}, Spec: spec}
-	out := &v1alpha1.Session{}
-	err := c.create("sessions", ns).Body(s).Do(ctx).Into(out)
+	out, err := create(ctx, c, sessions, ns, s)
 	if apierrors.IsNotFound(err) {
 		return nil, uerr.Wrap(ErrNoManager, uerr.NotFound, "install it with: doppel helm install", "the cluster does not know doppel's resources")
 	}
@@ -107,13 +105,12 @@ func (c *Cluster) RenewSession(ctx context.Context, s *v1alpha1.Session) error {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
 	patch := fmt.Sprintf(`{"metadata":{"uid":%q},"spec":{"renewTime":%q}}`, s.UID, c.clock.now().UTC().Format(metav1.RFC3339Micro))
-	err := c.resources.Patch(types.MergePatchType).Namespace(s.Namespace).Resource("sessions").Name(s.Name).Body([]byte(patch)).Do(ctx).Error()
-	return c.explain(err, "renew the session")
+	return c.explain(sessions.patch(ctx, c, s.Namespace, s.Name, patch), "renew the session")
 }
 
 // DeleteSession deletes the session; one that is gone already is no error.
 func (c *Cluster) DeleteSession(ctx context.Context, s *v1alpha1.Session) error {
-	return c.remove(ctx, "sessions", s.Namespace, s.Name, s.UID, "end the session")
+	return remove(ctx, c, sessions, s.Namespace, s.Name, s.UID, "end the session")
 }
 
 // CreateIntercept creates the intercept object in the workload's namespace.
@@ -121,8 +118,7 @@ func (c *Cluster) CreateIntercept(ctx context.Context, ns string, spec v1alpha1.
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
 	in := &v1alpha1.Intercept{ObjectMeta: metav1.ObjectMeta{GenerateName: spec.Workload.Name + "-", Namespace: ns}, Spec: spec}
-	out := &v1alpha1.Intercept{}
-	err := c.create("intercepts", ns).Body(in).Do(ctx).Into(out)
+	out, err := create(ctx, c, intercepts, ns, in)
 	if apierrors.IsNotFound(err) {
 		return nil, uerr.Wrap(err, uerr.NotFound, "look at the namespaces with: kubectl get ns", "no namespace %s", ns)
 	}
@@ -133,21 +129,20 @@ func (c *Cluster) CreateIntercept(ctx context.Context, ns string, spec v1alpha1.
 func (c *Cluster) Intercept(ctx context.Context, ns, name string) (*v1alpha1.Intercept, error) {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
-	out := &v1alpha1.Intercept{}
-	return out, c.explain(c.resources.Get().Namespace(ns).Resource("intercepts").Name(name).Do(ctx).Into(out), "read intercept "+name)
+	out, err := intercepts.get(ctx, c, ns, name)
+	return out, c.explain(err, "read intercept "+name)
 }
 
 // DeleteIntercept deletes an intercept; one that is gone already is no error.
 func (c *Cluster) DeleteIntercept(ctx context.Context, in *v1alpha1.Intercept) error {
-	return c.remove(ctx, "intercepts", in.Namespace, in.Name, in.UID, "remove the intercept")
+	return remove(ctx, c, intercepts, in.Namespace, in.Name, in.UID, "remove the intercept")
 }
 
 // Intercepts lists the intercepts of a namespace, or of all for "".
 func (c *Cluster) Intercepts(ctx context.Context, ns string) ([]v1alpha1.Intercept, error) {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
-	var list v1alpha1.InterceptList
-	err := c.resources.Get().NamespaceIfScoped(ns, ns != "").Resource("intercepts").Do(ctx).Into(&list)
+	list, err := intercepts.list(ctx, c, ns, "")
 	return list.Items, c.explain(err, "list intercepts")
 }
 
@@ -155,16 +150,14 @@ func (c *Cluster) Intercepts(ctx context.Context, ns string) ([]v1alpha1.Interce
 func (c *Cluster) Sessions(ctx context.Context, managerNS string) ([]v1alpha1.Session, error) {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
-	var list v1alpha1.SessionList
-	err := c.resources.Get().Namespace(managerNS).Resource("sessions").Do(ctx).Into(&list)
+	list, err := sessions.list(ctx, c, managerNS, "")
 	return list.Items, c.explain(err, "list sessions")
 }
 
-func (c *Cluster) remove(ctx context.Context, resource, ns, name string, uid types.UID, doing string) error {
+func remove[T, L any](ctx context.Context, c *Cluster, r resource[T, L], ns, name string, uid types.UID, doing string) error {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
-	err := c.resources.Delete().Namespace(ns).Resource(resource).Name(name).
-		Body(&metav1.DeleteOptions{Preconditions: &metav1.Preconditions{UID: &uid}}).Do(ctx).Error()
+	err := r.remove(ctx, c, ns, name, uid)
 	if apierrors.IsNotFound(err) || apierrors.IsConflict(err) { // conflict: the name belongs to another object by now
 		return nil
 	}

@@ -8,7 +8,6 @@ import (
 
 	authorizationv1 "k8s.io/api/authorization/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/doppel-dev/doppel/api/v1alpha1"
 )
@@ -74,7 +73,7 @@ func (c *Cluster) ReachThrough(ctx context.Context, m ManagerInfo) (v1alpha1.Rea
 func (c *Cluster) Namespaces(ctx context.Context) ([]string, error) {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
-	list, err := c.core.CoreV1().Namespaces().List(ctx, metav1.ListOptions{})
+	list, err := namespaces.list(ctx, c, "", "")
 	if err != nil {
 		return nil, err
 	}
@@ -86,24 +85,24 @@ func (c *Cluster) Namespaces(ctx context.Context) ([]string, error) {
 }
 
 // Subnets are those of the cluster's services and pods, as far as the API says them; not everybody may see them.
-func (c *Cluster) Subnets(ctx context.Context) (services, pods []netip.Prefix, err error) {
+func (c *Cluster) Subnets(ctx context.Context) (ofServices, ofPods []netip.Prefix, err error) {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
-	cidrs, err := c.core.NetworkingV1().ServiceCIDRs().List(ctx, metav1.ListOptions{})
+	cidrs, err := serviceCIDRs.list(ctx, c, "", "")
 	if err != nil && !apierrors.IsNotFound(err) { // before Kubernetes 1.33 there are none
 		return nil, nil, c.explain(err, "list the service subnets")
 	}
 	for i := range cidrs.Items {
-		services = append(services, prefixes(cidrs.Items[i].Spec.CIDRs)...)
+		ofServices = append(ofServices, prefixes(cidrs.Items[i].Spec.CIDRs)...)
 	}
-	nodes, err := c.core.CoreV1().Nodes().List(ctx, metav1.ListOptions{})
+	all, err := nodes.list(ctx, c, "", "")
 	if err != nil {
 		return nil, nil, c.explain(err, "list the nodes")
 	}
-	for i := range nodes.Items {
-		pods = append(pods, prefixes(nodes.Items[i].Spec.PodCIDRs)...)
+	for i := range all.Items {
+		ofPods = append(ofPods, prefixes(all.Items[i].Spec.PodCIDRs)...)
 	}
-	return services, pods, nil
+	return ofServices, ofPods, nil
 }
 
 func prefixes(texts []string) []netip.Prefix {
@@ -130,7 +129,7 @@ func (c *Cluster) May(ctx context.Context, r Right) (bool, error) {
 			Verb: r.Verb, Group: r.Group, Resource: r.Resource, Subresource: r.Subresource, Name: r.Name, Namespace: r.Namespace,
 		},
 	}}
-	out, err := c.core.AuthorizationV1().SelfSubjectAccessReviews().Create(ctx, review, metav1.CreateOptions{})
+	out, err := accessReviews.create(ctx, c, "", review)
 	if err != nil {
 		return false, c.explain(err, "ask what you may do")
 	}

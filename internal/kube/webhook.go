@@ -33,7 +33,7 @@ func (c *Cluster) WebhookAnswers(ctx context.Context) (bool, error) {
 			}},
 		},
 	}
-	out, err := c.core.CoreV1().Pods(c.Namespace).Create(ctx, pod, metav1.CreateOptions{DryRun: []string{metav1.DryRunAll}})
+	out, err := pods.create(ctx, c, c.Namespace, pod, "dryRun", metav1.DryRunAll)
 	if apierrors.IsForbidden(err) {
 		return false, fmt.Errorf("you may not create pods in namespace %s, which is how it is tried (as a dry run)", c.Namespace)
 	}

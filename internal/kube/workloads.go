@@ -20,6 +20,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/rest"
 
 	"github.com/doppel-dev/doppel/internal/agentcfg"
 	"github.com/doppel-dev/doppel/internal/kinds"
@@ -49,7 +50,7 @@ func (c *Cluster) Workloads(ctx context.Context, ns string) ([]Workload, error) 
 	if err != nil {
 		return nil, c.explain(err, "list the workloads of namespace "+ns)
 	}
-	pods, err := c.core.CoreV1().Pods(ns).List(ctx, metav1.ListOptions{})
+	list, err := pods.list(ctx, c, ns, "")
 	if err != nil {
 		return nil, c.explain(err, "list the pods of namespace "+ns)
 	}
@@ -63,8 +64,8 @@ func (c *Cluster) Workloads(ctx context.Context, ns string) ([]Workload, error) 
 		}
 	}
 	with, busy := map[types.UID][]corev1.Pod{}, map[types.UID]bool{}
-	for i := range pods.Items {
-		p := &pods.Items[i]
+	for i := range list.Items {
+		p := &list.Items[i]
 		by := metav1.GetControllerOf(p)
 		if by == nil && p.DeletionTimestamp == nil && p.Status.Phase != corev1.PodSucceeded && p.Status.Phase != corev1.PodFailed {
 			owners = append(owners, p)
@@ -89,11 +90,19 @@ func (c *Cluster) Workloads(ctx context.Context, ns string) ([]Workload, error) 
 	return out, nil
 }
 
-// rolloutsPath is where Argo Rollouts are, in clusters that have them.
-var rolloutsPath = "/apis/" + kinds.RolloutVersion.String()
+// rollouts are those of Argo, in clusters that have them.
+var rollouts = resource[unstructured.Unstructured, unstructured.UnstructuredList]{kinds.RolloutVersion, "rollouts"}
+
+// byKind are what a name may be the name of, Jobs among them, of which KindOf says that they are none of ours.
+var byKind = map[string]interface {
+	at(req *rest.Request, ns string) *rest.Request
+}{
+	kinds.CronJob: cronJobs, kinds.DaemonSet: daemonSets, kinds.Deployment: deployments, kinds.Job: jobs,
+	kinds.Pod: pods, kinds.ReplicaSet: replicaSets, kinds.Rollout: rollouts, kinds.StatefulSet: statefulSets,
+}
 
 func (c *Cluster) rollouts(ctx context.Context, ns string) ([]unstructured.Unstructured, error) {
-	b, err := c.core.AppsV1().RESTClient().Get().AbsPath(rolloutsPath).Namespace(ns).Resource("rollouts").Do(ctx).Raw()
+	b, err := rollouts.at(c.api.Get(), ns).Do(ctx).Raw()
 	if apierrors.IsNotFound(err) || apierrors.IsForbidden(err) { // what one may not see is not there
 		return nil, nil
 	}
@@ -104,10 +113,6 @@ func (c *Cluster) rollouts(ctx context.Context, ns string) ([]unstructured.Unstr
 	return list.Items, list.UnmarshalJSON(b)
 }
 
-func (c *Cluster) rollout(ctx context.Context, ns, name string) error {
-	return c.core.AppsV1().RESTClient().Get().AbsPath(rolloutsPath).Namespace(ns).Resource("rollouts").Name(name).Do(ctx).Error()
-}
-
 // controllers lists what controls pods.
 func (c *Cluster) controllers(ctx context.Context, ns string) ([]metav1.Object, error) {
 	var ds *appsv1.DeploymentList
@@ -116,11 +121,10 @@ func (c *Cluster) controllers(ctx context.Context, ns string) ([]metav1.Object, 
 	var rs *appsv1.ReplicaSetList
 	var ros []unstructured.Unstructured
 	g, ctx := errgroup.WithContext(ctx)
-	apps := c.core.AppsV1()
-	g.Go(func() (err error) { ds, err = apps.Deployments(ns).List(ctx, metav1.ListOptions{}); return err })
-	g.Go(func() (err error) { ss, err = apps.StatefulSets(ns).List(ctx, metav1.ListOptions{}); return err })
-	g.Go(func() (err error) { es, err = apps.DaemonSets(ns).List(ctx, metav1.ListOptions{}); return err })
-	g.Go(func() (err error) { rs, err = apps.ReplicaSets(ns).List(ctx, metav1.ListOptions{}); return err })
+	g.Go(func() (err error) { ds, err = deployments.list(ctx, c, ns, ""); return err })
+	g.Go(func() (err error) { ss, err = statefulSets.list(ctx, c, ns, ""); return err })
+	g.Go(func() (err error) { es, err = daemonSets.list(ctx, c, ns, ""); return err })
+	g.Go(func() (err error) { rs, err = replicaSets.list(ctx, c, ns, ""); return err })
 	g.Go(func() (err error) { ros, err = c.rollouts(ctx, ns); return err })
 	if err := g.Wait(); err != nil {
 		return nil, err
@@ -170,34 +174,21 @@ func isReady(p *corev1.Pod) bool {
 func (c *Cluster) KindOf(ctx context.Context, ns, name string) (kind string, err error) {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
-	apps, batch := c.core.AppsV1(), c.core.BatchV1()
-	gets := []struct {
-		kind string
-		get  func(context.Context, string, metav1.GetOptions) error
-	}{
-		{kinds.Deployment, get(apps.Deployments(ns).Get)},
-		{kinds.StatefulSet, get(apps.StatefulSets(ns).Get)},
-		{kinds.DaemonSet, get(apps.DaemonSets(ns).Get)},
-		{kinds.ReplicaSet, get(apps.ReplicaSets(ns).Get)},
-		{kinds.Pod, get(c.core.CoreV1().Pods(ns).Get)},
-		{kinds.Job, get(batch.Jobs(ns).Get)},
-		{kinds.CronJob, get(batch.CronJobs(ns).Get)},
-		{kinds.Rollout, func(ctx context.Context, name string, _ metav1.GetOptions) error { return c.rollout(ctx, ns, name) }},
-	}
-	errs := make([]error, len(gets))
+	all := slices.Sorted(maps.Keys(byKind))
+	errs := make([]error, len(all))
 	var wg sync.WaitGroup
-	for i, g := range gets {
-		wg.Go(func() { errs[i] = g.get(ctx, name, metav1.GetOptions{}) })
+	for i, kind := range all {
+		wg.Go(func() { errs[i] = byKind[kind].at(c.api.Get(), ns).Name(name).Do(ctx).Error() })
 	}
 	wg.Wait()
 	var found []string
 	var denied error
-	for i, g := range gets {
+	for i, kind := range all {
 		switch {
 		case errs[i] == nil:
-			found = append(found, g.kind)
+			found = append(found, kind)
 		case apierrors.IsForbidden(errs[i]): // what one may not see is not there; whoever may not see Deployments is told
-			if g.kind == kinds.Deployment {
+			if kind == kinds.Deployment {
 				denied = errs[i]
 			}
 		case !apierrors.IsNotFound(errs[i]):
@@ -208,7 +199,7 @@ func (c *Cluster) KindOf(ctx context.Context, ns, name string) (kind string, err
 	case len(found) == 0 && denied != nil:
 		return "", c.explain(denied, "look for "+name)
 	case len(found) == 0:
-		if _, err := c.core.CoreV1().Namespaces().Get(ctx, ns, metav1.GetOptions{}); apierrors.IsNotFound(err) {
+		if _, err := namespaces.get(ctx, c, "", ns); apierrors.IsNotFound(err) {
 			return "", uerr.Wrap(err, uerr.NotFound, "look at the namespaces with: kubectl get ns", "no namespace %s", ns)
 		}
 		return "", uerr.New(uerr.NotFound, "see what there is with: doppel list -n "+ns, "no workload %q in namespace %s", name, ns)
@@ -218,20 +209,13 @@ func (c *Cluster) KindOf(ctx context.Context, ns, name string) (kind string, err
 	return "", uerr.New(uerr.Usage, fmt.Sprintf("say which with -w %s/%s", strings.ToLower(found[0]), name), "%s in namespace %s is a %s", name, ns, strings.Join(found, " and a "))
 }
 
-func get[T any](fn func(context.Context, string, metav1.GetOptions) (T, error)) func(context.Context, string, metav1.GetOptions) error {
-	return func(ctx context.Context, name string, o metav1.GetOptions) error {
-		_, err := fn(ctx, name, o)
-		return err
-	}
-}
-
 // replaceTimeout is how long a pod may take to end after its grace period, and another to be made in its place. To give up leaves the cluster
 // without the pod, so a slow node gets its time.
 const replaceTimeout = 5 * time.Minute
 
 // ReplacePod deletes a pod. One without a controller is made again, for a traffic-agent to be put into it.
 func (c *Cluster) ReplacePod(ctx context.Context, ns, name string, uid types.UID) error {
-	p, err := c.core.CoreV1().Pods(ns).Get(ctx, name, metav1.GetOptions{})
+	p, err := pods.get(ctx, c, ns, name)
 	if apierrors.IsNotFound(err) || err == nil && p.UID != uid {
 		return nil // somebody else did it
 	}
@@ -270,11 +254,11 @@ func (c *Cluster) ReplacePod(ctx context.Context, ns, name string, uid types.UID
 		return err
 	}
 	for { // the name is free when the old pod has ended
-		_, err := c.core.CoreV1().Pods(ns).Create(ctx, again, metav1.CreateOptions{})
+		_, err := pods.create(ctx, c, ns, again)
 		if err == nil || apierrors.IsForbidden(err) || apierrors.IsInvalid(err) || apierrors.IsNotFound(err) {
 			return c.explain(err, "make pod "+name+" again")
 		}
-		if now, err := c.core.CoreV1().Pods(ns).Get(ctx, name, metav1.GetOptions{}); err == nil && now.UID != uid {
+		if now, err := pods.get(ctx, c, ns, name); err == nil && now.UID != uid {
 			return nil // it was made, and the answer got lost
 		}
 		select {
@@ -286,7 +270,7 @@ func (c *Cluster) ReplacePod(ctx context.Context, ns, name string, uid types.UID
 }
 
 func (c *Cluster) deletePod(ctx context.Context, p *corev1.Pod) error {
-	err := c.core.CoreV1().Pods(p.Namespace).Delete(ctx, p.Name, metav1.DeleteOptions{Preconditions: &metav1.Preconditions{UID: &p.UID}})
+	err := pods.remove(ctx, c, p.Namespace, p.Name, p.UID)
 	if apierrors.IsNotFound(err) || apierrors.IsConflict(err) {
 		return nil
 	}
@@ -338,12 +322,8 @@ func (c *Cluster) removeAgent(ctx context.Context, w Workload) error {
 		p := &w.agents[0]
 		return c.ReplacePod(ctx, p.Namespace, p.Name, p.UID)
 	}
-	req := c.core.AppsV1().RESTClient().Patch(types.MergePatchType)
-	if w.Kind == kinds.Rollout {
-		req = req.AbsPath(rolloutsPath)
-	}
-	resource := strings.ToLower(w.Kind) + "s"
-	err := req.Namespace(w.Namespace).Resource(resource).Name(w.Name).Body(kinds.RestartPatch(w.Kind, time.Now())).Do(ctx).Error()
+	req := byKind[w.Kind].at(c.api.Patch(types.MergePatchType), w.Namespace)
+	err := req.Name(w.Name).Body(kinds.RestartPatch(w.Kind, time.Now())).Do(ctx).Error()
 	return c.explain(err, "restart "+w.Kind+" "+w.Name)
 }
 
