@@ -5,12 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"net/http"
 	"slices"
 	"strconv"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -29,8 +29,6 @@ import (
 type agents struct {
 	m   *Manager
 	log *slog.Logger
-	// epoch counts agents that came or went.
-	epoch atomic.Uint64
 
 	mu sync.Mutex
 	// guarded by mu
@@ -57,7 +55,7 @@ type agentConn struct {
 
 func newAgents(m *Manager) *agents {
 	a := &agents{m: m, log: m.cfg.Log, byPod: map[types.UID]*agentConn{}, calling: map[types.UID]bool{}, calls: make(chan *corev1.Pod, 64)}
-	m.engaged.onChange(a.push)
+	m.engaged.onChange(func(g engagement) { a.push(g.Workload) })
 	return a
 }
 
@@ -228,7 +226,6 @@ func (a *agents) add(c *agentConn) {
 	old := a.byPod[c.pod]
 	a.byPod[c.pod] = c
 	a.mu.Unlock()
-	a.epoch.Add(1)
 	if old != nil {
 		_ = old.mux.Close()
 	}
@@ -251,7 +248,6 @@ func (a *agents) remove(c *agentConn) {
 		delete(a.byPod, c.pod)
 	}
 	a.mu.Unlock()
-	a.epoch.Add(1)
 	a.log.Info("agent gone", "pod", c.podName)
 	a.m.wake(c.workload)
 }
@@ -302,9 +298,12 @@ func (a *agents) sendTables(ctx context.Context, c *agentConn) {
 			acked[uid] = true
 		}
 		c.mu.Lock()
+		news := !maps.Equal(c.acked, acked)
 		c.acked = acked
 		c.mu.Unlock()
-		a.m.wake(c.workload)
+		if news {
+			a.m.wake(c.workload)
+		}
 	}
 }
 

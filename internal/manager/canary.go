@@ -17,9 +17,9 @@ import (
 
 	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
-	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
+	"github.com/doppel-dev/doppel/api/v1alpha1"
 	"github.com/doppel-dev/doppel/internal/agentcfg"
 	"github.com/doppel-dev/doppel/internal/control"
 	"github.com/doppel-dev/doppel/internal/inject"
@@ -36,23 +36,23 @@ const (
 	manyCanaries = 16
 )
 
-// proofs are what the manager's own connections have shown about intercepts: that what clients send arrives at the agents. Agents alone cannot know it:
+// proofs are what the manager's own connections have shown about ports of workloads: that what clients send arrives at the agents. Agents alone cannot know it:
 // a redirect may be gone, a network policy in the way, a service may lead elsewhere. Neither the app nor the laptop notices.
 type proofs struct {
 	mu sync.Mutex
 	// guarded by mu
-	of map[types.UID]*proof // intercepts
+	of map[workloadKey]map[string]*proof // by ports
 }
 
-func newProofs() *proofs { return &proofs{of: map[types.UID]*proof{}} }
+func newProofs() *proofs { return &proofs{of: map[workloadKey]map[string]*proof{}} }
 
-// proof is what is known about one intercept.
+// proof is what is known about some ports of a workload. Their intercepts share it.
 type proof struct {
 	running bool
-	what    string // the pods and ports that it is about
-	at      time.Time
-	known   bool
-	problem string // why not all arrives
+	what    string    // the pods that it is about
+	began   time.Time // the last one
+	asOf    time.Time // when that began whose outcome is known; zero: there is none yet
+	problem string    // why not all arrives
 }
 
 // target is a connection that should arrive at one of some agents.
@@ -63,42 +63,59 @@ type target struct {
 	where string // in words
 }
 
-// proven says what a proof has shown, and whether there has been one. It begins another if pods or ports are others, or after a while.
-func (m *Manager) proven(uid types.UID, w *workload, taken []inject.Taken) (problem string, known bool) {
+// proven says what a proof for an intercept has shown, and whether there has been one: one that began after the intercept was there, if it is not active yet.
+func (r *interceptReconciler) proven(in *v1alpha1.Intercept, w *workload, taken []inject.Taken) (problem string, known bool) {
+	since := r.seen[in.UID]
+	if in.Status.State == v1alpha1.InterceptActive {
+		since = time.Time{}
+	}
+	return r.m.proven(w, taken, since)
+}
+
+// proven says what a proof that began at a time or later has shown, and whether there has been one. It begins another if that is due, if pods are others, or
+// after a while.
+func (m *Manager) proven(w *workload, taken []inject.Taken, since time.Time) (problem string, known bool) {
 	direct := m.agents.targets(w, taken)
 	if len(direct) == 0 {
 		return "", true
 	}
 	var what strings.Builder
 	for _, t := range direct {
-		fmt.Fprintf(&what, "%s %s %v\n", t.at[0].pod, t.addr, taken)
+		fmt.Fprintf(&what, "%s %s\n", t.at[0].pod, t.addr)
 	}
 	m.proofs.mu.Lock()
 	defer m.proofs.mu.Unlock()
-	p := m.proofs.of[uid]
-	if p == nil {
-		p = &proof{}
-		m.proofs.of[uid] = p
-	}
-	if !p.running && (p.what != what.String() || time.Since(p.at) > activePoll) {
-		p.running, p.what = true, what.String()
+	p := m.proofs.getLocked(w.key, fmt.Sprint(taken))
+	if !p.running && (p.what != what.String() || p.began.Before(since) || time.Since(p.began) > activePoll) {
+		p.running, p.what, p.began = true, what.String(), time.Now()
 		go func() {
 			ctx, cancel := context.WithTimeout(context.Background(), proofTimeout)
 			defer cancel()
 			problem := m.prove(ctx, w, taken, direct)
 			m.proofs.mu.Lock()
-			p.running, p.known, p.problem, p.at = false, true, problem, time.Now()
+			p.running, p.asOf, p.problem = false, p.began, problem
 			m.proofs.mu.Unlock()
 			m.wake(w.key)
 		}()
 	}
-	return p.problem, p.known
+	return p.problem, !p.asOf.IsZero() && !p.asOf.Before(since)
 }
 
-func (p *proofs) forget(intercept types.UID) {
+func (p *proofs) getLocked(w workloadKey, ports string) *proof {
+	if p.of[w] == nil {
+		p.of[w] = map[string]*proof{}
+	}
+	if p.of[w][ports] == nil {
+		p.of[w][ports] = &proof{}
+	}
+	return p.of[w][ports]
+}
+
+// forget forgets what is known about a workload.
+func (p *proofs) forget(w workloadKey) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	delete(p.of, intercept)
+	delete(p.of, w)
 }
 
 // targets are the agents of pods that clients reach, by port.

@@ -2,11 +2,13 @@ package manager
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"net"
 	"net/netip"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -150,4 +152,63 @@ func TestCanaryTargets(t *testing.T) {
 			}
 		})
 	}
+}
+
+// The intercepts of a port share a proof, and none is active by one that is older than itself.
+func TestProofShared(t *testing.T) {
+	w := newWorld(t, webPods()...)
+	a := w.agent("web-1")
+	w.until("the agent is there", func() bool { return a.table() != nil })
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	var made atomic.Int32
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			made.Add(1)
+			swallows(a)(c)
+			_ = c.Close()
+		}
+	}()
+	p := corev1.Pod{ObjectMeta: meta("shop", "web-1")}
+	p.Annotations = map[string]string{agentcfg.Annotation: fmt.Sprintf(
+		`{"managers":["m:1"],"managerKey":"k","healthPort":9900,"ports":[{"protocol":"TCP","containerPort":8080,"container":"app","agentPort":%d,"way":"name","name":"http"}]}`, l.Addr().(*net.TCPAddr).Port)}
+	p.Spec.Containers = []corev1.Container{{Name: agentcfg.Container}}
+	p.Status = corev1.PodStatus{PodIP: "127.0.0.1", Conditions: []corev1.PodCondition{{Type: corev1.PodReady, Status: corev1.ConditionTrue}}}
+	load, taken := &workload{key: web, pods: []corev1.Pod{p}}, []inject.Taken{{ContainerPort: 8080, Protocol: corev1.ProtocolTCP}}
+
+	proven := func(since time.Time) bool {
+		problem, known := w.proven(load, taken, since)
+		if problem != "" {
+			t.Error(problem)
+		}
+		return known
+	}
+	first := time.Now()
+	if proven(first) {
+		t.Error("known before there was a proof")
+	}
+	w.until("it is proven", func() bool { return proven(first) })
+	if !proven(first) || !proven(time.Time{}) || made.Load() != 1 {
+		t.Errorf("%d connections for intercepts that were there before", made.Load())
+	}
+	second := time.Now()
+	if proven(second) {
+		t.Error("an older proof was taken for an intercept")
+	}
+	w.until("it is proven anew", func() bool { return proven(second) })
+	if made.Load() != 2 {
+		t.Errorf("%d connections, want 2", made.Load())
+	}
+	w.proofs.forget(web)
+	if proven(first) {
+		t.Error("known of a workload that was forgotten")
+	}
+	w.until("it is proven once more", func() bool { return proven(first) })
 }

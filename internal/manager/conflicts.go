@@ -46,9 +46,9 @@ func (o rival) String() string {
 // holder. A laptop that is away blocks nobody: its own user takes its ports over at once, others wait for the end of its session. No intercept
 // is ended unless all of the ports can be had.
 func (r *interceptReconciler) conflict(ctx context.Context, in *v1alpha1.Intercept, g engagement, ms []*match.Matcher) (wait string, err error) {
-	rivals, err := r.rivals(ctx, in, g, ms)
-	if err != nil || len(rivals) == 0 {
-		return "", err
+	rivals := r.rivals(in, g, ms)
+	if len(rivals) == 0 {
+		return "", nil
 	}
 	if in.Spec.Takeover {
 		for _, o := range rivals {
@@ -89,17 +89,13 @@ func takes(in *v1alpha1.Intercept) bool {
 	return true
 }
 
-// rivals are the older intercepts of the same workload that leave it open who gets some connection or request. A replaced container's ports are
+// rivals are the older intercepts that leave it open who gets some connection or request. A replaced container's ports are
 // wholly one's own: there is no app to which the rest of the requests could go.
-func (r *interceptReconciler) rivals(ctx context.Context, in *v1alpha1.Intercept, g engagement, ms []*match.Matcher) ([]rival, error) {
-	var list v1alpha1.InterceptList
-	if err := r.m.ctrl.GetClient().List(ctx, &list, client.InNamespace(in.Namespace)); err != nil {
-		return nil, err
-	}
+func (r *interceptReconciler) rivals(in *v1alpha1.Intercept, g engagement, ms []*match.Matcher) []rival {
 	var out []rival
-	for i := range list.Items {
-		o := &list.Items[i]
-		if o.UID == in.UID || !takes(o) || o.Spec.Workload != in.Spec.Workload || o.Status.State == v1alpha1.InterceptFailed || !r.first(o, in) {
+	for i := range r.all {
+		o := &r.all[i]
+		if o.UID == in.UID || !takes(o) || r.hasFailed(o) || !r.first(o, in) {
 			continue
 		}
 		theirs, container := r.has(o)
@@ -120,7 +116,7 @@ func (r *interceptReconciler) rivals(ctx context.Context, in *v1alpha1.Intercept
 			out = append(out, rival{o, g.Ports[both], ""})
 		}
 	}
-	return out, nil
+	return out
 }
 
 // conflicting says whether some rule of one intercept is in the way of one of another.

@@ -7,15 +7,16 @@ import (
 	"reflect"
 	"slices"
 	"sync"
+	"time"
 
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/util/workqueue"
 	"sigs.k8s.io/controller-runtime/pkg/builder"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/controller"
 	"sigs.k8s.io/controller-runtime/pkg/event"
 	"sigs.k8s.io/controller-runtime/pkg/handler"
-	"sigs.k8s.io/controller-runtime/pkg/reconcile"
+	"sigs.k8s.io/controller-runtime/pkg/predicate"
 	"sigs.k8s.io/controller-runtime/pkg/source"
 
 	"github.com/doppel-dev/doppel/api/v1alpha1"
@@ -68,64 +69,115 @@ func (w *watchers) notify(session types.UID) {
 
 // Indexes of the cache: with a thousand sessions nobody looks through all of them for one, nor through everybody's intercepts.
 const (
-	holderIndex = "doppel.dev/holder" // intercepts by the session that they go to
-	uidIndex    = "doppel.dev/uid"    // sessions
+	holderIndex   = "doppel.dev/holder"   // intercepts by the session that they go to
+	workloadIndex = "doppel.dev/workload" // intercepts by their workload
+	declaredIndex = "doppel.dev/declared" // intercepts that name no session, by their user
+	uidIndex      = "doppel.dev/uid"      // sessions
 )
 
 func holderOf(o client.Object) []string { return []string{o.(*v1alpha1.Intercept).Holder()} }
 
+func workloadOfIntercept(o client.Object) []string { return []string{interceptKey(o).String()} }
+
+func declaredOf(o client.Object) []string {
+	if in := o.(*v1alpha1.Intercept); in.Spec.Session == "" {
+		return []string{in.Spec.User}
+	}
+	return nil
+}
+
 func uidOf(o client.Object) []string { return []string{string(o.GetUID())} }
 
-// setupControllers registers the reconcilers.
+// interceptKey is the workload of an intercept.
+func interceptKey(o client.Object) workloadKey {
+	in := o.(*v1alpha1.Intercept)
+	return workloadKey{in.Namespace, in.Spec.Workload.Kind, in.Spec.Workload.Name}
+}
+
+// manyWorkloads are looked at at once. The intercepts of one workload, whose order decides conflicts, are looked at one after the other.
+const manyWorkloads = 8
+
+// A look that failed is repeated after retryFirst, and then after twice as long up to retryMost: what one intercept cannot have must not hold up the others of
+// its workload.
+const (
+	retryFirst = 5 * time.Millisecond
+	retryMost  = 5 * time.Second
+)
+
+// setupControllers registers the reconciler.
 func (m *Manager) setupControllers(ctx context.Context) error {
 	ix := m.ctrl.GetFieldIndexer()
-	if err := errors.Join(ix.IndexField(ctx, &v1alpha1.Intercept{}, holderIndex, holderOf), ix.IndexField(ctx, &v1alpha1.Session{}, uidIndex, uidOf)); err != nil {
+	in := &v1alpha1.Intercept{}
+	if err := errors.Join(
+		ix.IndexField(ctx, in, holderIndex, holderOf), ix.IndexField(ctx, in, workloadIndex, workloadOfIntercept), ix.IndexField(ctx, in, declaredIndex, declaredOf),
+		ix.IndexField(ctx, &v1alpha1.Session{}, uidIndex, uidOf),
+	); err != nil {
 		return fmt.Errorf("index sessions and intercepts: %w", err)
 	}
-	r := newInterceptReconciler(m)
-	return builder.ControllerManagedBy(m.ctrl).
+	wakeups := handler.TypedFuncs[workloadKey, workloadKey]{GenericFunc: func(_ context.Context, e event.TypedGenericEvent[workloadKey], q workqueue.TypedRateLimitingInterface[workloadKey]) {
+		q.Add(e.Object)
+	}}
+	return builder.TypedControllerManagedBy[workloadKey](m.ctrl).
 		Named("intercepts").
-		For(&v1alpha1.Intercept{}).
-		Watches(&v1alpha1.Session{}, handler.EnqueueRequestsFromMapFunc(m.interceptsOfSession)).
-		WatchesRawSource(source.Channel(m.wakeups, handler.EnqueueRequestsFromMapFunc(m.interceptsOfWorkload))).
-		WithOptions(controller.Options{MaxConcurrentReconciles: 1}). // the order of intercepts decides conflicts
-		Complete(r)
+		Watches(in, m.interceptEvents()).
+		Watches(&v1alpha1.Session{}, handler.TypedEnqueueRequestsFromMapFunc(m.workloadsOfSession), builder.WithPredicates(predicate.Funcs{UpdateFunc: claimsOthers})).
+		WatchesRawSource(source.TypedChannel(m.wakeups, wakeups)).
+		WithOptions(controller.TypedOptions[workloadKey]{
+			MaxConcurrentReconciles: manyWorkloads, RateLimiter: workqueue.NewTypedItemExponentialFailureRateLimiter[workloadKey](retryFirst, retryMost),
+		}).
+		Complete(newWorkloadReconciler(m))
+}
+
+// interceptEvents has laptops told what the cache knows now, and workloads looked at. What changes in an intercept's status is our own doing.
+func (m *Manager) interceptEvents() handler.TypedEventHandler[client.Object, workloadKey] {
+	type queue = workqueue.TypedRateLimitingInterface[workloadKey]
+	tell := func(o client.Object) { m.watchers.notify(types.UID(o.(*v1alpha1.Intercept).Holder())) }
+	return handler.WithLowPriorityWhenUnchanged(handler.TypedFuncs[client.Object, workloadKey]{
+		CreateFunc: func(_ context.Context, e event.TypedCreateEvent[client.Object], q queue) {
+			tell(e.Object)
+			q.Add(interceptKey(e.Object))
+		},
+		UpdateFunc: func(_ context.Context, e event.TypedUpdateEvent[client.Object], q queue) {
+			tell(e.ObjectOld)
+			tell(e.ObjectNew)
+			if e.ObjectOld.GetGeneration() == e.ObjectNew.GetGeneration() && e.ObjectOld.GetUID() == e.ObjectNew.GetUID() {
+				return
+			}
+			q.Add(interceptKey(e.ObjectOld))
+			q.Add(interceptKey(e.ObjectNew))
+		},
+		DeleteFunc: func(_ context.Context, e event.TypedDeleteEvent[client.Object], q queue) {
+			tell(e.Object)
+			q.Add(interceptKey(e.Object))
+		},
+	})
+}
+
+// claimsOthers says whether a session may have others' intercepts after a change, or lose them: renewals are of no concern to intercepts.
+func claimsOthers(e event.UpdateEvent) bool {
+	old, now := e.ObjectOld.(*v1alpha1.Session), e.ObjectNew.(*v1alpha1.Session)
+	return old.Status.State != now.Status.State || old.Spec.AcceptIntercepts != now.Spec.AcceptIntercepts
 }
 
 // wake has the intercepts of a workload looked at again.
 func (m *Manager) wake(w workloadKey) {
-	e := event.GenericEvent{Object: &v1alpha1.Intercept{
-		ObjectMeta: metav1.ObjectMeta{Namespace: w.Namespace},
-		Spec:       v1alpha1.InterceptSpec{Workload: v1alpha1.WorkloadRef{Kind: w.Kind, Name: w.Name}},
-	}}
 	select {
-	case m.wakeups <- e:
+	case m.wakeups <- event.TypedGenericEvent[workloadKey]{Object: w}:
 	default: // the queue is full of wake-ups; pending intercepts are polled anyway
 	}
 }
 
-func (m *Manager) interceptsOfWorkload(ctx context.Context, o client.Object) []reconcile.Request {
-	ref := o.(*v1alpha1.Intercept).Spec.Workload
-	return m.interceptsWhere(ctx, o.GetNamespace(), func(in *v1alpha1.Intercept) bool { return in.Spec.Workload == ref })
-}
-
-func (m *Manager) interceptsOfSession(ctx context.Context, o client.Object) []reconcile.Request {
-	user := o.(*v1alpha1.Session).Spec.User
-	return m.interceptsWhere(ctx, "", func(in *v1alpha1.Intercept) bool {
-		return in.Spec.Session == string(o.GetUID()) || in.Spec.Session == "" && in.Spec.User == user
-	})
-}
-
-func (m *Manager) interceptsWhere(ctx context.Context, ns string, match func(*v1alpha1.Intercept) bool) []reconcile.Request {
-	var list v1alpha1.InterceptList
-	if err := m.ctrl.GetClient().List(ctx, &list, client.InNamespace(ns)); err != nil {
-		m.cfg.Log.Warn("list intercepts", "err", err)
-		return nil
-	}
-	var out []reconcile.Request
-	for i := range list.Items {
-		if match(&list.Items[i]) {
-			out = append(out, reconcile.Request{NamespacedName: client.ObjectKeyFromObject(&list.Items[i])})
+// workloadsOfSession are those with intercepts that a session has, or may claim.
+func (m *Manager) workloadsOfSession(ctx context.Context, o client.Object) []workloadKey {
+	var out []workloadKey
+	for index, value := range map[string]string{holderIndex: string(o.GetUID()), declaredIndex: o.(*v1alpha1.Session).Spec.User} {
+		var list v1alpha1.InterceptList
+		if err := m.ctrl.GetClient().List(ctx, &list, client.MatchingFields{index: value}, client.UnsafeDisableDeepCopy); err != nil { // nothing is changed here
+			m.cfg.Log.Warn("list intercepts", "err", err)
+			continue
+		}
+		for i := range list.Items {
+			out = append(out, interceptKey(&list.Items[i]))
 		}
 	}
 	return out

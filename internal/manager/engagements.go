@@ -18,6 +18,8 @@ type workloadKey struct {
 	Namespace, Kind, Name string
 }
 
+func (w workloadKey) String() string { return w.Namespace + "/" + w.Kind + "/" + w.Name }
+
 // engagement is one intercept as the data path needs it: which ports of which workload, or which of their requests, go to which session.
 type engagement struct {
 	UID      types.UID
@@ -50,23 +52,38 @@ type engagements struct {
 	mu sync.Mutex
 	// guarded by mu
 	byUID   map[types.UID]engagement
+	uids    map[workloadKey]map[types.UID]bool // of a workload
 	changed uint64
-	notify  []func(workloadKey)
+	notify  []func(engagement)
 	// onSession is called, without a lock held and before those of onChange, for each session that a change concerns.
 	onSession func(types.UID)
 }
 
 func newEngagements() *engagements {
-	return &engagements{byUID: map[types.UID]engagement{}, onSession: func(types.UID) {}}
+	return &engagements{byUID: map[types.UID]engagement{}, uids: map[workloadKey]map[types.UID]bool{}, onSession: func(types.UID) {}}
 }
 
-// onChange registers fn to be called, without a lock held, after the set of a workload changed.
-func (e *engagements) onChange(fn func(workloadKey)) { e.notify = append(e.notify, fn) }
+// onChange registers fn to be called, without a lock held, after an intercept came into force, changed or ended.
+func (e *engagements) onChange(fn func(engagement)) { e.notify = append(e.notify, fn) }
 
-func (e *engagements) set(g engagement) {
+// set enters an intercept, unless its preview is that of another user's.
+func (e *engagements) set(g engagement) bool {
 	e.mu.Lock()
+	if g.Preview != nil {
+		if o, ok := e.previewLocked(g.Preview.ID); ok && o.User != g.User {
+			e.mu.Unlock()
+			return false
+		}
+	}
 	old, had := e.byUID[g.UID]
+	if had {
+		e.dropLocked(old)
+	}
 	e.byUID[g.UID] = g
+	if e.uids[g.Workload] == nil {
+		e.uids[g.Workload] = map[types.UID]bool{}
+	}
+	e.uids[g.Workload][g.UID] = true
 	changed := !had || !reflect.DeepEqual(old, g)
 	if changed {
 		e.changed++
@@ -78,14 +95,25 @@ func (e *engagements) set(g engagement) {
 	if changed {
 		e.tell(g)
 	}
+	return true
+}
+
+func (e *engagements) dropLocked(g engagement) {
+	delete(e.byUID, g.UID)
+	delete(e.uids[g.Workload], g.UID)
+	if len(e.uids[g.Workload]) == 0 {
+		delete(e.uids, g.Workload)
+	}
 }
 
 // remove returns what was removed.
 func (e *engagements) remove(uid types.UID) (engagement, bool) {
 	e.mu.Lock()
 	g, had := e.byUID[uid]
-	delete(e.byUID, uid)
-	e.changed++
+	if had {
+		e.dropLocked(g)
+		e.changed++
+	}
 	e.mu.Unlock()
 	if had {
 		e.tell(g)
@@ -96,7 +124,7 @@ func (e *engagements) remove(uid types.UID) (engagement, bool) {
 func (e *engagements) tell(g engagement) {
 	e.onSession(g.Session)
 	for _, fn := range e.notify {
-		fn(g.Workload)
+		fn(g)
 	}
 }
 
@@ -112,10 +140,8 @@ func (e *engagements) of(w workloadKey) []engagement {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	var out []engagement
-	for _, g := range e.byUID {
-		if g.Workload == w {
-			out = append(out, g)
-		}
+	for uid := range e.uids[w] {
+		out = append(out, e.byUID[uid])
 	}
 	slices.SortFunc(out, func(a, b engagement) int { return cmp.Compare(a.UID, b.UID) })
 	return out
@@ -149,6 +175,10 @@ func (e *engagements) where(ok func(engagement) bool) []engagement {
 func (e *engagements) preview(id string) (engagement, bool) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	return e.previewLocked(id)
+}
+
+func (e *engagements) previewLocked(id string) (engagement, bool) {
 	for _, g := range e.byUID {
 		if g.Preview != nil && g.Preview.ID == id {
 			return g, true
@@ -161,8 +191,8 @@ func (e *engagements) preview(id string) (engagement, bool) {
 func (e *engagements) inNamespace(ns string) bool {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	for _, g := range e.byUID {
-		if g.Workload.Namespace == ns {
+	for w := range e.uids {
+		if w.Namespace == ns {
 			return true
 		}
 	}

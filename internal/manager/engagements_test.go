@@ -14,11 +14,11 @@ import (
 func TestEngagements(t *testing.T) {
 	e := newEngagements()
 	var told []string
-	e.onChange(func(w workloadKey) {
+	e.onChange(func(g engagement) {
 		if _, ok := e.get("deadlock?"); ok { // called without a lock held
 			t.Error("unexpected engagement")
 		}
-		told = append(told, w.Name)
+		told = append(told, g.Workload.Name)
 	})
 	web, db := workloadKey{"shop", "Deployment", "web"}, workloadKey{"data", "Deployment", "db"}
 	a := engagement{UID: "a", Session: "s", Workload: web, Ports: tcp(80), Rules: whole}
@@ -51,5 +51,24 @@ func TestEngagements(t *testing.T) {
 	told = nil
 	if _, ok := e.remove("c"); ok || told != nil {
 		t.Error("removing what is not there told somebody")
+	}
+}
+
+// A preview is one user's, whoever comes at the same time.
+func TestEngagementsPreview(t *testing.T) {
+	e := newEngagements()
+	of := func(uid types.UID, user string) engagement {
+		return engagement{UID: uid, User: user, Workload: workloadKey{"shop", "Deployment", string(uid)}, Preview: previewOf("p")}
+	}
+	if !e.set(of("a", "ada")) || !e.set(of("b", "ada")) {
+		t.Error("one's own preview is refused")
+	}
+	if e.set(of("c", "eve")) || len(e.where(func(g engagement) bool { return g.User == "eve" })) != 0 {
+		t.Error("somebody else's preview is taken")
+	}
+	e.remove("a")
+	e.remove("b")
+	if !e.set(of("c", "eve")) || len(e.of(workloadKey{"shop", "Deployment", "c"})) != 1 {
+		t.Error("a preview that is nobody's any more is refused")
 	}
 }

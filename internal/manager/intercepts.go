@@ -14,10 +14,8 @@ import (
 	"golang.org/x/sync/errgroup"
 	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
-	"sigs.k8s.io/controller-runtime/pkg/handler"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 
 	"github.com/doppel-dev/doppel/api/v1alpha1"
@@ -31,17 +29,13 @@ import (
 // pendingPoll is how often an intercept that waits for pods is looked at again; events of agents wake it earlier.
 const pendingPoll = 300 * time.Millisecond
 
-// activePoll is how often an active intercept is checked against its pods, but not more than one of them in each activeEach: with thousands, nothing else would
-// be done.
+// activePoll is how often a workload with active intercepts is looked at, but not more than one in each activeEach: with thousands, nothing else would be done.
 const (
 	activePoll = 10 * time.Second
 	activeEach = 100 * time.Millisecond
 )
 
-// whenIdle is the priority of a check: whoever changes something comes first.
-var whenIdle = handler.LowPriority
-
-// interceptReconciler brings intercepts into force.
+// interceptReconciler brings the intercepts of one workload into force.
 //
 //	Pending ──every pod has an agent that knows it──▶ Active
 //	   └──cannot be taken, or the cluster refuses the agent──▶ Failed (final: the laptop deletes it)
@@ -51,54 +45,45 @@ type interceptReconciler struct {
 	restarted map[types.UID]restart
 	// inForce remembers what has to be said when an intercept ends.
 	inForce map[types.UID]record
-	// names finds the UID of an intercept that is gone, and holders whose it was.
-	names   map[types.NamespacedName]types.UID
-	holders map[types.NamespacedName]types.UID
-	// seen is when an intercept was looked at for the first time.
+	// seen is when an intercept was looked at for the first time: all that are not gone.
 	seen map[types.UID]time.Time
-	// last is the last reading: when agents say something, all intercepts of their workload are looked at, one after the other.
-	last reading
+	// failed are those that stay so, which the cache may not know yet.
+	failed map[types.UID]bool
 	// quiet is for how long the object of a new intercept does not say what it waits for: pendingPoll.
 	quiet time.Duration
+
+	// of one look
+	all     []v1alpha1.Intercept // the oldest first
+	reading *reading             // nil: nobody has needed it yet
 }
 
 func newInterceptReconciler(m *Manager) *interceptReconciler {
 	return &interceptReconciler{
-		m: m, restarted: map[types.UID]restart{}, inForce: map[types.UID]record{}, names: map[types.NamespacedName]types.UID{}, holders: map[types.NamespacedName]types.UID{}, seen: map[types.UID]time.Time{}, quiet: pendingPoll,
+		m: m, restarted: map[types.UID]restart{}, inForce: map[types.UID]record{}, seen: map[types.UID]time.Time{}, failed: map[types.UID]bool{}, quiet: pendingPoll,
 	}
 }
 
 // reading is a workload as the API server has it, and what decides about its ports.
 type reading struct {
-	of    workloadKey
-	at    time.Time
-	epoch uint64 // of the agents
-	w     *workload
-	facts inject.Facts
-	by    map[types.UID]bool // the intercepts that have used it; who comes again wants to know what is new
+	w            *workload
+	facts        inject.Facts
+	err, noFacts error // why w and facts are not known
 }
 
-// readingAge is how long a reading is good for, unless an agent comes or goes: shorter than anything that is waited for by asking again.
-const readingAge = 200 * time.Millisecond
-
-// read reads the workload of an intercept. An error about the workload is told before one about the facts.
-func (r *interceptReconciler) read(ctx context.Context, in *v1alpha1.Intercept) (w *workload, facts inject.Facts, noFacts, err error) {
-	of, epoch := workloadKey{in.Namespace, in.Spec.Workload.Kind, in.Spec.Workload.Name}, r.m.agents.epoch.Load()
-	if r.last.of == of && r.last.epoch == epoch && time.Since(r.last.at) < readingAge && !r.last.by[in.UID] {
-		r.last.by[in.UID] = true
-		return r.last.w, r.last.facts, nil, nil
+// read reads the workload, once for all of its intercepts. An error about the workload is told before one about the facts.
+func (r *interceptReconciler) read(ctx context.Context, in *v1alpha1.Intercept) *reading {
+	if r.reading == nil {
+		now := &reading{}
+		var facts errgroup.Group // beside the workload: each is a question to the API server, and somebody waits
+		facts.Go(func() error {
+			now.facts, now.noFacts = r.m.facts(ctx, in.Namespace)
+			return nil
+		})
+		now.w, now.err = r.m.loadWorkload(ctx, in.Namespace, in.Spec.Workload)
+		_ = facts.Wait() // none
+		r.reading = now
 	}
-	now := reading{of: of, epoch: epoch, at: time.Now(), by: map[types.UID]bool{in.UID: true}}
-	var reading errgroup.Group // beside the workload: each is a question to the API server, and somebody waits
-	reading.Go(func() (err error) {
-		now.facts, err = r.m.facts(ctx, in.Namespace)
-		return err
-	})
-	now.w, err = r.m.loadWorkload(ctx, in.Namespace, in.Spec.Workload)
-	if noFacts = reading.Wait(); err == nil && noFacts == nil {
-		r.last = now
-	}
-	return now.w, now.facts, noFacts, err
+	return r.reading
 }
 
 // restart is a restart of a workload that an intercept asked for.
@@ -123,54 +108,61 @@ func fail(reason, format string, args ...any) error {
 	return &problem{reason, fmt.Sprintf(format, args...)}
 }
 
-func (r *interceptReconciler) Reconcile(ctx context.Context, req reconcile.Request) (reconcile.Result, error) {
-	var in v1alpha1.Intercept
-	err := r.m.ctrl.GetClient().Get(ctx, req.NamespacedName, &in)
-	holder, known := r.holders[req.NamespacedName]
-	if now := types.UID(in.Holder()); err == nil && (!known || now != holder) {
-		defer r.m.watchers.notify(now)
-		r.holders[req.NamespacedName] = now
+// begin looks which intercepts there are, and ends what was in force of those that are gone.
+func (r *interceptReconciler) begin(ctx context.Context, key workloadKey) error {
+	var list v1alpha1.InterceptList
+	if err := r.m.ctrl.GetClient().List(ctx, &list, client.MatchingFields{workloadIndex: key.String()}); err != nil {
+		return err
 	}
-	defer r.m.watchers.notify(holder) // what we were woken for is in the cache by now, and its laptop wants to know
-	if apierrors.IsNotFound(err) {
-		return reconcile.Result{}, r.gone(ctx, req.NamespacedName)
+	r.all, r.reading = list.Items, nil
+	slices.SortFunc(r.all, func(a, b v1alpha1.Intercept) int {
+		if older(&a, &b) {
+			return -1
+		}
+		return 1
+	})
+	there := map[types.UID]bool{}
+	for i := range r.all {
+		there[r.all[i].UID] = true
 	}
-	if err != nil {
-		return reconcile.Result{}, err
-	}
-	if uid, ok := r.names[req.NamespacedName]; ok && uid != in.UID { // deleted and created again under the same name
-		if err := r.gone(ctx, req.NamespacedName); err != nil {
-			return reconcile.Result{}, err
+	var errs []error
+	for uid := range r.seen {
+		if !there[uid] {
+			errs = append(errs, r.gone(ctx, uid))
 		}
 	}
-	r.names[req.NamespacedName] = in.UID
+	return errors.Join(errs...)
+}
+
+// look takes the next step for one of them.
+func (r *interceptReconciler) look(ctx context.Context, in *v1alpha1.Intercept) (reconcile.Result, error) {
 	if _, known := r.seen[in.UID]; !known {
 		r.seen[in.UID] = time.Now()
 	}
-	sess, err := r.session(ctx, &in)
+	sess, err := r.session(ctx, in)
 	if err != nil {
 		return reconcile.Result{}, err
 	}
 	if sess == nil && in.Spec.Session != "" {
-		r.m.cfg.Log.Info("intercept ended with its session", "intercept", req.NamespacedName.String())
-		return reconcile.Result{}, client.IgnoreNotFound(r.m.ctrl.GetClient().Delete(ctx, &in, client.Preconditions{UID: &in.UID}))
+		r.m.cfg.Log.Info("intercept ended with its session", "intercept", in.Namespace+"/"+in.Name)
+		return reconcile.Result{}, client.IgnoreNotFound(r.m.ctrl.GetClient().Delete(ctx, in, client.Preconditions{UID: &in.UID}))
 	}
-	if in.Status.State == v1alpha1.InterceptFailed {
+	if r.hasFailed(in) {
 		return reconcile.Result{}, nil
 	}
-	if err := r.m.withheld(&in); err != nil {
+	if err := r.m.withheld(in); err != nil {
 		r.m.looked.Store(in.UID, true)
-		return reconcile.Result{}, r.writeStatus(ctx, &in, v1alpha1.InterceptStatus{State: v1alpha1.InterceptFailed, Reason: err.reason, Message: err.msg})
+		return reconcile.Result{}, r.writeStatus(ctx, in, v1alpha1.InterceptStatus{State: v1alpha1.InterceptFailed, Reason: err.reason, Message: err.msg})
 	}
 	if sess == nil && in.Spec.Session == "" {
 		r.m.looked.Store(in.UID, true)
 		r.m.engaged.remove(in.UID)
 		r.ended(ctx, in.UID)
-		return reconcile.Result{}, r.writeStatus(ctx, &in, v1alpha1.InterceptStatus{
+		return reconcile.Result{}, r.writeStatus(ctx, in, v1alpha1.InterceptStatus{
 			State: v1alpha1.InterceptPending, Message: "waiting for " + in.Spec.User + " to connect with --accept-intercepts",
 		})
 	}
-	st, err := r.engage(ctx, &in, sess)
+	st, err := r.engage(ctx, in, sess)
 	var p *problem
 	if errors.As(err, &p) {
 		st = v1alpha1.InterceptStatus{State: v1alpha1.InterceptFailed, Reason: p.reason, Message: p.msg, Ports: st.Ports, Container: st.Container, Replace: st.Replace}
@@ -183,10 +175,10 @@ func (r *interceptReconciler) Reconcile(ctx context.Context, req reconcile.Reque
 	if in.Spec.Session == "" {
 		st.Session = string(sess.UID)
 	}
-	if st.State == v1alpha1.InterceptPending && r.soon(&in) {
+	if st.State == v1alpha1.InterceptPending && r.soon(in) {
 		return reconcile.Result{RequeueAfter: pendingPoll}, nil
 	}
-	if err := r.writeStatus(ctx, &in, st); err != nil {
+	if err := r.writeStatus(ctx, in, st); err != nil {
 		return reconcile.Result{}, err
 	}
 	if rec := r.inForce[in.UID]; rec.untold {
@@ -198,10 +190,15 @@ func (r *interceptReconciler) Reconcile(ctx context.Context, req reconcile.Reque
 	case v1alpha1.InterceptPending:
 		return reconcile.Result{RequeueAfter: pendingPoll}, nil
 	case v1alpha1.InterceptActive:
-		return reconcile.Result{RequeueAfter: max(activePoll, time.Duration(len(r.inForce))*activeEach), Priority: &whenIdle}, nil
+		return reconcile.Result{RequeueAfter: activePoll}, nil
 	case v1alpha1.InterceptFailed:
 	}
 	return reconcile.Result{}, nil
+}
+
+// hasFailed says so for good.
+func (r *interceptReconciler) hasFailed(in *v1alpha1.Intercept) bool {
+	return in.Status.State == v1alpha1.InterceptFailed || r.failed[in.UID]
 }
 
 // soon says of an intercept that is pending that it has only just been made, and nothing had to be restarted for it: most of these are active in a moment,
@@ -254,7 +251,8 @@ func (r *interceptReconciler) engage(ctx context.Context, in *v1alpha1.Intercept
 	if !r.m.responsible(in.Namespace) {
 		return st, fail("NamespaceNotAllowed", "the administrator does not allow intercepts in namespace %s", in.Namespace)
 	}
-	w, facts, noFacts, err := r.read(ctx, in)
+	now := r.read(ctx, in)
+	w, facts, err := now.w, now.facts, now.err
 	if _, replaced := r.restarted[in.UID]; replaced && in.Spec.Workload.Kind == kinds.Pod && isNoWorkload(err) {
 		st.Message = "waiting until pod " + in.Spec.Workload.Name + " is made again"
 		return st, nil
@@ -269,8 +267,8 @@ func (r *interceptReconciler) engage(ctx context.Context, in *v1alpha1.Intercept
 		return st, fail("NotEnabled", "%s may not be intercepted: its pod template does not say %s: %s, and the administrator allows others to have no traffic-agent (agent.injection: %s)",
 			w.Name(), agentcfg.AnnotationInject, agentcfg.InjectEnabled, InjectEnabledOnly)
 	}
-	if noFacts != nil {
-		return st, noFacts
+	if now.noFacts != nil {
+		return st, now.noFacts
 	}
 	container, taken, err := wanted(in, w.Template, inject.Ports(&w.Template.Spec, w.Template.Labels, facts))
 	if err != nil {
@@ -331,7 +329,9 @@ func (r *interceptReconciler) engage(ctx context.Context, in *v1alpha1.Intercept
 			r.m.engaged.remove(o.UID)
 		}
 	}
-	r.m.engaged.set(g)
+	if !r.m.engaged.set(g) { // since we looked
+		return st, fail("PreviewHeld", "the preview is that of somebody else's intercept")
+	}
 	st, err = r.progress(ctx, in, w, taken, st)
 	if err == nil && st.State == v1alpha1.InterceptActive && byRequest {
 		st.Message = cmp.Or(st.Message, r.m.agents.noteOn(w.key, ports))
@@ -433,7 +433,7 @@ func (r *interceptReconciler) progress(ctx context.Context, in *v1alpha1.Interce
 		r.m.agents.wantCall(&w.pods[i])
 	}
 	if in.Spec.Mode != v1alpha1.ModeEgress && in.Status.State != v1alpha1.InterceptActive && view.missing == 0 && !restarted && r.m.agents.onAll(w) {
-		r.m.proven(in.UID, w, taken) // it will be asked for, and takes as long as the agents need to be told
+		r.proven(in, w, taken) // it will be asked for, and takes as long as the agents need to be told
 	}
 	if in.Spec.Mode == v1alpha1.ModeIngest && view.serving > 0 { // one pod has all that there is to have; the others may be as they are
 		return r.activated(in.UID, st), nil
@@ -458,7 +458,7 @@ func (r *interceptReconciler) progress(ctx context.Context, in *v1alpha1.Interce
 			return st, err
 		}
 		if w.How == kinds.ByController {
-			r.last = reading{}
+			r.reading = nil
 			if err := w.restart(ctx, r.m.ctrl.GetClient()); err != nil {
 				return st, fail("RestartRefused", "the workload could not be restarted: %v", err)
 			}
@@ -481,7 +481,7 @@ func (r *interceptReconciler) progress(ctx context.Context, in *v1alpha1.Interce
 		if in.Spec.Mode == v1alpha1.ModeEgress { // nothing comes to it
 			return r.activated(in.UID, st), nil
 		}
-		problem, known := r.m.proven(in.UID, w, taken)
+		problem, known := r.proven(in, w, taken)
 		if st.Message = problem; !known && in.Status.State != v1alpha1.InterceptActive {
 			st.Message = "making sure that connections arrive"
 			return st, nil
@@ -515,11 +515,7 @@ func (r *interceptReconciler) admits(ctx context.Context, w *workload, taken []i
 }
 
 // gone takes an intercept out of force. A workload that its agents kept from coming up is restarted without them.
-func (r *interceptReconciler) gone(ctx context.Context, name types.NamespacedName) error {
-	uid, ok := r.names[name]
-	if !ok {
-		return nil
-	}
+func (r *interceptReconciler) gone(ctx context.Context, uid types.UID) error {
 	if g, ok := r.m.engaged.get(uid); ok && g.replaces() && r.m.laptops.tunnel(g.Session) != nil {
 		g.Ending = true // the laptop answers until the app does: see restorer
 		r.m.engaged.set(g)
@@ -527,7 +523,6 @@ func (r *interceptReconciler) gone(ctx context.Context, name types.NamespacedNam
 		r.m.engaged.remove(uid)
 	}
 	r.m.looked.Delete(uid)
-	r.m.proofs.forget(uid)
 	r.ended(ctx, uid)
 	if re, ok := r.restarted[uid]; ok {
 		if err := r.heal(ctx, re); err != nil {
@@ -535,9 +530,8 @@ func (r *interceptReconciler) gone(ctx context.Context, name types.NamespacedNam
 		}
 	}
 	delete(r.restarted, uid)
-	delete(r.names, name)
-	delete(r.holders, name)
 	delete(r.seen, uid)
+	delete(r.failed, uid)
 	return nil
 }
 
@@ -582,7 +576,11 @@ func (r *interceptReconciler) writeStatus(ctx context.Context, in *v1alpha1.Inte
 	base.Status = v1alpha1.InterceptStatus{State: "-", Reason: "-", Message: "-", Container: "-", Session: "-", Agents: -1, Replace: &v1alpha1.PodRef{Name: "-", UID: "-"}, Ports: []v1alpha1.InterceptedPort{{Protocol: "-"}}}
 	in.Status = st
 	r.m.cfg.Log.Info("intercept", "intercept", in.Namespace+"/"+in.Name, "user", in.Spec.User, "state", st.State, "detail", st.Message)
-	return client.IgnoreNotFound(r.m.ctrl.GetClient().Status().Patch(ctx, in, client.MergeFrom(base)))
+	err := client.IgnoreNotFound(r.m.ctrl.GetClient().Status().Patch(ctx, in, client.MergeFrom(base)))
+	if err == nil && st.State == v1alpha1.InterceptFailed {
+		r.failed[in.UID] = true
+	}
+	return err
 }
 
 func statusEqual(a, b v1alpha1.InterceptStatus) bool {

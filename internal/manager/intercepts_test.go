@@ -17,7 +17,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
-	"sigs.k8s.io/controller-runtime/pkg/reconcile"
+	"sigs.k8s.io/controller-runtime/pkg/event"
 
 	"github.com/doppel-dev/doppel/api/v1alpha1"
 	"github.com/doppel-dev/doppel/internal/agentcfg"
@@ -28,6 +28,7 @@ import (
 type reconciler struct {
 	*world
 	*interceptReconciler
+	key workloadKey // of the intercept that was looked at last
 }
 
 func newReconciler(t *testing.T, objs ...client.Object) *reconciler {
@@ -39,13 +40,31 @@ func newReconciler(t *testing.T, objs ...client.Object) *reconciler {
 	w.laptops.tunnels["mine"] = &mux.Session{}
 	r := newInterceptReconciler(w.Manager)
 	r.quiet = 0
-	return &reconciler{w, r}
+	return &reconciler{w, r, web}
 }
 
-// look reconciles an intercept and returns its status, and when it is looked at again.
+// step looks at an intercept alone.
+func (r *reconciler) step(name string) (time.Duration, error) {
+	in := &v1alpha1.Intercept{ObjectMeta: meta("shop", name)}
+	if r.world.get(in) {
+		r.key = interceptKey(in)
+	}
+	if err := r.begin(r.t.Context(), r.key); err != nil {
+		return 0, err
+	}
+	for i := range r.all {
+		if r.all[i].Name == name {
+			res, err := r.interceptReconciler.look(r.t.Context(), &r.all[i])
+			return res.RequeueAfter, err
+		}
+	}
+	return 0, nil
+}
+
+// look looks at an intercept alone and returns its status, and when it is looked at again.
 func (r *reconciler) look(name string) (v1alpha1.InterceptStatus, time.Duration) {
 	r.t.Helper()
-	res, err := r.Reconcile(r.t.Context(), reconcile.Request{NamespacedName: types.NamespacedName{Namespace: "shop", Name: name}})
+	again, err := r.step(name)
 	if err != nil {
 		r.t.Fatal(err)
 	}
@@ -53,7 +72,7 @@ func (r *reconciler) look(name string) (v1alpha1.InterceptStatus, time.Duration)
 	if !r.world.get(in) {
 		return v1alpha1.InterceptStatus{State: "gone"}, 0
 	}
-	return in.Status, res.RequeueAfter
+	return in.Status, again
 }
 
 func (r *reconciler) addPod(name, rs string, opts ...podOption) {
@@ -167,8 +186,8 @@ func TestIntercept(t *testing.T) {
 	}
 	in := intercept("in-1", "", "")
 	r.delete(in)
-	if st, _ := r.look("in-1"); st.State != "gone" || len(r.names)+len(r.restarted) != 0 {
-		t.Errorf("%v, remembered %v %v", st, r.names, r.restarted)
+	if st, _ := r.look("in-1"); st.State != "gone" || len(r.seen)+len(r.restarted) != 0 {
+		t.Errorf("%v, remembered %v %v", st, r.seen, r.restarted)
 	}
 }
 
@@ -364,7 +383,7 @@ func TestInterceptAPIServerAway(t *testing.T) {
 			}
 			return nil
 		}
-		_, err := r.Reconcile(t.Context(), reconcile.Request{NamespacedName: types.NamespacedName{Namespace: "shop", Name: "in-1"}})
+		_, err := r.step("in-1")
 		if err == nil {
 			t.Errorf("%T: no error", kind)
 		}
@@ -417,7 +436,7 @@ func TestHeal(t *testing.T) {
 	r.delete(intercept("in-1", "", ""))
 
 	r.set(func() { r.fail = func(string, runtime.Object) error { return errors.New("etcd is away") } })
-	if _, err := r.Reconcile(t.Context(), reconcile.Request{NamespacedName: types.NamespacedName{Namespace: "shop", Name: "in-1"}}); err == nil {
+	if _, err := r.step("in-1"); err == nil {
 		t.Fatal("no error")
 	}
 	r.set(func() { r.fail = nil })
@@ -656,26 +675,35 @@ func TestOlder(t *testing.T) {
 
 // Who is woken by what.
 func TestWakeups(t *testing.T) {
-	other := intercept("db", "ada", "mine")
-	other.Spec.Workload.Name = "db"
-	r := newReconciler(t, intercept("a", "ada", "mine"), intercept("b", "eve", "hers"), other)
-	names := func(reqs []reconcile.Request) string {
-		var out []string
-		for _, q := range reqs {
-			out = append(out, q.Name)
-		}
-		return strings.Join(out, " ")
-	}
+	db, declared := intercept("db", "ada", "mine"), intercept("declared", "ada", "")
+	db.Spec.Workload.Name, declared.Spec.Workload.Name = "db", "cart"
+	r := newReconciler(t, intercept("a", "ada", "mine"), intercept("b", "eve", "hers"), db, declared)
 	r.wake(web)
-	e := <-r.wakeups
-	if got := names(r.interceptsOfWorkload(t.Context(), e.Object)); got != "a b" {
-		t.Errorf("workload: %s", got)
-	}
-	if got := names(r.interceptsOfSession(t.Context(), session("mine", "ada", ""))); got != "a db" {
-		t.Errorf("session: %s", got)
+	if e := <-r.wakeups; e.Object != web {
+		t.Errorf("%v", e.Object)
 	}
 	for range cap(r.wakeups) + 1 {
 		r.wake(web) // must never block an agent's connection
+	}
+	var got []string
+	for _, w := range r.workloadsOfSession(t.Context(), session("mine", "ada", "")) {
+		got = append(got, w.Name)
+	}
+	if slices.Sort(got); !slices.Equal(got, []string{"cart", "db", "web"}) {
+		t.Errorf("session: %v", got)
+	}
+
+	renewed := session("mine", "ada", "")
+	renewed.Spec.RenewTime = metav1.NewMicroTime(time.Now().Add(time.Minute))
+	lost := session("mine", "ada", "")
+	lost.Status.State = v1alpha1.SessionLost
+	for _, tt := range []struct {
+		now  *v1alpha1.Session
+		want bool
+	}{{renewed, false}, {lost, true}} {
+		if got := claimsOthers(event.UpdateEvent{ObjectOld: session("mine", "ada", ""), ObjectNew: tt.now}); got != tt.want {
+			t.Errorf("%+v: %v", tt.now, got)
+		}
 	}
 }
 

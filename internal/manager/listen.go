@@ -25,7 +25,7 @@ const readHeaderTimeout = 10 * time.Second
 func (m *Manager) serveAPI(ctx context.Context, l net.Listener) error {
 	split := newSplitter(l)
 	attach := http.NewServeMux()
-	attach.Handle("/attach", tunnel.UpgradeHandler(func(c net.Conn) { m.laptops.serve(ctx, c) }))
+	attach.Handle("/attach", tunnel.UpgradeHandler(func(c net.Conn) { go m.laptops.serve(ctx, c) })) // the request, its buffers and its stack are not kept for as long
 	hooks := http.NewServeMux()
 	hooks.Handle("/inject", m.injectWebhook())
 	plain := &http.Server{Handler: attach, ReadHeaderTimeout: readHeaderTimeout, ErrorLog: slog.NewLogLogger(m.cfg.Log.Handler(), slog.LevelDebug)}

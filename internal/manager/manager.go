@@ -149,10 +149,10 @@ type Manager struct {
 	relay     *relayLink // nil: there is none
 	looked    sync.Map   // UIDs of intercepts that have been looked at since our start
 	watchers  watchers
-	noEcho    error                        // why this pod cannot ping for laptops; nil: it can
-	allowed   []string                     // the namespaces it is for; empty: all
-	resources *corev1.ResourceRequirements // of injected agents; nil: the injector's default
-	wakeups   chan event.GenericEvent      // "look at this workload's intercepts again"
+	noEcho    error                                     // why this pod cannot ping for laptops; nil: it can
+	allowed   []string                                  // the namespaces it is for; empty: all
+	resources *corev1.ResourceRequirements              // of injected agents; nil: the injector's default
+	wakeups   chan event.TypedGenericEvent[workloadKey] // "look at this workload's intercepts again"
 }
 
 // New connects to the API server and prepares every part; nothing is served yet.
@@ -189,7 +189,7 @@ func New(ctx context.Context, cfg Config) (*Manager, error) {
 
 // assemble makes the parts of a manager, which reach the API server through cm.
 func assemble(ctx context.Context, cfg Config, cm ctrl.Manager) (_ *Manager, err error) {
-	m := &Manager{cfg: cfg, ctrl: cm, started: time.Now(), wakeups: make(chan event.GenericEvent, 1024), allowed: cfg.namespaces()}
+	m := &Manager{cfg: cfg, ctrl: cm, started: time.Now(), wakeups: make(chan event.TypedGenericEvent[workloadKey], 1024), allowed: cfg.namespaces()}
 	if cfg.AgentResources != "" {
 		m.resources = &corev1.ResourceRequirements{}
 		if err := json.Unmarshal([]byte(cfg.AgentResources), m.resources); err != nil {

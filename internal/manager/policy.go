@@ -47,7 +47,8 @@ type policyProbe struct {
 	checkReach bool
 	off        bool // there is none, and nothing that needs one is done
 	log        *slog.Logger
-	onChange   func() // called when the policy came into force or left it
+	onChange   func()     // called when the policy came into force or left it
+	renewing   sync.Mutex // held by the one that renews a result for all who wait for it
 
 	mu sync.Mutex
 	// guarded by mu
@@ -156,11 +157,19 @@ func (p *policyProbe) ok(ctx context.Context) error {
 	if p.off {
 		return nil
 	}
-	p.mu.Lock()
-	err, fresh := p.err, time.Since(p.checked) < time.Second
-	p.mu.Unlock()
-	if fresh {
+	if err, fresh := p.fresh(); fresh {
+		return err
+	}
+	p.renewing.Lock()
+	defer p.renewing.Unlock()
+	if err, fresh := p.fresh(); fresh {
 		return err
 	}
 	return p.check(ctx)
+}
+
+func (p *policyProbe) fresh() (err error, fresh bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.err, time.Since(p.checked) < time.Second
 }

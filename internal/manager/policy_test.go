@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -112,6 +114,35 @@ func TestPolicyOK(t *testing.T) {
 		cancel()
 		if err := <-done; err != nil {
 			t.Errorf("run: %v", err)
+		}
+	})
+}
+
+// Many who connect at once after a while cause one check.
+func TestPolicyRenewedOnce(t *testing.T) {
+	w := newWorld(t)
+	var checks atomic.Int32
+	w.fail = func(verb string, o runtime.Object) error {
+		if _, ok := o.(*v1alpha1.Intercept); ok && verb == "create" {
+			checks.Add(1)
+		}
+		return nil
+	}
+	synctest.Test(t, func(t *testing.T) {
+		for n := int32(1); n <= 2; n++ {
+			var all sync.WaitGroup
+			for range 20 {
+				all.Go(func() {
+					if err := w.policy.ok(t.Context()); err != nil {
+						t.Error(err)
+					}
+				})
+			}
+			all.Wait()
+			if got := checks.Load(); got != n {
+				t.Errorf("%d checks, want %d", got, n)
+			}
+			time.Sleep(2 * time.Second) // of the bubble
 		}
 	})
 }

@@ -58,10 +58,10 @@ type presence struct {
 
 func newPresence(m *Manager) *presence {
 	p := &presence{m: m, now: time.Now, released: map[workloadKey]time.Time{}, rolled: map[workloadKey]int64{}}
-	m.engaged.onChange(func(w workloadKey) { // an intercept begins or ends
+	m.engaged.onChange(func(g engagement) { // an intercept begins or ends
 		p.mu.Lock()
 		defer p.mu.Unlock()
-		p.released[w] = p.now()
+		p.released[g.Workload] = p.now()
 	})
 	return p
 }

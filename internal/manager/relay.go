@@ -80,7 +80,7 @@ func newRelayLink(m *Manager) (*relayLink, error) {
 		return nil, fmt.Errorf("relay URL %q: want https://DOMAIN", m.cfg.RelayURL)
 	}
 	l := &relayLink{m: m, url: u, dir: m.cfg.RelaySecret, log: m.cfg.Log, problem: "it has not been reached yet", flows: map[net.Conn]previewFlow{}}
-	m.engaged.onChange(func(workloadKey) { l.endStale() })
+	m.engaged.onChange(func(engagement) { l.endStale() })
 	return l, nil
 }
 

@@ -31,7 +31,11 @@ type restorer struct {
 
 func newRestorer(m *Manager) *restorer {
 	r := &restorer{m: m, kick: make(chan struct{}, 1)}
-	m.engaged.onChange(func(workloadKey) { r.wake() })
+	m.engaged.onChange(func(g engagement) {
+		if g.Mode == v1alpha1.ModeReplace { // others leave no stand-in
+			r.wake()
+		}
+	})
 	return r
 }
 

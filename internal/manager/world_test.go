@@ -98,7 +98,8 @@ func newWorld(t *testing.T, objs ...client.Object) *world {
 	for _, k := range ipIndexes {
 		b = b.WithIndex(k.object, ipIndex, k.ips)
 	}
-	b = b.WithIndex(&v1alpha1.Intercept{}, holderIndex, holderOf).WithIndex(&v1alpha1.Session{}, uidIndex, uidOf)
+	b = b.WithIndex(&v1alpha1.Intercept{}, holderIndex, holderOf).WithIndex(&v1alpha1.Intercept{}, workloadIndex, workloadOfIntercept).
+		WithIndex(&v1alpha1.Intercept{}, declaredIndex, declaredOf).WithIndex(&v1alpha1.Session{}, uidIndex, uidOf)
 	w.kc = b.WithRESTMapper(mapper()).WithObjects(objs...).
 		WithStatusSubresource(&v1alpha1.Session{}, &v1alpha1.Intercept{}, &appsv1.Deployment{}, &corev1.Pod{}).
 		WithInterceptorFuncs(w.funcs()).Build()
@@ -176,6 +177,15 @@ func (w *world) funcs() interceptor.Funcs {
 			w.patched = append(w.patched, o)
 			w.mu.Unlock()
 			return c.Patch(ctx, o, p, opts...)
+		},
+		SubResourcePatch: func(ctx context.Context, c client.Client, sub string, o client.Object, p client.Patch, opts ...client.SubResourcePatchOption) error {
+			if err := broken("patch "+sub, o); err != nil {
+				return err
+			}
+			w.mu.Lock()
+			w.patched = append(w.patched, o)
+			w.mu.Unlock()
+			return c.SubResource(sub).Patch(ctx, o, p, opts...)
 		},
 	}
 }
