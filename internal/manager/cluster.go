@@ -5,6 +5,7 @@ import (
 	"cmp"
 	"context"
 	"log/slog"
+	"maps"
 	"net/netip"
 	"os"
 	"reflect"
@@ -43,7 +44,8 @@ type clusterInfo struct {
 	mu sync.Mutex
 	// guarded by mu
 	current control.Cluster
-	next    chan struct{} // closed when current is replaced
+	next    chan struct{}         // closed when current is replaced
+	podNets map[netip.Prefix]bool // around the pods that were seen
 
 	// of run's goroutine only
 	noServiceCIDRs bool // this cluster has no such API
@@ -57,7 +59,7 @@ type self struct {
 }
 
 func newClusterInfo(c client.Client, ca cache.Cache, domain string, s self, only []string, log *slog.Logger) *clusterInfo {
-	ci := &clusterInfo{client: c, cache: ca, domain: domain, self: s, only: only, log: log, changed: make(chan struct{}, 1), next: make(chan struct{})}
+	ci := &clusterInfo{client: c, cache: ca, domain: domain, self: s, only: only, log: log, changed: make(chan struct{}, 1), next: make(chan struct{}), podNets: map[netip.Prefix]bool{}}
 	ci.handler = toolscache.ResourceEventHandlerFuncs{
 		AddFunc: func(any) { ci.kick() }, UpdateFunc: func(_, _ any) { ci.kick() }, DeleteFunc: func(any) { ci.kick() },
 	}
@@ -229,34 +231,37 @@ const (
 	serviceBits4, serviceBits6 = 16, 112
 )
 
-// podCIDRs covers the pods' addresses, for clusters whose nodes say nothing: networks with an address management of their own. Their pods
-// are cached as little more than addresses (prunePod).
+// podCIDRs covers the pods' addresses, for clusters whose nodes say nothing: networks with an address management of their own.
 func (c *clusterInfo) podCIDRs(ctx context.Context) ([]netip.Prefix, error) {
 	if !c.watchesPods && c.cache != nil {
-		inf, err := c.cache.GetInformer(ctx, &corev1.Pod{})
-		if err != nil {
-			return nil, err
-		}
-		if _, err := inf.AddEventHandler(c.handler); err != nil {
+		if _, err := c.cache.GetInformer(ctx, &corev1.Pod{}); err != nil { // it has seen them all when this returns
 			return nil, err
 		}
 		c.watchesPods = true
 		c.log.Info("no pod subnets of nodes, watching pods")
 	}
-	var pods corev1.PodList
-	if err := c.client.List(ctx, &pods); err != nil {
-		return nil, err
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return slices.Collect(maps.Keys(c.podNets)), nil
+}
+
+// seePod notes the subnets around a pod's addresses. They stay when it goes: others come.
+func (c *clusterInfo) seePod(p *corev1.Pod) {
+	if p.Spec.HostNetwork {
+		return // the node's address
 	}
-	var out []netip.Prefix
-	for i := range pods.Items {
-		if pods.Items[i].Spec.HostNetwork {
-			continue // the node's address
-		}
-		for _, ip := range pods.Items[i].Status.PodIPs {
-			out = appendAround(out, ip.IP, podBits4, podBits6)
+	var nets []netip.Prefix
+	for _, ip := range p.Status.PodIPs {
+		nets = appendAround(nets, ip.IP, podBits4, podBits6)
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, n := range nets {
+		if !c.podNets[n] {
+			c.podNets[n] = true
+			c.kick()
 		}
 	}
-	return out, nil
 }
 
 // appendAround adds the subnet of so many bits around an address.

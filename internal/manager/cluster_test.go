@@ -96,7 +96,10 @@ func TestClusterRead(t *testing.T) {
 		}
 		return p
 	}
-	w = newWorld(t, node("bare"), pod("a", false, "192.168.7.5", "fd00:7::5"), pod("b", false, "192.168.7.6"), pod("c", false, "192.168.9.1"), pod("host", true, "10.0.0.1"), pod("new", false))
+	w = newWorld(t, node("bare"))
+	for _, p := range []*corev1.Pod{pod("a", false, "192.168.7.5", "fd00:7::5"), pod("b", false, "192.168.7.6"), pod("c", false, "192.168.9.1"), pod("host", true, "10.0.0.1"), pod("new", false)} {
+		w.cluster.seePod(p)
+	}
 	if got, err = w.cluster.read(t.Context()); err != nil || fmt.Sprint(got.PodCIDRs) != "[192.168.7.0/24 192.168.9.0/24 fd00:7::/64]" {
 		t.Errorf("by pods: %v, %v", got.PodCIDRs, err)
 	}

@@ -47,7 +47,7 @@ func (m *Manager) answer(ctx context.Context, session types.UID, r reach, msg []
 	if err := q.Unpack(msg); err != nil {
 		return nil, fmt.Errorf("DNS question: %w", err)
 	}
-	if ok, err := r.question(ctx, m.ctrl.GetClient(), m.cluster.domain, &q); err != nil {
+	if ok, err := r.question(ctx, m.addresses, m.cluster.domain, &q); err != nil {
 		return nil, err
 	} else if !ok {
 		return unknown(&q)

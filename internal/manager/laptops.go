@@ -598,7 +598,7 @@ func (l *laptops) admit(r *mux.Request, h wire.FlowHeader, to reach) bool {
 		_ = r.Reject(wire.CodeUnreachable, "not an address of the cluster")
 		return false
 	}
-	ok, err := to.address(r.Context(), l.m.ctrl.GetClient(), h.Dst.Addr())
+	ok, err := to.address(r.Context(), l.m.addresses, h.Dst.Addr())
 	switch {
 	case err != nil:
 		_ = r.Reject(wire.CodeInternal, err.Error())

@@ -143,6 +143,7 @@ type Manager struct {
 	proofs    *proofs
 	presence  *presence
 	cluster   *clusterInfo
+	addresses addresses
 	dns       *dnsForwarder
 	logging   *logging
 	restorer  *restorer
@@ -165,17 +166,25 @@ func New(ctx context.Context, cfg Config) (*Manager, error) {
 		return nil, err
 	}
 	ctrl.SetLogger(logr.FromSlogHandler(cfg.Log.Handler()))
+	var m *Manager
+	opts := cacheOptions(cfg)
+	opts.NewInformer = newInformer(func(p *corev1.Pod) { m.cluster.seePod(p) }) // there are none before m
 	cm, err := ctrl.NewManager(cfg.Kube, ctrl.Options{
 		Scheme:                 scheme,
 		HealthProbeBindAddress: "0", // served together with the metrics
 		Metrics:                metricsserver.Options{BindAddress: "0"},
-		Cache:                  cacheOptions(cfg),
+		Cache:                  opts,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("connect to the API server: %w", err)
 	}
-	m, err := assemble(ctx, cfg, cm)
-	if err != nil {
+	if m, err = assemble(ctx, cfg, cm); err != nil {
+		return nil, err
+	}
+	// Laptops' questions about addresses are not to wait for our own work, nor our work for them.
+	asking := rest.CopyConfig(cfg.Kube)
+	asking.QPS, asking.Burst = allRate, allRate
+	if m.addresses.pods.live, err = client.New(asking, client.Options{Scheme: scheme, Mapper: cm.GetRESTMapper()}); err != nil {
 		return nil, err
 	}
 	m.noEcho = flow.EchoAllowed()
@@ -217,6 +226,7 @@ func assemble(ctx context.Context, cfg Config, cm ctrl.Manager) (_ *Manager, err
 	m.logging = &logging{client: cm.GetAPIReader(), namespace: cfg.Namespace, level: cfg.Level, log: cfg.Log, onChange: m.agents.pushAll}
 	m.laptops = newLaptops(m)
 	m.cluster = newClusterInfo(cm.GetClient(), cm.GetCache(), clusterDomain(cfg.ResolvConf), self{cfg.Namespace, cfg.attachAddr()}, m.allowed, cfg.Log)
+	m.addresses = addresses{cm.GetClient(), newPodOwners(m)}
 	if m.dns, err = newDNSForwarder(cfg.ResolvConf); err != nil {
 		return nil, err
 	}
@@ -254,7 +264,7 @@ func cacheOptions(cfg Config) cache.Options {
 }
 
 // pruneNode, pruneService and prunePod keep what we read through the cache; a large cluster's objects are otherwise megabytes of
-// labels, containers and status. Whoever needs more of a pod than its addresses asks the API server.
+// labels, containers and status. Of pods there are ours only (newInformer); whoever needs more of them asks the API server.
 func pruneNode(o any) (any, error) {
 	if n, ok := o.(*corev1.Node); ok {
 		return &corev1.Node{
@@ -282,11 +292,9 @@ func pruneService(o any) (any, error) {
 
 func prunePod(o any) (any, error) {
 	if p, ok := o.(*corev1.Pod); ok {
-		out := &corev1.Pod{
-			TypeMeta: p.TypeMeta, ObjectMeta: pruneMeta(p), Spec: corev1.PodSpec{HostNetwork: p.Spec.HostNetwork},
-			Status: corev1.PodStatus{Phase: p.Status.Phase, PodIPs: p.Status.PodIPs},
-		}
-		for _, key := range []string{agentcfg.Annotation, agentcfg.AnnotationInject, agentcfg.AnnotationOriginal} {
+		out := &corev1.Pod{TypeMeta: p.TypeMeta, ObjectMeta: pruneMeta(p), Status: corev1.PodStatus{Phase: p.Status.Phase}}
+		out.CreationTimestamp, out.DeletionTimestamp, out.OwnerReferences = p.CreationTimestamp, p.DeletionTimestamp, p.OwnerReferences
+		for _, key := range ourAnnotations {
 			v := p.Annotations[key]
 			if v == "" {
 				continue
@@ -295,7 +303,6 @@ func prunePod(o any) (any, error) {
 				v = "there" // it is long, and nobody reads it here
 			}
 			metav1.SetMetaDataAnnotation(&out.ObjectMeta, key, v)
-			out.CreationTimestamp, out.DeletionTimestamp, out.OwnerReferences = p.CreationTimestamp, p.DeletionTimestamp, p.OwnerReferences
 		}
 		return out, nil
 	}

@@ -41,8 +41,9 @@ func (w *world) narrowTo(namespaces ...string) {
 // A narrow manager tells of its namespaces, and of subnets around what it sees there.
 func TestNarrowCluster(t *testing.T) {
 	pod := &corev1.Pod{ObjectMeta: meta("shop", "web-1"), Status: corev1.PodStatus{PodIPs: []corev1.PodIP{{IP: "10.244.3.9"}}}}
-	w := newWorld(t, svc("shop", "web", "10.97.0.1"), pod)
+	w := newWorld(t, svc("shop", "web", "10.97.0.1"))
 	w.narrowTo("shop", "data")
+	w.cluster.seePod(pod)
 	got, err := w.cluster.read(t.Context())
 	if err != nil {
 		t.Fatal(err)
@@ -69,7 +70,7 @@ func TestNarrowReach(t *testing.T) {
 			of   *v1alpha1.Session
 			want bool
 		}{{s, want}, {whole, true}} {
-			ok, err := w.reachOf(tt.of).address(t.Context(), w.kc, netip.MustParseAddr(ip))
+			ok, err := w.reachOf(tt.of).address(t.Context(), w.addresses, netip.MustParseAddr(ip))
 			if err != nil || ok != tt.want {
 				t.Errorf("%s with %+v: %v, %v", ip, tt.of.Spec.Reach, ok, err)
 			}

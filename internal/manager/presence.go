@@ -131,7 +131,7 @@ func (p *presence) check(ctx context.Context) error {
 		return nil
 	}
 	var pods corev1.PodList
-	if err := p.m.ctrl.GetClient().List(ctx, &pods, client.UnsafeDisableDeepCopy); err != nil { // all of the cluster; nothing is changed here
+	if err := p.m.ctrl.GetClient().List(ctx, &pods, client.UnsafeDisableDeepCopy); err != nil { // nothing is changed here
 		return err
 	}
 	// One pod of each owner: the others say the same.

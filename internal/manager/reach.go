@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/miekg/dns"
+	"golang.org/x/time/rate"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -22,16 +23,19 @@ type reach struct {
 	all        bool
 	outside    bool
 	namespaces []string
-	narrow     bool // the manager sees some namespaces only: an address that it does not know may be anybody's
+	narrow     bool          // the manager sees some namespaces only: an address that it does not know may be anybody's
+	questions  *rate.Limiter // about addresses of pods; nil: as many as there are
 }
 
 // reachOf reads a session's reach; where reach is not checked everybody gets to everything.
 func (m *Manager) reachOf(s *v1alpha1.Session) reach {
 	r := s.Spec.Reach
 	if m.cfg.CheckReach && m.cfg.NoPolicy { // nobody has checked what the object says
-		return reach{namespaces: m.allowed, narrow: true}
+		return reach{namespaces: m.allowed, narrow: true, questions: rate.NewLimiter(sessionRate, sessionBurst)}
 	}
 	return reach{
+		questions: rate.NewLimiter(sessionRate, sessionBurst),
+
 		all:     !m.cfg.CheckReach || slices.Equal(r.Namespaces, []string{v1alpha1.ReachAll}),
 		outside: r.Outside, namespaces: r.Namespaces, narrow: m.narrow(),
 	}
@@ -63,7 +67,7 @@ func (r reach) cluster(c control.Cluster) control.Cluster {
 	return c
 }
 
-// ipIndex finds services, nodes, pods and endpoint slices by their addresses.
+// ipIndex finds services, nodes and endpoint slices by their addresses.
 const ipIndex = "doppel.dev/ip"
 
 // handmade selects the endpoint slices that no selector of a service made; all others repeat what pods say.
@@ -85,8 +89,7 @@ func nodeIPs(o client.Object) []string {
 }
 
 // podIPs are those of a pod's own network, while it has it: after its end they go to another pod.
-func podIPs(o client.Object) []string {
-	p := o.(*corev1.Pod)
+func podIPs(p *corev1.Pod) []string {
 	if p.Spec.HostNetwork || p.Status.Phase == corev1.PodSucceeded || p.Status.Phase == corev1.PodFailed {
 		return nil
 	}
@@ -105,7 +108,7 @@ func sliceIPs(o client.Object) []string {
 	return out
 }
 
-// ipIndexes are the kinds of objects that are looked up by address, in the order in which they are believed.
+// ipIndexes are the kinds of objects that the cache knows by address, in the order in which they are believed; pods come before the last (see addresses).
 var ipIndexes = []struct {
 	object client.Object
 	list   func() client.ObjectList
@@ -113,7 +116,6 @@ var ipIndexes = []struct {
 }{
 	{&corev1.Service{}, func() client.ObjectList { return &corev1.ServiceList{} }, serviceIPs},
 	{&corev1.Node{}, func() client.ObjectList { return &corev1.NodeList{} }, nodeIPs},
-	{&corev1.Pod{}, func() client.ObjectList { return &corev1.PodList{} }, podIPs},
 	{&discoveryv1.EndpointSlice{}, func() client.ObjectList { return &discoveryv1.EndpointSliceList{} }, sliceIPs},
 }
 
@@ -130,15 +132,26 @@ func indexIPs(ctx context.Context, ix client.FieldIndexer, narrow bool) error {
 	return nil
 }
 
+// addresses says whose an address is.
+type addresses struct {
+	cache client.Reader
+	pods  *podOwners
+}
+
 // owners are the namespaces that an address belongs to; none: a node's, or one beyond the cluster. The first kind of object that
 // knows the address decides, so that nobody claims a service, node or pod by writing endpoints.
-func owners(ctx context.Context, r client.Reader, ip netip.Addr, narrow bool) ([]string, error) {
+func (a addresses) owners(ctx context.Context, ip netip.Addr, r reach) ([]string, error) {
 	for _, k := range ipIndexes {
-		if _, node := k.object.(*corev1.Node); node && narrow {
+		if _, node := k.object.(*corev1.Node); node && r.narrow {
 			continue
 		}
+		if _, last := k.object.(*discoveryv1.EndpointSlice); last {
+			if found, err := a.pods.of(ctx, ip, r.questions); err != nil || len(found) > 0 {
+				return found, err
+			}
+		}
 		list := k.list()
-		if err := r.List(ctx, list, client.MatchingFields{ipIndex: ip.String()}); err != nil {
+		if err := a.cache.List(ctx, list, client.MatchingFields{ipIndex: ip.String()}); err != nil {
 			return nil, fmt.Errorf("whose address is %s: %w", ip, err)
 		}
 		if found := namespacesOf(list); len(found) > 0 {
@@ -162,10 +175,6 @@ func namespacesOf(list client.ObjectList) []string {
 		for range l.Items {
 			out = append(out, "")
 		}
-	case *corev1.PodList:
-		for i := range l.Items {
-			out = append(out, l.Items[i].Namespace)
-		}
 	case *discoveryv1.EndpointSliceList:
 		for i := range l.Items {
 			out = append(out, l.Items[i].Namespace)
@@ -176,11 +185,11 @@ func namespacesOf(list client.ObjectList) []string {
 
 // address says whether the session gets to an address. One that several namespaces have, such as a database in two
 // handmade services, is reached by whoever gets to one of them: only endpoints can be in that case.
-func (r reach) address(ctx context.Context, c client.Reader, ip netip.Addr) (bool, error) {
+func (r reach) address(ctx context.Context, a addresses, ip netip.Addr) (bool, error) {
 	if r.all {
 		return true, nil
 	}
-	found, err := owners(ctx, c, ip.Unmap(), r.narrow)
+	found, err := a.owners(ctx, ip.Unmap(), r)
 	if err != nil {
 		return false, err
 	}
@@ -192,7 +201,7 @@ func (r reach) address(ctx context.Context, c client.Reader, ip netip.Addr) (boo
 
 // question says whether the session may ask a DNS message: every name in it must be of a namespace that it gets to. A zone transfer
 // is of all namespaces.
-func (r reach) question(ctx context.Context, c client.Reader, domain string, q *dns.Msg) (bool, error) {
+func (r reach) question(ctx context.Context, a addresses, domain string, q *dns.Msg) (bool, error) {
 	if r.all {
 		return true, nil
 	}
@@ -200,7 +209,7 @@ func (r reach) question(ctx context.Context, c client.Reader, domain string, q *
 		if one.Qtype == dns.TypeAXFR || one.Qtype == dns.TypeIXFR {
 			return false, nil
 		}
-		ok, err := r.name(ctx, c, domain, one.Name)
+		ok, err := r.name(ctx, a, domain, one.Name)
 		if !ok || err != nil {
 			return false, err
 		}
@@ -211,10 +220,10 @@ func (r reach) question(ctx context.Context, c client.Reader, domain string, q *
 // name decides by the schema of the cluster's DNS (github.com/kubernetes/dns, docs/specification.md): ….NAMESPACE.svc.DOMAIN and
 // ….NAMESPACE.pod.DOMAIN; reverse names by their address. Whatever else there is in the domain is everybody's and nobody's (SOA, NS,
 // dns-version, the names svc and pod themselves) and says nothing about a namespace.
-func (r reach) name(ctx context.Context, c client.Reader, domain, name string) (bool, error) {
+func (r reach) name(ctx context.Context, a addresses, domain, name string) (bool, error) {
 	labels := dns.SplitDomainName(strings.ToLower(name))
 	if ip, ok := reverse(labels); ok {
-		return r.address(ctx, c, ip)
+		return r.address(ctx, a, ip)
 	}
 	zone := dns.SplitDomainName(strings.ToLower(domain))
 	below := len(labels) - len(zone)

@@ -3,7 +3,6 @@ package manager
 import (
 	"fmt"
 	"net/netip"
-	"slices"
 	"strings"
 	"testing"
 	"unsafe"
@@ -14,6 +13,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/doppel-dev/doppel/api/v1alpha1"
+	"github.com/doppel-dev/doppel/internal/agentcfg"
 	"github.com/doppel-dev/doppel/internal/control"
 	"github.com/doppel-dev/doppel/internal/tunnel"
 	"github.com/doppel-dev/doppel/internal/wire"
@@ -67,7 +67,7 @@ func TestReachAddress(t *testing.T) {
 			if who == "outside" {
 				r = reach{outside: true}
 			}
-			ok, err := r.address(t.Context(), w.kc, netip.MustParseAddr(ip))
+			ok, err := r.address(t.Context(), w.addresses, netip.MustParseAddr(ip))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -78,7 +78,7 @@ func TestReachAddress(t *testing.T) {
 		if g := strings.Join(got, " "); g != want {
 			t.Errorf("%s is reached by %q, want %q", ip, g, want)
 		}
-		if ok, err := (reach{all: true}).address(t.Context(), w.kc, netip.MustParseAddr(ip)); !ok || err != nil {
+		if ok, err := (reach{all: true}).address(t.Context(), w.addresses, netip.MustParseAddr(ip)); !ok || err != nil {
 			t.Errorf("%s is out of reach of the whole cluster: %v", ip, err)
 		}
 	}
@@ -107,7 +107,7 @@ func TestReachName(t *testing.T) {
 				r = reach{outside: true}
 			}
 			q := new(dns.Msg).SetQuestion(name, dns.TypeA)
-			ok, err := r.question(t.Context(), w.kc, "cluster.test", q)
+			ok, err := r.question(t.Context(), w.addresses, "cluster.test", q)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -115,7 +115,7 @@ func TestReachName(t *testing.T) {
 				got = append(got, who)
 			}
 			q.Question = append(q.Question, dns.Question{Name: "other.namespace.svc.cluster.test.", Qtype: dns.TypeA, Qclass: dns.ClassINET})
-			if ok, _ := r.question(t.Context(), w.kc, "cluster.test", q); ok {
+			if ok, _ := r.question(t.Context(), w.addresses, "cluster.test", q); ok {
 				t.Errorf("%s: a second question was not looked at", name)
 			}
 		}
@@ -124,7 +124,7 @@ func TestReachName(t *testing.T) {
 		}
 	}
 	q := new(dns.Msg).SetAxfr("cluster.test.")
-	if ok, _ := (reach{namespaces: []string{"shop"}, outside: true}).question(t.Context(), w.kc, "cluster.test", q); ok {
+	if ok, _ := (reach{namespaces: []string{"shop"}, outside: true}).question(t.Context(), w.addresses, "cluster.test", q); ok {
 		t.Error("a zone transfer is a way to all names")
 	}
 }
@@ -214,19 +214,21 @@ func TestReachOf(t *testing.T) {
 	}
 }
 
-// What the cache keeps of a pod is what owners needs, and not much memory.
+// What the cache keeps of a pod is what presence needs, and not much memory.
 func TestPrunePod(t *testing.T) {
 	p := &corev1.Pod{
-		ObjectMeta: meta("shop", "cart-1"),
-		Spec:       corev1.PodSpec{HostNetwork: true, Containers: []corev1.Container{{Name: "app", Env: []corev1.EnvVar{{Name: "SECRET", Value: "x"}}}}},
+		ObjectMeta: owned(meta("shop", "cart-1"), "ReplicaSet", "cart"),
+		Spec:       corev1.PodSpec{Containers: []corev1.Container{{Name: "app", Env: []corev1.EnvVar{{Name: "SECRET", Value: "x"}}}}},
 		Status:     corev1.PodStatus{Phase: corev1.PodRunning, PodIPs: []corev1.PodIP{{IP: "10.244.0.1"}}, Conditions: []corev1.PodCondition{{}}},
 	}
+	p.Annotations = map[string]string{agentcfg.Annotation: strings.Repeat("long", 1000), agentcfg.AnnotationInject: agentcfg.InjectEnabled, "other": "x"}
 	o, err := prunePod(p)
 	got := o.(*corev1.Pod)
-	if err != nil || got.Namespace != "shop" || !got.Spec.HostNetwork || got.Status.Phase != corev1.PodRunning || !slices.Equal(got.Status.PodIPs, p.Status.PodIPs) {
+	if err != nil || got.Namespace != "shop" || got.Status.Phase != corev1.PodRunning || got.CreationTimestamp.IsZero() || len(got.OwnerReferences) != 1 ||
+		!agentcfg.Keeps(got.Annotations) || got.Annotations[agentcfg.Annotation] == "" {
 		t.Errorf("%+v, %v", got, err)
 	}
-	if len(got.Spec.Containers) != 0 || len(got.Status.Conditions) != 0 {
+	if len(got.Annotations) != 2 || len(got.Annotations[agentcfg.Annotation]) > 10 || len(got.Spec.Containers) != 0 || len(got.Status.Conditions) != 0 || len(got.Status.PodIPs) != 0 {
 		t.Errorf("more is kept than is read: %+v", got)
 	}
 	if size := unsafe.Sizeof(*got); size > 2048 {

@@ -292,7 +292,7 @@ func (l *relayLink) dial(ctx context.Context, g engagement, http2 bool) (_ net.C
 		if !mayDial(to) {
 			continue
 		}
-		if ok, rerr := l.m.reachOf(sess).address(ctx, l.m.ctrl.GetClient(), to.Addr()); rerr != nil || !ok {
+		if ok, rerr := l.m.reachOf(sess).address(ctx, l.m.addresses, to.Addr()); rerr != nil || !ok {
 			err = errors.Join(err, rerr)
 			continue
 		}

@@ -98,6 +98,8 @@ func newWorld(t *testing.T, objs ...client.Object) *world {
 	for _, k := range ipIndexes {
 		b = b.WithIndex(k.object, ipIndex, k.ips)
 	}
+	b = b.WithIndex(&corev1.Pod{}, podIP, func(o client.Object) []string { return append(podIPs(o.(*corev1.Pod)), "")[:1] }).
+		WithIndex(&corev1.Pod{}, "spec.nodeName", func(o client.Object) []string { return []string{o.(*corev1.Pod).Spec.NodeName} })
 	b = b.WithIndex(&v1alpha1.Intercept{}, holderIndex, holderOf).WithIndex(&v1alpha1.Intercept{}, workloadIndex, workloadOfIntercept).
 		WithIndex(&v1alpha1.Intercept{}, declaredIndex, declaredOf).WithIndex(&v1alpha1.Session{}, uidIndex, uidOf)
 	w.kc = b.WithRESTMapper(mapper()).WithObjects(objs...).
