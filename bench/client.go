@@ -22,7 +22,7 @@ import (
 	"golang.org/x/net/dns/dnsmessage"
 )
 
-// values are what one measurement gives, by the name of the quantity: "gbit/s", "/s", "p50 ms", "p99 ms", "loss %", "bytes".
+// values are what one measurement gives, by the name of the quantity: "gbit/s", "/s", "p50 ms", "p99 ms", "loss %", "bytes", "done": how many there were.
 type values map[string]float64
 
 // job is one measurement, as it is asked of a client.
@@ -185,7 +185,7 @@ func (t *times) values(took time.Duration) (values, error) {
 	}
 	slices.Sort(t.all)
 	at := func(q float64) float64 { return float64(t.all[int(q*float64(len(t.all)-1))].Microseconds()) / 1000 }
-	return values{"/s": float64(len(t.all)) / took.Seconds(), "p50 ms": at(.5), "p99 ms": at(.99)}, nil
+	return values{"/s": float64(len(t.all)) / took.Seconds(), "done": float64(len(t.all)), "p50 ms": at(.5), "p99 ms": at(.99)}, nil
 }
 
 // repeat does step again and again on each connection, or of each worker, for the job's length.

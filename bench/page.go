@@ -58,11 +58,14 @@ func page(all map[string]*figures) string {
 	b.WriteString("\n## TCP\n\nGbit/s; in brackets the ratio to the raw stream.\n\n![TCP, one flow](performance/tcp.svg)\n\n")
 	f.table(&b, f.works("TCP", "", "gbit/s"), "", f.one("", "gbit/s", "raw stream"))
 	b.WriteString("CPU seconds for a gigabyte, by process (those under 0.05 left out). Work of the kernel for a process counts as its own where the kernel does so.\n\n")
-	f.perGB(&b, "TCP up, 1")
-	f.perGB(&b, "TCP down, 1")
+	f.cpuPer(&b, "TCP up, 1", "bytes", 1e9, 1, .05)
+	f.cpuPer(&b, "TCP down, 1", "bytes", 1e9, 1, .05)
 	b.WriteString("## HTTP and new connections\n\nRequests a second; median and 99th percentile. A new connection is made, used for one byte to and fro, and closed.\n\n![HTTP, 8 connections](performance/http.svg)\n\n")
 	works := append(f.works("HTTP", "", "/s"), f.works("new", "", "/s")...)
 	f.table(&b, append(works, f.works("echo", "", "/s")...), "", f.timesOf(""))
+	b.WriteString("CPU time by process, microseconds for a request and for a connection (those under 5 left out; without the client). Both cores are busy: a rate is what this leaves.\n\n")
+	f.cpuPer(&b, "HTTP, 8", "done", 1, 1e6, 5)
+	f.cpuPer(&b, "new connections, 8", "done", 1, 1e6, 5)
 	b.WriteString("The connection alone, ms:\n\n")
 	f.table(&b, f.works("new", "", "connect p50 ms"), "", f.one("", "connect p50 ms", "direct"))
 	b.WriteString("## UDP\n\nDatagrams of 200 bytes that came back, a second, with 64 of them on the way; and loss, in percent, of 2,000 a second.\n\n")
@@ -95,7 +98,7 @@ func loads(f *figures) string {
 }
 
 func (f *figures) memory(b *strings.Builder) {
-	fmt.Fprintf(b, "## Memory\n\nResident, MB. \"idle\" is connected, some seconds after the work of the round before; \"peak\" the most during one flow up or down. An idle flow was used once and is silent (KiB, the growth with %d of them).\n\n", flows)
+	fmt.Fprintf(b, "## Memory\n\nResident, MB. \"idle\" is connected, some seconds after the work of the round before; \"peak\" the most during one flow up or down. An idle flow was used once and has been silent for %s (KiB, the growth with %d of them).\n\n", silence, flows)
 	b.WriteString("| | idle | peak, TCP up, 1 | peak, TCP down, 1 | an idle flow, KiB |\n|---|---|---|---|---|\n")
 	for _, k := range []string{"user daemon", "root daemon", "manager", "agent"} {
 		fmt.Fprintf(b, "| %s | %s | %s | %s | %s |\n", k,

@@ -127,6 +127,9 @@ func names(work, name string, places ...string) []cell {
 // flows are opened to see what an idle one costs.
 const flows = 1000
 
+// silence is how long they have been idle when memory is looked at.
+const silence = 15 * time.Second
+
 // idleMemory is what the processes have in memory, and what an idle flow adds at each end.
 func idleMemory(ctx context.Context, w *world) (values, error) {
 	v := values{}
@@ -138,6 +141,11 @@ func idleMemory(ctx context.Context, w *world) (values, error) {
 		v[k+" MB"] = b / 1e6
 	}
 	took, err := w.held(ctx, viaProxy, w.pod, flows, func() error {
+		select { // what making them took is given back meanwhile
+		case <-time.After(silence):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
 		after, err := w.memories(ctx)
 		if err != nil {
 			return err

@@ -177,21 +177,23 @@ func (f *figures) failed(work, variant, line string) string {
 	return ""
 }
 
-// perGB is the CPU time of each kind of process for a gigabyte.
-func (f *figures) perGB(b *strings.Builder, work string) {
+// cpuPer is the CPU time of each kind of process for so much of what a work is about, as seconds times scale. What is below least is left out.
+func (f *figures) cpuPer(b *strings.Builder, work, unit string, much, scale, least float64) {
 	kinds := map[string]float64{}
 	variants := f.variants(work, "")
 	cpu := func(variant, kind string) float64 {
 		var out []float64
 		for _, m := range f.at[key(work, variant, "")] {
-			out = append(out, m.CPU[kind]/(m.Values["bytes"]/1e9))
+			if m.Values[unit] > 0 {
+				out = append(out, scale*m.CPU[kind]*much/m.Values[unit])
+			}
 		}
 		return median(out)
 	}
 	for _, v := range variants {
 		for _, m := range f.at[key(work, v, "")] {
 			for k := range m.CPU {
-				if c := cpu(v, k); c >= .05 {
+				if c := cpu(v, k); c >= least {
 					kinds[k] = max(kinds[k], c)
 				}
 			}
@@ -202,7 +204,7 @@ func (f *figures) perGB(b *strings.Builder, work string) {
 	for _, k := range names {
 		fmt.Fprintf(b, "| %s |", strings.NewReplacer("bench client", "client", "bench serve", "server").Replace(k))
 		for _, v := range variants {
-			if c := cpu(v, k); c >= .05 {
+			if c := cpu(v, k); c >= least {
 				fmt.Fprintf(b, " %s |", number(c))
 			} else {
 				b.WriteString(" |")

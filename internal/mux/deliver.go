@@ -86,7 +86,7 @@ func (st *Stream) deliver(p []byte, message bool) error {
 		} else {
 			st.rx.buf.add(p)
 		}
-		st.readable.Signal()
+		st.arrivedLocked()
 	}
 	st.mu.Unlock()
 	if g == 0 {
@@ -108,7 +108,7 @@ func (st *Stream) deliverDirectLocked(p []byte) (rest []byte, grant int) {
 	st.mu.Lock()
 	if err != nil {
 		st.rx.directErr = err
-		st.readable.Signal()
+		st.arrivedLocked()
 		return nil, 0
 	}
 	st.rx.owed += n
@@ -126,7 +126,7 @@ func (st *Stream) deliverChunk(c *chunk, overhead int) {
 	}
 	st.rx.owed += overhead
 	st.rx.buf.push(c)
-	st.readable.Signal()
+	st.arrivedLocked()
 	st.mu.Unlock()
 }
 
@@ -139,7 +139,7 @@ func (st *Stream) onFin() error {
 	}
 	st.rx.fin = true
 	both := st.tx.fin && !st.pending
-	st.readable.Broadcast()
+	st.arrivedLocked()
 	st.mu.Unlock()
 	if both {
 		st.s.remove(st)

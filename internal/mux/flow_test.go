@@ -11,6 +11,7 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -494,13 +495,29 @@ func (d *trickle) Write(p []byte) (int, error) {
 	return len(p), d.fail
 }
 
+// pour is WriteTo by WriteSome: on goroutines that are there while there is something to do.
+func pour(st *mux.Stream, w io.Writer, done chan<- error) {
+	if more, err := st.WriteSome(w, func() { go pour(st, w, done) }); !more {
+		done <- err
+	}
+}
+
 // TestDirect: what goes past the buffer keeps its order with what goes through it.
 func TestDirect(t *testing.T) {
+	for name, copyAll := range map[string]func(*mux.Stream, io.Writer, chan<- error){
+		"WriteTo":   func(st *mux.Stream, w io.Writer, done chan<- error) { _, err := st.WriteTo(w); done <- err },
+		"WriteSome": pour,
+	} {
+		t.Run(name, func(t *testing.T) { testDirect(t, copyAll) })
+	}
+}
+
+func testDirect(t *testing.T, copyAll func(*mux.Stream, io.Writer, chan<- error)) {
 	p := newPair(t, muxtest.Config{}, mux.Config{}, mux.Config{})
 	a, b := accepted(t, p)
 	d := &trickle{}
 	done := make(chan error, 1)
-	go func() { _, err := b.WriteTo(d); done <- err }()
+	go copyAll(b, d, done)
 	var want []byte
 	for i := range 20_000 {
 		msg := fmt.Appendf(nil, "message %d;", i)
@@ -526,12 +543,34 @@ func TestDirect(t *testing.T) {
 
 	a, b = accepted(t, p)
 	d = &trickle{fail: errors.New("broken")}
-	go func() { _, err := b.WriteTo(d); done <- err }()
+	go copyAll(b, d, done)
 	_, _ = a.Write([]byte("x"))
 	if err := <-done; !errors.Is(err, d.fail) {
 		t.Error(err)
 	}
 	b.Reset()
+
+	for name, end := range map[string]struct { // each is told to whoever waits
+		end  func()
+		want error
+	}{
+		"reset by the peer": {func() { a.Reset() }, syscall.ECONNRESET},
+		"closed here":       {func() { _ = b.Close() }, net.ErrClosed},
+	} {
+		a, b = accepted(t, p)
+		go copyAll(b, &trickle{}, done)
+		end.end()
+		if err := <-done; !errors.Is(err, end.want) {
+			t.Errorf("%s: %v", name, err)
+		}
+		b.Reset()
+	}
+	_, b = accepted(t, p)
+	go copyAll(b, &trickle{}, done)
+	_ = p.a.Close()
+	if err := <-done; err == nil {
+		t.Error("nothing was said of the session's end")
+	}
 }
 
 // TestTightBudget: with next to no memory everything still gets through, bytes and messages, both ways at once.

@@ -10,8 +10,21 @@ import (
 	"github.com/doppel-dev/doppel/internal/wire"
 )
 
-// next waits for received data and makes it st.cur. readMu is held. io.EOF is the end of the peer's direction.
-func (st *Stream) next() error {
+// errEmpty says that nothing is there now.
+var errEmpty = errors.New("nothing has arrived")
+
+// arrivedLocked tells whoever receives that there is something new: data, or an end.
+func (st *Stream) arrivedLocked() {
+	if wake := st.rx.wake; wake != nil {
+		st.rx.wake, st.rx.waiting = nil, false
+		wake()
+	}
+	st.readable.Broadcast()
+}
+
+// next waits for received data and makes it st.cur. readMu is held. io.EOF is the end of the peer's direction. With wake it does not wait: errEmpty
+// says that wake will be called.
+func (st *Stream) next(wake func()) error {
 	st.mu.Lock()
 	for {
 		if st.closed || st.readDeadline.expired {
@@ -46,6 +59,11 @@ func (st *Stream) next() error {
 			return err
 		}
 		st.rx.waiting = true
+		if wake != nil {
+			st.rx.wake = wake
+			st.mu.Unlock()
+			return errEmpty
+		}
 		st.readable.Wait()
 	}
 }
@@ -137,7 +155,7 @@ func (st *Stream) Read(p []byte) (int, error) {
 		return 0, nil
 	}
 	if st.cur == nil {
-		if err := st.next(); err != nil {
+		if err := st.next(nil); err != nil {
 			return 0, err
 		}
 	}
@@ -160,7 +178,7 @@ func (st *Stream) ReadPacket(p []byte) (int, error) {
 	st.readMu.Lock()
 	defer st.readMu.Unlock()
 	if st.cur == nil {
-		if err := st.next(); err != nil {
+		if err := st.next(nil); err != nil {
 			return 0, err
 		}
 	}
@@ -180,7 +198,7 @@ func (st *Stream) NextPacket(fn func(p []byte) error) error {
 	st.readMu.Lock()
 	defer st.readMu.Unlock()
 	if st.cur == nil {
-		if err := st.next(); err != nil {
+		if err := st.next(nil); err != nil {
 			return err
 		}
 	}
@@ -226,14 +244,30 @@ type TryWriter interface {
 // WriteTo writes what arrives to w until the peer's FIN; it saves io.Copy a copy. If w is a TryWriter, small frames that
 // find the stream empty go to it straight from the session's reader, without waking this goroutine.
 func (st *Stream) WriteTo(w io.Writer) (int64, error) {
+	n, _, err := st.pour(w, nil)
+	return n, err
+}
+
+// WriteSome is WriteTo that no goroutine has to wait in: when nothing has arrived it returns true, and wake is called, once, when it should be called
+// again. wake must not block, or call the stream. What goes straight to w goes there meanwhile, too.
+func (st *Stream) WriteSome(w io.Writer, wake func()) (more bool, err error) {
+	_, more, err = st.pour(w, wake)
+	return more, err
+}
+
+func (st *Stream) pour(w io.Writer, wake func()) (total int64, more bool, err error) {
 	st.readMu.Lock()
 	defer st.readMu.Unlock()
-	var total int64
 	if tw, ok := w.(TryWriter); ok {
 		st.mu.Lock()
-		st.rx.direct, st.rx.directErr = tw, nil
+		if st.rx.direct == nil {
+			st.rx.direct, st.rx.directErr = tw, nil
+		}
 		st.mu.Unlock()
 		defer func() {
+			if more {
+				return
+			}
 			st.mu.Lock()
 			st.rx.direct = nil
 			st.mu.Unlock()
@@ -241,17 +275,20 @@ func (st *Stream) WriteTo(w io.Writer) (int64, error) {
 	}
 	for {
 		if st.cur == nil {
-			if err := st.next(); err == io.EOF { //nolint:errorlint // next returns io.EOF itself
-				return total, nil
-			} else if err != nil {
-				return total, err
+			switch err := st.next(wake); {
+			case err == io.EOF: //nolint:errorlint // next returns io.EOF itself
+				return total, false, nil
+			case err == errEmpty: //nolint:errorlint // as io.EOF
+				return total, true, nil
+			case err != nil:
+				return total, false, err
 			}
 		}
 		c := st.cur
 		st.cur = nil
 		if c.messages {
 			c.recycle()
-			return total, errors.New("messages cannot be copied as bytes")
+			return total, false, errors.New("messages cannot be copied as bytes")
 		}
 		size := c.w - c.r
 		n, err := w.Write(c.b[c.r:c.w])
@@ -259,7 +296,7 @@ func (st *Stream) WriteTo(w io.Writer) (int64, error) {
 		st.consumed(size)
 		total += int64(n)
 		if err != nil {
-			return total, err
+			return total, false, err
 		}
 	}
 }

@@ -71,7 +71,8 @@ type incoming struct {
 
 	direct    TryWriter // WriteTo's destination
 	directErr error     // why it ended
-	waiting   bool      // the receiver waits in next with nothing in its hands
+	waiting   bool      // the receiver waits in next, or for wake, with nothing in its hands
+	wake      func()    // WriteSome's; nil: nobody waits for it
 }
 
 // outgoing is this end's direction of a stream.
@@ -170,7 +171,7 @@ func (st *Stream) Close() error {
 	}
 	st.closed = true
 	unread := !st.rx.fin && (st.rx.buf.head != nil || st.rx.wanted > 0)
-	st.readable.Broadcast()
+	st.arrivedLocked()
 	st.writable.Broadcast()
 	st.freeLocked()
 	st.mu.Unlock()
@@ -241,7 +242,7 @@ func (st *Stream) end(err error, drop bool) {
 	if drop || st.closed || st.rx.buf.head == nil {
 		st.freeLocked()
 	}
-	st.readable.Broadcast()
+	st.arrivedLocked()
 	st.writable.Broadcast()
 	st.mu.Unlock()
 }

@@ -6,7 +6,9 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"runtime"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -85,6 +87,119 @@ func TestInMemory(t *testing.T) {
 	if err := <-done; err != nil { // the device's end is the stack's, and no error
 		t.Error(err)
 	}
+}
+
+// echoStream is a flow that needs no goroutine: what goes up comes down.
+type echoStream struct {
+	mu   sync.Mutex
+	buf  []byte
+	fin  bool
+	err  error
+	wake func()
+}
+
+func (e *echoStream) change(fn func()) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	fn()
+	if wake := e.wake; wake != nil {
+		e.wake = nil
+		wake()
+	}
+}
+
+func (e *echoStream) Read([]byte) (int, error) { panic("a flow that is read waits for it") }
+func (e *echoStream) CloseWrite() error        { e.change(func() { e.fin = true }); return nil }
+func (e *echoStream) Close() error             { return nil }
+func (e *echoStream) Reset()                   { e.change(func() { e.err = syscall.ECONNRESET }) }
+func (e *echoStream) Write(p []byte) (int, error) {
+	e.change(func() { e.buf = append(e.buf, p...) })
+	return len(p), nil
+}
+
+func (e *echoStream) WriteSome(w io.Writer, wake func()) (bool, error) {
+	e.mu.Lock()
+	b, fin, err := e.buf, e.fin, e.err
+	e.buf = nil
+	if len(b) == 0 && err == nil && !fin {
+		e.wake = wake
+		e.mu.Unlock()
+		return true, nil
+	}
+	e.mu.Unlock()
+	if err != nil {
+		return false, err
+	}
+	if _, err := w.Write(b); err != nil {
+		return false, err
+	}
+	if fin {
+		return false, nil
+	}
+	return e.WriteSome(w, wake)
+}
+
+// Connections that are silent cost no goroutine, and what comes on them later is passed on all the same.
+func TestSilentFlows(t *testing.T) {
+	defer goleak.VerifyNone(t)
+	a, b := tuntest.Pair()
+	s, err := netstack.New(netstack.Config{Device: b, DialTCP: func(context.Context, netip.AddrPort, netip.AddrPort) (flow.Stream, error) {
+		return &echoStream{}, nil
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	done := make(chan error, 1)
+	go func() { done <- s.Run(ctx) }()
+	host, err := netstacktest.NewHost(a, netip.MustParseAddr("10.1.1.1"), netip.MustParseAddr("fd01::1"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	const flows = 200
+	var conns []net.Conn
+	use := func(c net.Conn) {
+		t.Helper()
+		var got [5]byte
+		if _, err := c.Write([]byte("hello")); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.ReadFull(c, got[:]); err != nil || string(got[:]) != "hello" {
+			t.Fatalf("%q, %v", got, err)
+		}
+	}
+	for range flows {
+		c, err := host.DialTCP(ctx, netip.MustParseAddrPort("10.9.9.9:80"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		use(c)
+		conns = append(conns, c)
+	}
+	for runtime.NumGoroutine() > flows/2 { // some wait for work, whatever the flows
+		if ctx.Err() != nil {
+			t.Fatalf("%d goroutines for %d silent flows", runtime.NumGoroutine(), flows)
+		}
+		runtime.Gosched()
+	}
+	for i, c := range conns {
+		use(c)
+		if i%2 == 0 {
+			c.Close()
+		}
+	}
+	for s.Stats().TCPOpen > flows/2 {
+		if ctx.Err() != nil {
+			t.Fatalf("%d flows are open", s.Stats().TCPOpen)
+		}
+		runtime.Gosched()
+	}
+	cancel() // with half of them open
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	host.Close()
 }
 
 func TestNewRefuses(t *testing.T) {

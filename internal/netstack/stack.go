@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -66,11 +68,13 @@ type Stack struct {
 	udpUpBytes, udpDownBytes atomic.Uint64
 	echoTotal, echoReplies   atomic.Uint64
 
-	parts reassembler // the reader goroutine's
+	parts   reassembler // the reader goroutine's
+	workers workers
 
 	mu         sync.Mutex
 	connecting map[stack.TransportEndpointID][]byte // guarded by mu: the beginning of the SYN of each running dial, for ICMP errors
 	echoes     map[echoKey]*echoFlow                // guarded by mu: the open ones
+	open       map[*tcpFlow]struct{}                // guarded by mu
 	stopped    bool                                 // guarded by mu
 	flows      sync.WaitGroup                       // Add only under mu while not stopped
 }
@@ -81,7 +85,7 @@ func New(cfg Config) (*Stack, error) {
 	if err != nil {
 		return nil, fmt.Errorf("netstack: %w", err)
 	}
-	s := &Stack{cfg: cfg, link: newLink(cfg.Device, cfg.MTU), connecting: map[stack.TransportEndpointID][]byte{}, echoes: map[echoKey]*echoFlow{}}
+	s := &Stack{cfg: cfg, link: newLink(cfg.Device, cfg.MTU), connecting: map[stack.TransportEndpointID][]byte{}, echoes: map[echoKey]*echoFlow{}, open: map[*tcpFlow]struct{}{}, workers: workers{hand: make(chan func())}}
 	s.ctx, s.cancel = context.WithCancelCause(context.Background())
 	s.ns = stack.New(stack.Options{
 		NetworkProtocols:   []stack.NetworkProtocolFactory{ipv4.NewProtocol, ipv6.NewProtocol},
@@ -191,8 +195,12 @@ func packetBuffer(v *buffer.View, n int) (buffer.Buffer, *buffer.View) {
 func (s *Stack) shutdown(cause error) {
 	s.mu.Lock()
 	s.stopped = true
+	open := slices.Collect(maps.Keys(s.open))
 	s.mu.Unlock()
 	s.cancel(cause)
+	for _, f := range open {
+		f.abort(cause)
+	}
 	s.ns.Close()
 	s.cfg.Device.Close()
 	done := make(chan struct{})
@@ -209,6 +217,7 @@ func (s *Stack) shutdown(cause error) {
 		}
 		select {
 		case <-done:
+			s.workers.stop()
 			s.ns.Wait()
 			return
 		case <-tick.C:

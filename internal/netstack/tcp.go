@@ -8,6 +8,7 @@ import (
 	"io"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 
 	"gvisor.dev/gvisor/pkg/tcpip"
 	"gvisor.dev/gvisor/pkg/tcpip/header"
@@ -52,7 +53,7 @@ func (s *Stack) connected(id stack.TransportEndpointID) {
 	s.mu.Unlock()
 }
 
-// serveTCP is the life of one connection; the forwarder gives it a goroutine.
+// serveTCP dials for one connection and begins its life; the forwarder gives it a goroutine.
 func (s *Stack) serveTCP(r *tcp.ForwarderRequest) {
 	defer s.flows.Done()
 	id := r.ID()
@@ -74,15 +75,11 @@ func (s *Stack) serveTCP(r *tcp.ForwarderRequest) {
 	}
 	s.tcpTotal.Add(1)
 	open := s.tcpOpen.Add(1)
-	defer s.tcpOpen.Add(-1)
 	if share := bufferShare(s.cfg.BufferBudget, s.cfg.BufferMax, int(open)); share < bufferInitial {
 		ep.SocketOptions().SetReceiveBufferSize(int64(share), true)
 		ep.SocketOptions().SetSendBufferSize(int64(share), true)
 	}
-	f := &tcpFlow{s: s, ep: ep, wq: &wq, remote: remote}
-	if err := f.run(); err != nil {
-		s.cfg.Log.Debug("tcp flow aborted", "src", src, "dst", dst, "err", err)
-	}
+	s.begin(&tcpFlow{s: s, ep: ep, wq: &wq, remote: remote, src: src, dst: dst})
 }
 
 func (s *Stack) dialTCP(src, dst netip.AddrPort) (flow.Stream, error) {
@@ -105,51 +102,94 @@ func (s *Stack) refuse(r *tcp.ForwarderRequest, id stack.TransportEndpointID, er
 	s.connected(id)
 }
 
-// tcpFlow joins one connection of an application with its flow.
+// tcpFlow joins one connection of an application with its flow. Each way ends by itself (half-close); an error in either aborts both. A way that has
+// nothing to do has no goroutine: most flows are silent most of the time.
 type tcpFlow struct {
-	s      *Stack
-	ep     tcpip.Endpoint
-	wq     *waiter.Queue
-	remote flow.Stream
+	s        *Stack
+	ep       tcpip.Endpoint
+	wq       *waiter.Queue
+	remote   flow.Stream
+	src, dst netip.AddrPort
+
+	entry    waiter.Entry
+	upload   pump
+	download func()       // runs while there is something to do
+	left     atomic.Int32 // ways that have not ended
 
 	once sync.Once // abort
 	err  error     // guarded by once: why it was aborted
 }
 
+// pourer is a flow that is copied from without a goroutine that waits (mux.Stream).
+type pourer interface {
+	WriteSome(w io.Writer, wake func()) (more bool, err error)
+}
+
 var errAppReset = errors.New("reset by the application")
 
-// run copies both ways until both have ended. Each way ends by itself (half-close); an error in either aborts both.
-func (f *tcpFlow) run() error {
-	stop := context.AfterFunc(f.s.ctx, func() { f.abort(context.Cause(f.s.ctx)) })
-	defer stop()
-	// A RST from the application must end a copy that is blocked in remote, which knows nothing of it.
-	hup := waiter.NewFunctionEntry(waiter.EventErr|waiter.EventHUp, func(waiter.EventMask) {
-		f.s.flows.Add(1) // the flow's own count keeps it above zero
-		go func() {
-			defer f.s.flows.Done()
-			if tcp.EndpointState(f.ep.State()) == tcp.StateError {
-				f.abort(errAppReset)
+// begin copies both ways until both have ended.
+func (s *Stack) begin(f *tcpFlow) {
+	f.left.Store(2)
+	f.upload.init(f.up)
+	w := &endpointWriter{f: f}
+	f.download = func() { f.down(w) }
+	if p, ok := f.remote.(pourer); ok {
+		again := func() { s.workers.do(f.download) }
+		f.download = func() {
+			if more, err := p.WriteSome(w, again); !more {
+				f.downEnded(err)
 			}
-		}()
-	})
-	f.wq.EventRegister(&hup)
-
-	down := make(chan struct{})
-	go func() {
-		defer close(down)
-		if err := f.download(); err != nil {
-			f.abort(fmt.Errorf("to the application: %w", err))
 		}
-	}()
-	if err := f.upload(); err != nil {
-		f.abort(fmt.Errorf("from the application: %w", err))
 	}
-	<-down
-	f.wq.EventUnregister(&hup)
+	s.mu.Lock()
+	stopped := s.stopped
+	if !stopped {
+		s.open[f] = struct{}{}
+		s.flows.Add(1)
+	}
+	s.mu.Unlock()
+	if stopped {
+		f.abort(context.Cause(s.ctx))
+		s.tcpOpen.Add(-1)
+		return
+	}
+	f.entry = waiter.NewFunctionEntry(waiter.ReadableEvents|waiter.EventErr|waiter.EventHUp, func(what waiter.EventMask) {
+		if what&(waiter.EventErr|waiter.EventHUp) != 0 { // a RST from the application ends what the flow is in the middle of, which knows nothing of it
+			s.flows.Add(1) // the flow's own count keeps it above zero
+			s.workers.do(func() {
+				defer s.flows.Done()
+				if tcp.EndpointState(f.ep.State()) == tcp.StateError {
+					f.abort(errAppReset)
+				}
+			})
+		}
+		f.upload.kick(&s.workers)
+	})
+	f.wq.EventRegister(&f.entry)
+	f.upload.kick(&s.workers) // for what came before
+	s.workers.do(f.download)
+}
+
+// ended notes that a way has ended, the last one also that the flow has.
+func (f *tcpFlow) ended(err error) {
+	if err != nil {
+		f.abort(err)
+	}
+	if f.left.Add(-1) > 0 {
+		return
+	}
+	f.wq.EventUnregister(&f.entry)
 	f.ep.Close()
 	f.remote.Close()
 	f.once.Do(func() {}) // orders f.err
-	return f.err
+	if f.err != nil {
+		f.s.cfg.Log.Debug("tcp flow aborted", "src", f.src, "dst", f.dst, "err", f.err)
+	}
+	f.s.mu.Lock()
+	delete(f.s.open, f)
+	f.s.mu.Unlock()
+	f.s.tcpOpen.Add(-1)
+	f.s.flows.Done()
 }
 
 // abort resets both ends, once.
@@ -161,11 +201,9 @@ func (f *tcpFlow) abort(err error) {
 	})
 }
 
-// upload copies from the application to the flow. It holds a buffer only while it has bytes.
-func (f *tcpFlow) upload() error {
-	entry, ready := waiter.NewChannelEntry(waiter.ReadableEvents | waiter.EventErr | waiter.EventHUp)
-	f.wq.EventRegister(&entry)
-	defer f.wq.EventUnregister(&entry)
+// up copies from the application to the flow what is there. It holds a buffer only while it has bytes. It returns true when it is to be called again
+// once there is more.
+func (f *tcpFlow) up() (more bool) {
 	for {
 		n, err := f.uploadSome()
 		if err == nil {
@@ -173,17 +211,19 @@ func (f *tcpFlow) upload() error {
 			continue
 		}
 		var werr *endpointError
-		if !errors.As(err, &werr) {
-			return err
+		if errors.As(err, &werr) {
+			switch werr.err.(type) {
+			case *tcpip.ErrWouldBlock:
+				return true
+			case *tcpip.ErrClosedForReceive:
+				err = f.remote.CloseWrite()
+			}
 		}
-		switch werr.err.(type) {
-		case *tcpip.ErrWouldBlock:
-			<-ready
-		case *tcpip.ErrClosedForReceive:
-			return f.remote.CloseWrite()
-		default:
-			return err
+		if err != nil {
+			err = fmt.Errorf("from the application: %w", err)
 		}
+		f.ended(err)
+		return false
 	}
 }
 
@@ -199,40 +239,43 @@ func (f *tcpFlow) uploadSome() (int, error) {
 	return f.remote.Write((*b)[:res.Count])
 }
 
-// download copies from the flow to the application.
-func (f *tcpFlow) download() error {
-	entry, ready := waiter.NewChannelEntry(waiter.WritableEvents | waiter.EventErr | waiter.EventHUp)
-	f.wq.EventRegister(&entry)
-	defer f.wq.EventUnregister(&entry)
-	w := &endpointWriter{f: f, ready: ready}
+// down copies from a flow that has to be waited for.
+func (f *tcpFlow) down(w *endpointWriter) {
 	var err error
 	if wt, ok := f.remote.(io.WriterTo); ok {
 		_, err = wt.WriteTo(w) // the flow brings its own buffers
 	} else {
 		err = copyAdaptive(w, f.remote)
 	}
-	if err != nil {
-		return err
-	}
-	if terr := f.ep.Shutdown(tcpip.ShutdownWrite); terr != nil {
-		if _, gone := terr.(*tcpip.ErrNotConnected); !gone {
-			return &endpointError{terr}
+	f.downEnded(err)
+}
+
+// downEnded passes the end of the flow's direction on.
+func (f *tcpFlow) downEnded(err error) {
+	if err == nil {
+		if terr := f.ep.Shutdown(tcpip.ShutdownWrite); terr != nil {
+			if _, gone := terr.(*tcpip.ErrNotConnected); !gone {
+				err = &endpointError{terr}
+			}
 		}
 	}
-	return nil
+	if err != nil {
+		err = fmt.Errorf("to the application: %w", err)
+	}
+	f.ended(err)
 }
 
 // endpointWriter writes to the application, waiting for room.
 type endpointWriter struct {
-	f     *tcpFlow
-	ready <-chan struct{}
-	r     bytes.Reader
+	f *tcpFlow
+	r bytes.Reader
 }
 
 // Write implements io.Writer.
 func (w *endpointWriter) Write(p []byte) (int, error) {
 	w.r.Reset(p)
 	defer w.r.Reset(nil)
+	var ready <-chan struct{}
 	done := 0
 	for done < len(p) {
 		n, terr := w.f.ep.Write(&w.r, tcpip.WriteOptions{})
@@ -251,7 +294,14 @@ func (w *endpointWriter) Write(p []byte) (int, error) {
 		if w.r.Len() != len(p)-done {
 			w.r.Reset(p[done:])
 		}
-		<-w.ready
+		if ready == nil {
+			var entry waiter.Entry
+			entry, ready = waiter.NewChannelEntry(waiter.WritableEvents | waiter.EventErr | waiter.EventHUp)
+			w.f.wq.EventRegister(&entry)
+			defer w.f.wq.EventUnregister(&entry)
+			continue // there may be room since
+		}
+		<-ready
 	}
 	return done, nil
 }
