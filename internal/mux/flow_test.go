@@ -722,16 +722,18 @@ func (c *narrow) Read(p []byte) (int, error) {
 func TestWindowFollowsPath(t *testing.T) {
 	for _, test := range []struct {
 		name  string
-		delay time.Duration // one way
+		first time.Duration // delay one way, when the session begins
+		delay time.Duration // and then
 		rate  float64       // bytes a second
 		wait  time.Duration // the most that a ping takes beyond two delays, at the median
 	}{
-		{"short", 500 * time.Microsecond, 60e6, 10 * time.Millisecond}, // 4 MiB would take 70 ms
-		{"long", 40 * time.Millisecond, 25e6, 120 * time.Millisecond},  // 2 MB fill it
+		{"short", 500 * time.Microsecond, 500 * time.Microsecond, 60e6, 10 * time.Millisecond}, // 4 MiB would take 70 ms
+		{"long", 40 * time.Millisecond, 40 * time.Millisecond, 25e6, 120 * time.Millisecond},   // 2 MB fill it
+		{"becomes long", 500 * time.Microsecond, 40 * time.Millisecond, 25e6, 120 * time.Millisecond},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				link := muxtest.NewLink(muxtest.Config{Delay: test.delay, Buffer: 64 << 20})
+				link := muxtest.NewLink(muxtest.Config{Delay: test.first, Buffer: 64 << 20})
 				sa, err := mux.New(link.A, mux.Config{Initiator: true})
 				if err != nil {
 					t.Fatal(err)
@@ -741,6 +743,7 @@ func TestWindowFollowsPath(t *testing.T) {
 					t.Fatal(err)
 				}
 				a, b := accepted(t, pair{sa, sb, link})
+				link.Delay(test.delay)
 				go func() {
 					for err := error(nil); err == nil; {
 						_, err = a.Write(make([]byte, 64<<10))
@@ -758,6 +761,9 @@ func TestWindowFollowsPath(t *testing.T) {
 					}
 				}()
 				time.Sleep(2 * time.Second)
+				if test.first != test.delay { // it has to be noticed
+					time.Sleep(2 * time.Second)
+				}
 				from := got.Load()
 				var trips []time.Duration
 				for range 30 {

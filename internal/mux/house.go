@@ -44,6 +44,8 @@ func (s *Session) keepHouse() {
 				s.w.acknowledge() // the peer need not keep it any longer
 			}
 			s.probe()
+		case <-s.probes:
+			s.probe()
 		case <-kick:
 			kick, pause = nil, time.After(houseInterval)
 			s.moveCredit()

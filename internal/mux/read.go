@@ -162,15 +162,13 @@ func (s *Session) onPong(p []byte) {
 		n = n<<8 | uint64(c)
 	}
 	s.mu.Lock()
-	defer s.mu.Unlock()
 	was, ok := s.pings[n]
+	delete(s.pings, n)
+	s.mu.Unlock()
 	if !ok {
 		return
 	}
-	delete(s.pings, n)
-	if took := int64(time.Since(was.sent)); s.rtt.Load() == 0 || took < s.rtt.Load() {
-		s.rtt.Store(max(took, 1))
-	}
+	s.path.sample(time.Since(was.sent), s.moved()-was.from)
 	if was.pong != nil {
 		close(was.pong)
 	}

@@ -100,8 +100,10 @@ func (st *Stream) grantLocked() int {
 	if short {
 		st.rx.stalled = false // answered; while too little is free, wanted stays
 		need := st.rx.wanted > st.rx.window
-		if need || st.rx.window < st.s.cfg.InitialWindow || st.rx.pace.outgrows(st.rx.window, st.s.roundTrip()) {
+		if need || st.rx.window < st.s.cfg.InitialWindow || st.rx.pace.outgrows(st.rx.window, st.s.path.trip()) {
 			st.growLocked(min(max(2*st.rx.window, st.rx.wanted), st.s.cfg.Window), need)
+		} else {
+			st.s.measure()
 		}
 	}
 	g := st.rx.owed

@@ -89,7 +89,7 @@ func (h Handover) Attach(conn net.Conn, peerReceived uint64) error {
 	}
 	s.grace.Stop()
 	s.why, s.down = nil, make(chan struct{})
-	s.rtt.Store(0)
+	s.path.reset()
 	s.mu.Unlock()
 	s.w.resume()
 	if s.cfg.KeepAlive > 0 {

@@ -33,7 +33,8 @@ type Session struct {
 	done   chan struct{}
 	live   atomic.Int64  // streams in the table, or out of it with their buffer not yet freed
 	frames atomic.Uint64 // received
-	rtt    atomic.Int64  // the shortest round trip over this connection so far, in nanoseconds; 0: none yet
+	path   path
+	probes chan struct{} // has the housekeeper measure the path
 
 	mu sync.Mutex
 	// guarded by mu:
@@ -58,7 +59,7 @@ func New(conn net.Conn, cfg Config) (*Session, error) {
 	s := &Session{
 		cfg: cfg, c: newCarrier(conn, cfg.Resend), down: make(chan struct{}),
 		group:  lifecycle.New(context.Background(), cfg.Log),
-		accept: newBacklog(cfg.Backlog), kick: make(chan struct{}, 1), done: make(chan struct{}),
+		accept: newBacklog(cfg.Backlog), kick: make(chan struct{}, 1), probes: make(chan struct{}, 1), done: make(chan struct{}),
 		streams: make(map[uint32]*Stream), nextID: 2, pings: make(map[uint64]ping),
 	}
 	if cfg.Initiator {
@@ -203,6 +204,7 @@ func (s *Session) Traffic() (sent, received uint64) { return s.c.traffic() }
 // ping is one that was not answered yet.
 type ping struct {
 	sent time.Time
+	from uint64        // bytes that had moved by then
 	pong chan struct{} // closed by the answer; nil: nobody waits for it
 }
 
@@ -233,8 +235,19 @@ func (s *Session) probe() {
 	_ = s.sendPing(s.notePing(ping{sent: time.Now()}), false) // not inline: a connection whose buffers are full must not stop the housekeeper
 }
 
+// measure has the path measured soon, unless that was done just now: a window may be too small because the path is longer than it was.
+func (s *Session) measure() {
+	if s.cfg.KeepAlive > 0 && s.path.due() {
+		select {
+		case s.probes <- struct{}{}:
+		default:
+		}
+	}
+}
+
 // notePing gives a ping its number.
 func (s *Session) notePing(p ping) uint64 {
+	p.from = s.moved()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.nextPing++
@@ -242,8 +255,11 @@ func (s *Session) notePing(p ping) uint64 {
 	return s.nextPing
 }
 
-// roundTrip is the shortest round trip over the connection of the moment, or 0 while none was measured.
-func (s *Session) roundTrip() time.Duration { return time.Duration(s.rtt.Load()) }
+// moved counts the bytes of both directions.
+func (s *Session) moved() uint64 {
+	sent, received := s.c.traffic()
+	return sent + received
+}
 
 func (s *Session) sendPing(n uint64, inline bool) error {
 	err := s.w.control(inline, func(b []byte) []byte {

@@ -54,6 +54,13 @@ func (l *Link) Stall(on bool) {
 	l.ba.stall(on)
 }
 
+// Delay changes the one-way delay of what is sent from now on.
+func (l *Link) Delay(d time.Duration) {
+	for _, p := range []*pipe{l.ab, l.ba} {
+		p.set(func() { p.cfg.Delay = d })
+	}
+}
+
 // Bytes returns how many bytes were written from A to B and from B to A.
 func (l *Link) Bytes() (ab, ba int64) { return l.ab.count(), l.ba.count() }
 
