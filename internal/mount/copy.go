@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"path"
 	"path/filepath"
 	"slices"
 
@@ -112,10 +111,7 @@ func copyOne(c *sftp.Client, root *os.Root, point, name string, fi fs.FileInfo) 
 		if err != nil {
 			return err
 		}
-		if path.IsAbs(to) {
-			to = point + to // one of the app's paths
-		}
-		return root.Symlink(to, rel)
+		return root.Symlink(confine(point, name, to), rel)
 	case fi.Mode().IsRegular():
 		in, err := c.Open(name)
 		if err != nil {

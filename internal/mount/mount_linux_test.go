@@ -169,6 +169,7 @@ func TestCopy(t *testing.T) {
 	big, point := noise(1<<20), filepath.Join(t.TempDir(), "deep", "copy")
 	must(t, os.WriteFile(filepath.Join(w.data, "big"), big, 0o644))
 	must(t, os.Symlink("/etc/app/key", filepath.Join(w.data, "link")))
+	must(t, os.Symlink("../../../../../../../../../../../../etc/passwd", filepath.Join(w.data, "out")))
 	w.write(filepath.Join(w.data, "\xff name"), "x")
 	cfg := Config{Point: point, Source: "shop/web", Dial: w.dial}
 	for i := range 2 {
@@ -183,6 +184,9 @@ func TestCopy(t *testing.T) {
 		}
 		if b, err := os.ReadFile(filepath.Join(point, "data", "link")); err != nil || string(b) != "value" {
 			t.Errorf("by a link: %q, %v", b, err)
+		}
+		if b, err := os.ReadFile(filepath.Join(point, "data", "out")); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("by a link that leads out: %d bytes, %v", len(b), err)
 		}
 		_, err = os.Stat(filepath.Join(point, "data", "\xff name"))
 		if i == 0 && err != nil || i == 1 && !errors.Is(err, fs.ErrNotExist) {

@@ -415,7 +415,7 @@ func (n *node) Symlink(ctx context.Context, target, name string, out *fuse.Entry
 	return n.made(ctx, name, out)
 }
 
-// Readlink implements fs.NodeReadlinker. An absolute target is one of the app's paths, and is found below the mount point.
+// Readlink implements fs.NodeReadlinker.
 func (n *node) Readlink(ctx context.Context) ([]byte, syscall.Errno) {
 	p := n.path()
 	found := make(chan string, 2)
@@ -430,10 +430,8 @@ func (n *node) Readlink(ctx context.Context) ([]byte, syscall.Errno) {
 	if err != nil {
 		return nil, number(err)
 	}
-	to := <-found
-	if path.IsAbs(to) {
-		to = n.m.point + to
-	} else if first, _, _ := strings.Cut(to, "/"); n.m.known.lacks(path.Dir(p), first) {
+	to := confine(n.m.point, p, <-found)
+	if first, _, _ := strings.Cut(to, "/"); !path.IsAbs(to) && n.m.known.lacks(path.Dir(p), first) {
 		n.m.known.changed(path.Dir(p)) // as when the kubelet has just put new contents of a ConfigMap beside the old ones
 	}
 	return []byte(to), 0
