@@ -92,15 +92,16 @@ func restore(value, prefix string, services Env) string {
 	}
 }
 
-// local are the variables that say where a process runs: the laptop's own stay.
-var local = []string{"PATH", "HOME", "USER", "LOGNAME", "SHELL", "PWD", "OLDPWD", "SHLVL", "TERM", "TMPDIR", "LD_LIBRARY_PATH", "LD_PRELOAD", "_"}
+// local are the variables that say where a process runs, and what its loader and shell load: the laptop's own stay.
+var local = []string{"PATH", "HOME", "USER", "LOGNAME", "SHELL", "PWD", "OLDPWD", "SHLVL", "TERM", "TMPDIR", "LD_LIBRARY_PATH", "LD_PRELOAD", "LD_AUDIT", "BASH_ENV", "_"}
 
-// Local returns e without the variables of which a laptop has its own.
+// Local returns e without the variables of which a laptop has its own, and without what no process can have (environ(7)): a pod's agent says what
+// it likes.
 func (e Env) Local() Env {
 	out := maps.Clone(e)
-	for _, n := range local {
-		delete(out, n)
-	}
+	maps.DeleteFunc(out, func(n, v string) bool {
+		return n == "" || strings.ContainsAny(n, "=\x00") || strings.Contains(v, "\x00") || slices.Contains(local, n)
+	})
 	return out
 }
 

@@ -5,6 +5,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -76,7 +77,7 @@ func TestThereAndBack(t *testing.T) {
 }
 
 func TestOver(t *testing.T) {
-	e := Env{"PATH": "/app", "A": "1", "Z": "2"}.Local()
+	e := Env{"PATH": "/app", "A": "1", "Z": "2", "LD_PRELOAD": "/x", "LD_AUDIT": "/x", "BASH_ENV": "/x", "A=PATH": "x", "": "x", "N\x00": "x", "V": "x\x00"}.Local()
 	got := e.Over([]string{"PATH=/usr/bin", "A=0", "B=b"})
 	if want := []string{"PATH=/usr/bin", "B=b", "A=1", "Z=2"}; !slices.Equal(got, want) {
 		t.Errorf("%q", got)
@@ -105,6 +106,72 @@ func TestFormat(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// Whoever writes a pod template writes no commands into the file, by neither names nor values.
+func TestFormatOfHostile(t *testing.T) {
+	e := Env{"x}; evil; ${y": "", "A\nevil": "", "A=1;evil #": "", "A & evil": "", `A" & evil & "`: "", "A`B": "", "$(evil)": "", "#A": "", "": "", "A": `" & evil & "`}
+	for _, syntax := range Syntaxes {
+		text, left, err := e.Format(syntax)
+		if err != nil || len(left) != len(e)-1 || strings.Count(text, "\n") != 1 {
+			t.Errorf("%s: %q, %q, %v", syntax, text, left, err)
+		}
+	}
+	if text, _, _ := e.Format("cmd"); text != "set A=^\" ^& evil ^& ^\"\n" {
+		t.Errorf("%q", text)
+	}
+}
+
+// FuzzFormat: each line of what is for one variable a line sets that variable, and nothing else.
+func FuzzFormat(f *testing.F) {
+	f.Add("A", "it's $HOME")
+	f.Add("c.d", "100%\n")
+	f.Add("x}; evil; ${y", `" & evil & "`)
+	f.Add("A", "\u2019; evil; \u2018")
+	f.Fuzz(func(t *testing.T, name, value string) {
+		e := Env{name: value}
+		for _, syntax := range Syntaxes {
+			text, left, err := e.Format(syntax)
+			if err != nil || (text == "") != (len(left) == 1) {
+				t.Fatalf("%s: %q, %q, %v", syntax, text, left, err)
+			}
+			if text == "" {
+				continue
+			}
+			text, ends := strings.CutSuffix(text, "\n")
+			body, found := "", false
+			for _, before := range []string{"export ", "setenv ", "set \"", "set ", "$Env:", "${Env:", "${", "$", ""} {
+				if body, found = strings.CutPrefix(text, before+name); found {
+					break
+				}
+			}
+			body = strings.TrimLeft(strings.TrimPrefix(body, "}"), "= ")
+			ok := ends && found
+			switch syntax {
+			case "docker":
+				ok = ok && !strings.ContainsAny(text, "\r\n")
+			case "cmd":
+				quoted := strings.HasPrefix(text, `set "`)
+				ok = ok && !strings.ContainsAny(text, "\r\n") && (quoted && strings.Count(text, `"`) == 2 || !quoted && !bare.MatchString(body))
+			case "sh", "sh:export", "csh", "csh:export": // pieces in quotes, and between them characters behind a backslash
+				ok = ok && pieces.MatchString(body)
+			case "compose":
+				ok = ok && composed.MatchString(body)
+			case "ps", "ps:export":
+				ok = ok && typeset.MatchString(body)
+			}
+			if !ok {
+				t.Errorf("%s: %q", syntax, text)
+			}
+		}
+	})
+}
+
+var (
+	bare     = regexp.MustCompile(`^(?:[^\^]|\^.)*?[&|<>()"]`)
+	pieces   = regexp.MustCompile(`(?s)^('[^']*'|\\.)*$`)
+	typeset  = regexp.MustCompile(`(?s)^'([^'\x{2018}-\x{201b}]|''|\x{2018}{2}|\x{2019}{2}|\x{201a}{2}|\x{201b}{2})*'$`)
+	composed = regexp.MustCompile(`(?s)^('[^'\r\n\\]*'|"([^"\\]|\\.)*")$`)
+)
 
 // A shell that reads the file has the values, whatever is in them.
 func TestShellReadsIt(t *testing.T) {

@@ -12,8 +12,12 @@ var Syntaxes = []string{"docker", "compose", "sh", "sh:export", "csh", "csh:expo
 // identifier is what a shell takes as a variable's name (POSIX, Base Definitions, 3.216).
 var identifier = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*$`)
 
+// plain is a name that means nothing but itself in all other Syntaxes. Kubernetes lets names be nearly anything (KEP-4369), and whoever writes a pod
+// template must not write commands into what people of the workload run.
+var plain = regexp.MustCompile(`^[A-Za-z_.-][A-Za-z0-9_.-]*$`)
+
 // Format writes e in one of the Syntaxes, sorted by name. Left are the names of variables that it has no way to write: those with a line
-// break in docker and cmd, and those whose name is none for a shell.
+// break in docker and cmd, those whose name is none for a shell, and elsewhere those whose name is not plain.
 func (e Env) Format(syntax string) (text string, left []string, err error) {
 	line, ok := lines[syntax]
 	if !ok {
@@ -21,7 +25,7 @@ func (e Env) Format(syntax string) (text string, left []string, err error) {
 	}
 	var out strings.Builder
 	for _, name := range e.names() {
-		if s := line(name, e[name]); s != "" {
+		if s := line(name, e[name]); s != "" && plain.MatchString(name) {
 			out.WriteString(s + "\n")
 		} else {
 			left = append(left, name)
@@ -48,18 +52,27 @@ var lines = map[string]func(name, value string) string{
 	"csh":        csh("set ", "="),
 	"csh:export": csh("setenv ", " "),
 	"ps": func(n, v string) string {
-		return "$" + braced(n) + "='" + strings.ReplaceAll(v, "'", "''") + "'"
+		return "$" + braced(n) + "='" + doubled.Replace(v) + "'"
 	},
 	"ps:export": func(n, v string) string {
-		return "$" + braced("Env:"+n) + "='" + strings.ReplaceAll(v, "'", "''") + "'"
+		return "$" + braced("Env:"+n) + "='" + doubled.Replace(v) + "'"
 	},
 	"cmd": func(n, v string) string { // a batch file; https://learn.microsoft.com/windows-server/administration/windows-commands/set_1
 		if strings.ContainsAny(v, "\r\n") {
 			return ""
 		}
+		if strings.Contains(v, `"`) { // which would end the quotes: what follows could be commands
+			return "set " + n + "=" + carets.Replace(v)
+		}
 		return `set "` + n + "=" + strings.ReplaceAll(v, "%", "%%") + `"`
 	},
 }
+
+// doubled doubles what PowerShell takes for a quote; typographic ones are (about_Quoting_Rules).
+var doubled = strings.NewReplacer("'", "''", "\u2018", "\u2018\u2018", "\u2019", "\u2019\u2019", "\u201a", "\u201a\u201a", "\u201b", "\u201b\u201b")
+
+// carets keeps the characters from cmd that mean something outside quotes.
+var carets = strings.NewReplacer(`"`, `^"`, "^", "^^", "&", "^&", "|", "^|", "<", "^<", ">", "^>", "(", "^(", ")", "^)", "%", "%%")
 
 // braced is a PowerShell variable's name, in braces where it is no word.
 func braced(name string) string {
