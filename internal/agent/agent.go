@@ -159,6 +159,9 @@ func (a *Agent) listen() error {
 	return nil
 }
 
+// healthTimeout bounds each step of a request at the health port, and the pause before the next one.
+const healthTimeout = 5 * time.Second
+
 // readyGrace is how long a fresh pod waits for the manager's table before it takes traffic without one.
 const readyGrace = 3 * time.Second
 
@@ -188,7 +191,8 @@ func (a *Agent) serveHealth(ctx context.Context) error {
 			_ = c.Close()
 		})
 	}
-	srv := &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second}
+	// Any pod reaches it, and none of them holds a connection by saying nothing.
+	srv := &http.Server{Handler: mux, ReadHeaderTimeout: healthTimeout, ReadTimeout: healthTimeout, WriteTimeout: healthTimeout, IdleTimeout: healthTimeout}
 	stop := context.AfterFunc(ctx, func() { _ = srv.Close() })
 	defer stop()
 	if err := srv.Serve(l); !errors.Is(err, http.ErrServerClosed) {

@@ -32,6 +32,8 @@ type laptops struct {
 	m   *Manager
 	log *slog.Logger
 
+	fresh freshSessions
+
 	mu sync.Mutex
 	// guarded by mu
 	tunnels  map[types.UID]*mux.Session // with a connection: flows may be offered
@@ -532,10 +534,17 @@ func (l *laptops) drop(uid types.UID) {
 	}
 }
 
+// maxWatches bounds what one tunnel watches at once. A laptop has one of each kind; what has been made for one that does not read is kept.
+const maxWatches = 8
+
+// errTooManyWatches refuses a watch beyond maxWatches.
+var errTooManyWatches = &mux.RejectError{Code: wire.CodeBusy, Msg: "this tunnel watches too much"}
+
 // handlers is what a laptop may ask for.
 func (l *laptops) handlers(sess *v1alpha1.Session) tunnel.Handlers {
 	to := l.m.reachOf(sess)
 	dial := func(r *mux.Request, h wire.FlowHeader) { l.serveDial(r, h, to) }
+	watches := make(chan struct{}, maxWatches)
 	return tunnel.Handlers{
 		TCP: dial, UDP: dial,
 		Echo: func(r *mux.Request, h wire.FlowHeader) { l.serveEcho(r, h, to) },
@@ -566,6 +575,12 @@ func (l *laptops) handlers(sess *v1alpha1.Session) tunnel.Handlers {
 			return nil, fmt.Errorf("unknown method %q", method)
 		},
 		Watch: func(ctx context.Context, method string, _ []byte, send func(any) error) error {
+			select {
+			case watches <- struct{}{}:
+				defer func() { <-watches }()
+			default:
+				return errTooManyWatches
+			}
 			switch method {
 			case control.LaptopCluster:
 				return l.m.cluster.watch(ctx, to, send)
@@ -634,14 +649,18 @@ func (m *Manager) sessionByUID(ctx context.Context, uid types.UID) (*v1alpha1.Se
 		err = cached()
 	}
 	if err == nil && len(list.Items) == 0 {
-		err = m.ctrl.GetAPIReader().List(ctx, &list, client.InNamespace(m.cfg.Namespace))
+		list.Items, err = m.laptops.fresh.list(ctx, func(ctx context.Context) ([]v1alpha1.Session, error) {
+			var all v1alpha1.SessionList
+			err := m.ctrl.GetAPIReader().List(ctx, &all, client.InNamespace(m.cfg.Namespace))
+			return all.Items, err
+		})
 	}
 	if err != nil {
 		return nil, errors.Join(errors.New("list sessions"), err)
 	}
 	for i := range list.Items {
 		if list.Items[i].UID == uid {
-			return &list.Items[i], nil
+			return list.Items[i].DeepCopy(), nil // others may have the list
 		}
 	}
 	return nil, nil

@@ -264,6 +264,22 @@ func TestLaptopRequests(t *testing.T) {
 	if err := watch.Next(ctx, &got); err != nil || got.Items[0].State != "Active" || !slices.Equal(got.Items[0].Ports, tcp(8080)) || got.Items[0].Agents != 2 {
 		t.Errorf("told of %+v, %v", got.Items, err)
 	}
+	// Who does not read what is watched keeps it in the manager's memory.
+	refused := 0
+	for range 100 {
+		more, err := tunnel.Watch(ctx, s, control.LaptopIntercepts, nil)
+		if err == nil {
+			defer more.Close()
+			continue
+		}
+		var re *mux.RejectError
+		if refused++; !errors.As(err, &re) || re.Code != wire.CodeBusy {
+			t.Errorf("one watch more: %v", err)
+		}
+	}
+	if refused != 100-maxWatches+1 {
+		t.Errorf("%d of 100 watches were refused", refused)
+	}
 	w.set(func() { w.policyErr = nil })
 	_ = w.policy.check(ctx)
 	if err := watch.Next(ctx, &got); err != nil || len(got.Problems) != 2 || !strings.Contains(got.Problems[0], "not in force") || !strings.Contains(got.Problems[1], "ping") {

@@ -5,7 +5,6 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
-	"log/slog"
 	"net"
 	"net/http"
 	"sync"
@@ -17,9 +16,6 @@ import (
 	"github.com/doppel-dev/doppel/internal/tunnel"
 )
 
-// readHeaderTimeout bounds how long a client may take for a request's head (slow-loris).
-const readHeaderTimeout = 10 * time.Second
-
 // serveAPI serves the one port that managed control planes can reach (10250): the API server's webhook calls, which are TLS,
 // and /attach through the service proxy, which is not (the tunnel brings its own TLS). The first byte tells them apart.
 func (m *Manager) serveAPI(ctx context.Context, l net.Listener) error {
@@ -28,8 +24,7 @@ func (m *Manager) serveAPI(ctx context.Context, l net.Listener) error {
 	attach.Handle("/attach", tunnel.UpgradeHandler(func(c net.Conn) { go m.laptops.serve(ctx, c) })) // the request, its buffers and its stack are not kept for as long
 	hooks := http.NewServeMux()
 	hooks.Handle("/inject", m.injectWebhook())
-	plain := &http.Server{Handler: attach, ReadHeaderTimeout: readHeaderTimeout, ErrorLog: slog.NewLogLogger(m.cfg.Log.Handler(), slog.LevelDebug)}
-	secure := &http.Server{Handler: hooks, ReadHeaderTimeout: readHeaderTimeout, ErrorLog: plain.ErrorLog}
+	plain, secure := httpServer(attach, m.cfg.Log), httpServer(hooks, m.cfg.Log)
 	tlsL := tls.NewListener(split.tls, &tls.Config{Certificates: []tls.Certificate{m.identity.TLSCertificate()}, MinVersion: tls.VersionTLS12, NextProtos: []string{"h2", "http/1.1"}})
 
 	stop := context.AfterFunc(ctx, func() { _ = errors.Join(l.Close(), plain.Close(), secure.Close()) })
@@ -139,7 +134,8 @@ func (m *Manager) serveHealth(ctx context.Context) error {
 		}
 	})
 	mux.Handle("GET /metrics", promhttp.HandlerFor(metrics.Registry, promhttp.HandlerOpts{}))
-	srv := &http.Server{Addr: m.cfg.HealthAddr, Handler: mux, ReadHeaderTimeout: readHeaderTimeout}
+	srv := httpServer(mux, m.cfg.Log)
+	srv.Addr = m.cfg.HealthAddr
 	stop := context.AfterFunc(ctx, func() { _ = srv.Close() })
 	defer stop()
 	return srv.ListenAndServe()

@@ -2,7 +2,10 @@ package manager
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
+	"slices"
+	"strings"
 
 	"github.com/doppel-dev/doppel/internal/agentcfg"
 	"github.com/doppel-dev/doppel/internal/control"
@@ -34,16 +37,30 @@ func (a *agents) take(c *agentConn, method string, body []byte) (any, error) {
 	if err := json.Unmarshal(body, &n); err != nil {
 		return nil, err
 	}
-	a.log.Info("agent tells", "pod", c.podName, "port", n.Port.Number, "detail", n.Text)
+	n.Text = strings.ToValidUTF8(n.Text[:min(len(n.Text), maxNote)], "")
 	c.mu.Lock()
-	c.notes[n.Port] = n.Text[:min(len(n.Text), maxNote)]
+	old, known := c.notes[n.Port]
+	ok := known || len(c.notes) < maxNotes && slices.Contains([]string{"TCP", "UDP"}, n.Port.Protocol)
+	if ok {
+		c.notes[n.Port] = n.Text
+	}
 	c.mu.Unlock()
+	switch {
+	case !ok:
+		return nil, errors.New("no port of a pod's, or too many of them")
+	case old == n.Text:
+		return struct{}{}, nil
+	}
+	a.log.Info("agent tells", "pod", c.podName, "port", n.Port.Number, "detail", n.Text)
 	a.m.wake(c.workload)
 	return struct{}{}, nil
 }
 
-// maxNote is how much of a note is kept.
-const maxNote = 500
+// maxNote is how much of a note is kept, in bytes, and maxNotes how many of an agent: any pod may be one.
+const (
+	maxNote  = 500
+	maxNotes = 64
+)
 
 // noteOn is what agents of a workload have told about one of the ports, or "".
 func (a *agents) noteOn(w workloadKey, ports []control.Port) string {

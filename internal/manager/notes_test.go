@@ -3,6 +3,7 @@ package manager
 import (
 	"strings"
 	"testing"
+	"unicode/utf8"
 
 	appsv1 "k8s.io/api/apps/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -72,6 +73,24 @@ func TestNotes(t *testing.T) {
 	}
 	if err := tunnel.Control(t.Context(), a.Session, "agent/other", note, nil); err == nil {
 		t.Error("another method was taken")
+	}
+	// An agent is whatever runs in a pod.
+	taken := 0
+	for port := range uint16(1000) {
+		if tunnel.Control(t.Context(), a.Session, control.AgentNote, control.Note{Port: control.Port{Protocol: "UDP", Number: port}, Text: strings.Repeat("\u00e9", 20_000)}, nil) == nil {
+			taken++
+		}
+	}
+	if got := w.agents.noteOn(web, []control.Port{{Protocol: "UDP", Number: 1}}); taken != maxNotes-1 || len(got) > maxNote || !utf8.ValidString(got) {
+		t.Errorf("%d notes are kept, one of them of %d bytes", taken+1, len(got))
+	}
+	for _, p := range []control.Port{{Protocol: strings.Repeat("x", 1000), Number: 8080}, {}} {
+		if err := tunnel.Control(t.Context(), a.Session, control.AgentNote, control.Note{Port: p, Text: "x"}, nil); err == nil {
+			t.Errorf("a note on port %.10q was taken", p.Protocol)
+		}
+	}
+	if got := w.agents.noteOn(web, tcp(8080)); got != note.Text {
+		t.Errorf("then: %q", got)
 	}
 	_ = a.Close()
 	w.until("the note is forgotten", func() bool { return w.agents.noteOn(web, tcp(8080)) == "" })
