@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -195,7 +196,8 @@ func (x *intercepts) environ(ctx context.Context, name string) (localapi.Environ
 	if err != nil {
 		return localapi.Environ{}, err
 	}
-	out := localapi.Environ{Container: env.Container, Variables: env.Variables}
+	out := localapi.Environ{Container: env.Container, Variables: map[string]string{}}
+	maps.Copy(out.Variables, env.Variables) // of which an agent may say that there are none
 	var image map[string]string
 	if in.object.Spec.Mode == v1alpha1.ModeReplace { // a stand-in would tell those of its own image
 		out.Incomplete = "nothing of it runs while container " + env.Container + " is replaced"

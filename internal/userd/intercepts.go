@@ -665,6 +665,9 @@ func (x *intercepts) target(uid string, port control.Port) (to netip.AddrPort, s
 		if i < len(in.targets) && in.targets[i].addr.IsValid() {
 			return in.targets[i].addr, in.tls, true
 		}
+		if i >= len(in.targets) && in.object.Spec.Mode != v1alpha1.ModeReplace {
+			continue // nobody here has asked for it
+		}
 		address := in.address
 		if !address.IsValid() {
 			address = loopback

@@ -609,7 +609,8 @@ func TestTargets(t *testing.T) {
 		t.Fatal(err)
 	}
 	x.mu.Lock()
-	x.byName["web"] = &intercept{name: "web", targets: targets, object: &v1alpha1.Intercept{ObjectMeta: metav1.ObjectMeta{UID: "u"}}}
+	in := &intercept{name: "web", targets: targets, object: &v1alpha1.Intercept{ObjectMeta: metav1.ObjectMeta{UID: "u"}, Spec: v1alpha1.InterceptSpec{Mode: v1alpha1.ModeReplace}}}
+	x.byName["web"] = in
 	x.states["u"] = control.Intercept{UID: "u", Ports: []control.Port{{Protocol: "TCP", Number: 8080}, {Protocol: "TCP", Number: 53}, {Protocol: "UDP", Number: 53}, {Protocol: "TCP", Number: 7000}}}
 	x.mu.Unlock()
 	for want, p := range map[string]control.Port{
@@ -622,6 +623,10 @@ func TestTargets(t *testing.T) {
 	}
 	if got, _, ok := x.target("u", control.Port{Protocol: "UDP", Number: 8080}); ok {
 		t.Errorf("a port that is not of the intercept goes to %s", got)
+	}
+	in.object.Spec.Mode = v1alpha1.ModeIntercept // of which a manager may say that it takes more
+	if got, _, ok := x.target("u", control.Port{Protocol: "TCP", Number: 7000}); ok {
+		t.Errorf("a port that nobody has asked for goes to %s", got)
 	}
 }
 
