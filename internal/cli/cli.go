@@ -12,6 +12,7 @@ import (
 	"os/signal"
 	"strings"
 	"syscall"
+	"unicode"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
@@ -96,7 +97,25 @@ func (a *app) fail(ctx context.Context, err error) int {
 	return e.Kind.ExitCode()
 }
 
-func oneLine(s string) string { return strings.Join(strings.Fields(s), " ") }
+func oneLine(s string) string { return harmless(strings.Join(strings.Fields(s), " ")) }
+
+// harmless replaces what a terminal would obey. Much of what people are told is said by others: pods, managers, relays, their clients.
+func harmless(s string) string {
+	return strings.Map(func(r rune) rune {
+		if unicode.IsControl(r) && r != '\n' && r != '\t' {
+			return unicode.ReplacementChar
+		}
+		return r
+	}, s)
+}
+
+// plain is a terminal that obeys nothing.
+type plain struct{ io.Writer }
+
+func (p plain) Write(b []byte) (int, error) {
+	_, err := io.WriteString(p.Writer, harmless(string(b)))
+	return len(b), err
+}
 
 // usageError is a wrong command line.
 type usageError struct {
@@ -187,16 +206,16 @@ func (a *app) print(v any, text func(w io.Writer)) error {
 		_, err = a.Out.Write(b)
 		return err
 	}
-	text(a.Out)
+	text(plain{a.Out})
 	return nil
 }
 
 // progress shows steps on stderr: a live line on a terminal, plain lines in a pipe. done erases the live line.
 func (a *app) progress() (show func(string), done func()) {
 	if !a.Terminal {
-		return func(s string) { fmt.Fprintln(a.Err, s) }, func() {}
+		return func(s string) { fmt.Fprintln(a.Err, harmless(s)) }, func() {}
 	}
-	return func(s string) { fmt.Fprintf(a.Err, "\r\x1b[K%s", s) }, func() { fmt.Fprint(a.Err, "\r\x1b[K") }
+	return func(s string) { fmt.Fprintf(a.Err, "\r\x1b[K%s", harmless(s)) }, func() { fmt.Fprint(a.Err, "\r\x1b[K") }
 }
 
 // call asks the user daemon, showing its progress.

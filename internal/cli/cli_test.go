@@ -4,10 +4,13 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"unicode"
 
 	"github.com/doppel-dev/doppel/internal/localapi"
 	"github.com/doppel-dev/doppel/internal/uerr"
@@ -27,6 +30,25 @@ func TestProgress(t *testing.T) {
 		done()
 		if errOut.String() != want || out.Len() != 0 {
 			t.Errorf("terminal %v: %q, stdout %q", terminal, errOut.String(), out.String())
+		}
+	}
+}
+
+// What pods and others say does nothing to the terminal.
+func TestHarmless(t *testing.T) {
+	const said = "web\x1b]0;title\a\x1b[2J\rdoppel: all is well\u009b31m\x7f"
+	var out, errOut bytes.Buffer
+	a := &app{Streams: Streams{Out: &out, Err: &errOut}}
+	if err := a.print(nil, func(w io.Writer) { fmt.Fprintf(w, "%s\t%s\n", said, said) }); err != nil {
+		t.Fatal(err)
+	}
+	show, done := a.progress()
+	show(said)
+	done()
+	a.fail(t.Context(), uerr.New(uerr.Cluster, said, "%s", said))
+	for _, got := range []string{out.String(), errOut.String()} {
+		if strings.ContainsFunc(got, func(r rune) bool { return unicode.IsControl(r) && r != '\n' && r != '\t' }) || !strings.Contains(got, "doppel: all is well") {
+			t.Errorf("%q", got)
 		}
 	}
 }
