@@ -92,3 +92,22 @@ func FuzzParse(f *testing.F) {
 		}
 	})
 }
+
+// FuzzTLSSecrets: what people write into annotations is a list of ports and names, or an error.
+func FuzzTLSSecrets(f *testing.F) {
+	f.Add("8443=web-tls", "8443=client")
+	f.Add("8443=web-tls, 9443=a.b", "")
+	f.Add("0=x,=,65536=y", "1")
+	f.Add("1=../x", "1=x")
+	f.Fuzz(func(t *testing.T, server, client string) {
+		all, err := TLSSecrets(map[string]string{AnnotationTLS: server, AnnotationTLSClient: client})
+		if err != nil {
+			return
+		}
+		for port, s := range all {
+			if port == 0 || s.Server == "" || strings.ContainsAny(s.Server+s.Client, "/ \\\x00") {
+				t.Errorf("%q, %q: %+v", server, client, all)
+			}
+		}
+	})
+}
