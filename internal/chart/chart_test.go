@@ -15,8 +15,10 @@ import (
 	admission "k8s.io/api/admissionregistration/v1"
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
 	policyv1 "k8s.io/api/policy/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes/scheme"
 	"sigs.k8s.io/yaml"
 
@@ -400,6 +402,69 @@ func TestCRDsAreCurrent(t *testing.T) {
 		}
 		if d := cmp.Diff(string(want), string(got)); d != "" {
 			t.Errorf("%s is not what api/ says; run: controller-gen crd paths=./api/... output:crd:dir=charts/doppel/crds\n%s", f, d)
+		}
+	}
+}
+
+// The policy is for whoever asks for it. It lets in to each of the pod's ports whom the port is for.
+func TestNetworkPolicy(t *testing.T) {
+	const key = "NetworkPolicy doppel/traffic-manager"
+	if _, ok := objects(t, Options{})[key]; ok {
+		t.Error("by default there is a policy")
+	}
+	who := func(set ...string) map[string][]networkingv1.NetworkPolicyPeer {
+		objs := objects(t, Options{Set: append(set, "networkPolicy.enabled=true", "direct.service=NodePort")})
+		p, d := get[*networkingv1.NetworkPolicy](t, objs, key), get[*appsv1.Deployment](t, objs, "Deployment doppel/traffic-manager")
+		for k, v := range p.Spec.PodSelector.MatchLabels {
+			if d.Spec.Template.Labels[k] != v {
+				t.Errorf("the policy is for %s=%s, the pod has %q", k, v, d.Spec.Template.Labels[k])
+			}
+		}
+		out := map[string][]networkingv1.NetworkPolicyPeer{}
+		for _, r := range p.Spec.Ingress {
+			for _, port := range r.Ports {
+				if !slices.ContainsFunc(d.Spec.Template.Spec.Containers[0].Ports, func(c corev1.ContainerPort) bool { return c.Name == port.Port.String() }) {
+					t.Errorf("the pod has no port %s", port.Port)
+				}
+				out[port.Port.String()] = r.From
+			}
+		}
+		if p.Spec.Egress != nil || len(p.Spec.PolicyTypes) != 1 {
+			t.Errorf("what it reaches is limited: %+v", p.Spec)
+		}
+		return out
+	}
+	everybody, pods := []networkingv1.NetworkPolicyPeer(nil), []networkingv1.NetworkPolicyPeer{{NamespaceSelector: &metav1.LabelSelector{}}}
+	if d := cmp.Diff(map[string][]networkingv1.NetworkPolicyPeer{"api": everybody, "agents": pods, "direct": everybody}, who()); d != "" {
+		t.Error(d)
+	}
+	some := []networkingv1.NetworkPolicyPeer{{NamespaceSelector: &metav1.LabelSelector{MatchExpressions: []metav1.LabelSelectorRequirement{
+		{Key: "kubernetes.io/metadata.name", Operator: "In", Values: []string{"dev", "staging"}},
+	}}}}
+	servers := []networkingv1.NetworkPolicyPeer{{IPBlock: &networkingv1.IPBlock{CIDR: "10.0.0.0/28"}}}
+	if d := cmp.Diff(map[string][]networkingv1.NetworkPolicyPeer{"api": servers, "agents": some, "direct": everybody},
+		who("namespaces={dev,staging}", "networkPolicy.apiServers[0].ipBlock.cidr=10.0.0.0/28")); d != "" {
+		t.Error(d)
+	}
+}
+
+// The traffic-manager has no more than a process needs, whatever is asked for.
+func TestUnprivileged(t *testing.T) {
+	for _, o := range []Options{{}, {ValueFiles: []string{"testdata/full-values.yaml"}}} {
+		pod := get[*appsv1.Deployment](t, objects(t, o), "Deployment doppel/traffic-manager").Spec.Template.Spec
+		sc := pod.SecurityContext
+		if !*sc.RunAsNonRoot || *sc.RunAsUser == 0 || sc.SeccompProfile.Type != corev1.SeccompProfileTypeRuntimeDefault || pod.HostNetwork || pod.HostPID {
+			t.Errorf("%+v", pod)
+		}
+		for _, c := range slices.Concat(pod.InitContainers, pod.Containers) {
+			if c := c.SecurityContext; !*c.ReadOnlyRootFilesystem || *c.AllowPrivilegeEscalation || !slices.Equal(c.Capabilities.Drop, []corev1.Capability{"ALL"}) || c.Capabilities.Add != nil || c.Privileged != nil {
+				t.Errorf("%+v", c)
+			}
+		}
+		for _, v := range pod.Volumes {
+			if v.Secret == nil {
+				t.Errorf("volume %+v", v)
+			}
 		}
 	}
 }
