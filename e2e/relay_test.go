@@ -107,6 +107,7 @@ func outside(r *relay) (ca []byte) {
 		if t.Failed() {
 			t.Logf("log of the relay:\n%s", log.String())
 		}
+		noSecrets(t, "the relay", log.String())
 	})
 	r.restart = func() { end(); run() }
 	for r.setup == "" && lines.Scan() {
