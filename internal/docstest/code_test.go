@@ -1,6 +1,7 @@
 package docstest
 
 import (
+	"errors"
 	"fmt"
 	"go/ast"
 	"go/parser"
@@ -286,12 +287,15 @@ func chartValue(t *testing.T, key string) (any, error) {
 	return v, nil
 }
 
-var setRE = regexp.MustCompile(`(?:--set '?|^)((?:image|manager|agent|session|reach|admission|clientRbac)(?:\.[a-zA-Z]+)+)(?:$|[=\[ ])`)
+var setRE = regexp.MustCompile(`(?:--set '?|^)((?:image|manager|agent|session|reach|admission|clientRbac|networkPolicy|direct)(?:\.[a-zA-Z]+)+)(?:$|[=\[ ])`)
 
 // TestValues looks for every value of the chart that the pages name.
 func TestValues(t *testing.T) {
 	for _, p := range pages(t) {
 		for _, c := range p.code {
+			if attackRE.MatchString(c) {
+				continue // package.TestName
+			}
 			for _, m := range setRE.FindAllStringSubmatch(c, -1) {
 				_, err := chartValue(t, m[1])
 				if err == nil {
@@ -381,6 +385,96 @@ func TestConfigKeys(t *testing.T) {
 	for _, m := range fenceRE.FindAllStringSubmatch(read(t, "docs/configuration.md"), -1) {
 		if _, err := config.Parse([]byte(m[2])); m[1] == "yaml" && err != nil {
 			t.Errorf("docs/configuration.md: an example is refused: %v", err)
+		}
+	}
+}
+
+var (
+	attackRE = regexp.MustCompile(`^([a-z0-9/]+\.)?((?:Test|Fuzz)[A-Za-z0-9]+)(?:/(.+))?$`)
+	funcRE   = regexp.MustCompile(`(?m)^func ((?:Test|Fuzz)[A-Za-z0-9]+)\(`)
+)
+
+// TestAttacks looks for each test that a table of attacks in docs/security.md names: TestName, package.TestName, and either with /the name of a part.
+func TestAttacks(t *testing.T) {
+	tests := map[string]map[string]string{} // the text of the file by name and directory
+	for _, dir := range []string{"internal", "e2e"} {
+		err := filepath.WalkDir(filepath.Join(root, dir), func(file string, d os.DirEntry, err error) error {
+			if err != nil || d.IsDir() || !strings.HasSuffix(file, "_test.go") {
+				return err
+			}
+			b, err := os.ReadFile(file)
+			for _, m := range funcRE.FindAllStringSubmatch(string(b), -1) {
+				if tests[m[1]] == nil {
+					tests[m[1]] = map[string]string{}
+				}
+				tests[m[1]][filepath.ToSlash(filepath.Dir(file))] = string(b)
+			}
+			return err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	n, table := 0, false
+	for _, r := range rows(read(t, "docs/security.md")) {
+		switch {
+		case len(r) == 3 && r[2] == "test":
+			table = true
+		case len(r) != 3 || r[2] == "":
+			table = false
+		case table:
+			names := inlineRE.FindAllStringSubmatch(r[2], -1)
+			if len(names) == 0 {
+				t.Errorf("no test for: %s", r[0])
+			}
+			for _, name := range names {
+				n++
+				if err := findTest(tests, name[1]); err != nil {
+					t.Errorf("docs/security.md names %s: %v", name[1], err)
+				}
+			}
+		}
+	}
+	if n < 100 {
+		t.Errorf("only %d tests were found in the tables", n)
+	}
+}
+
+func findTest(tests map[string]map[string]string, name string) error {
+	m := attackRE.FindStringSubmatch(name)
+	if m == nil {
+		return errors.New("which is no name of a test")
+	}
+	var in []string
+	for dir, text := range tests[m[2]] {
+		if m[1] != "" && !strings.HasSuffix(dir, "/"+strings.TrimSuffix(m[1], ".")) {
+			continue
+		}
+		if m[3] != "" && !strings.Contains(text, strconv.Quote(m[3])) {
+			return fmt.Errorf("%s has no such part", dir)
+		}
+		in = append(in, dir)
+	}
+	switch {
+	case len(in) == 0:
+		return errors.New("there is none")
+	case len(in) > 1 && m[1] == "":
+		return fmt.Errorf("there are several: %v", in)
+	}
+	return nil
+}
+
+var imageRE = regexp.MustCompile(`(?m)^\tbin/lab image build (.*)$`)
+
+// TestImages: each image is one program, which no root runs: there is no shell, and nothing else to run, in it.
+func TestImages(t *testing.T) {
+	all := imageRE.FindAllStringSubmatch(read(t, "Makefile"), -1)
+	if len(all) < 4 {
+		t.Errorf("only %d images were found in the Makefile", len(all))
+	}
+	for _, m := range all {
+		if strings.Count(m[1], "--binary ") != 1 || !strings.Contains(m[1], "--user 65532 ") || strings.Contains(m[1], "--base") {
+			t.Errorf("%s", m[0])
 		}
 	}
 }
