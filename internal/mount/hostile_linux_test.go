@@ -50,10 +50,11 @@ func (l liar) Filelist(r *sftp.Request) (sftp.ListerAt, error) {
 	if r.Filepath != "/" {
 		return names{}, nil
 	}
-	return names{
-		named{l.FileInfo, "../outside", 0o644}, named{l.FileInfo, "..", fs.ModeDir | 0o755}, named{l.FileInfo, "../../" + copyMark, 0o644}, named{l.FileInfo, "/outside", 0o644},
-		named{l.FileInfo, "a/../../outside", 0o644}, named{l.FileInfo, "suid", 0o755 | fs.ModeSetuid}, named{l.FileInfo, "device", fs.ModeDevice | 0o666}, named{l.FileInfo, "", 0o644},
-	}, nil
+	out := names{named{l.FileInfo, "..", fs.ModeDir | 0o755}, named{l.FileInfo, "suid", 0o755 | fs.ModeSetuid}, named{l.FileInfo, "device", fs.ModeDevice | 0o666}}
+	for _, name := range []string{"../outside", "../../" + copyMark, "/outside", "a/../../outside", ""} {
+		out = append(out, named{l.FileInfo, name, 0o644})
+	}
+	return out, nil
 }
 
 type named struct {
