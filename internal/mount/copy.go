@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path"
 	"path/filepath"
 	"slices"
 
@@ -72,27 +73,63 @@ func Copy(ctx context.Context, cfg Config) error {
 	if err := root.WriteFile(copyMark, []byte("A copy of volumes of "+cfg.Source+", made by doppel. The next one takes its place, with all that is here.\n"), 0o600); err != nil {
 		return err
 	}
-	var left LeftOutError
-	for w := c.Walk("/"); w.Step(); {
-		err := w.Err()
-		if err == nil && w.Path() != "/" {
-			err = copyOne(c, root, cfg.Point, w.Path(), w.Stat())
-		}
-		if err == nil {
-			continue
-		}
-		if ctx.Err() != nil {
-			return context.Cause(ctx)
-		}
-		if !isAnswer(err) {
-			return fmt.Errorf("copy %s: %w", w.Path(), err)
-		}
-		if left.Files++; left.Err == nil {
-			left.Path, left.Err = w.Path(), toErrno(err)
-		}
+	t := tree{ctx: ctx, c: c, root: root, point: cfg.Point}
+	if err := t.copy("/"); err != nil {
+		return err
 	}
+	left := t.left
 	if left.Err != nil {
 		return &left
+	}
+	return nil
+}
+
+// tree is one copy.
+type tree struct {
+	ctx   context.Context
+	c     *sftp.Client
+	root  *os.Root
+	point string
+	left  LeftOutError
+}
+
+// copy copies what is in a directory, as far as the server lets it.
+func (t *tree) copy(dir string) error {
+	fis, err := t.c.ReadDirContext(t.ctx, dir)
+	if err := t.note(dir, err); err != nil {
+		return err
+	}
+	for _, fi := range fis {
+		switch fi.Name() {
+		case ".", "..", "/": // what no directory has
+			continue
+		}
+		name := path.Join(dir, fi.Name())
+		err := copyOne(t.c, t.root, t.point, name, fi)
+		if err == nil && fi.IsDir() {
+			err = t.copy(name)
+		} else {
+			err = t.note(name, err)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// note has what the server refuses left out, and returns what concerns all that follows.
+func (t *tree) note(name string, err error) error {
+	switch {
+	case err == nil:
+		return nil
+	case t.ctx.Err() != nil:
+		return context.Cause(t.ctx)
+	case !isAnswer(err):
+		return fmt.Errorf("copy %s: %w", name, err)
+	}
+	if t.left.Files++; t.left.Err == nil {
+		t.left.Path, t.left.Err = name, toErrno(err)
 	}
 	return nil
 }
@@ -113,7 +150,7 @@ func copyOne(c *sftp.Client, root *os.Root, point, name string, fi fs.FileInfo) 
 		}
 		return root.Symlink(confine(point, name, to), rel)
 	case fi.Mode().IsRegular():
-		in, err := c.Open(name)
+		in, err := something(c.Open(name))
 		if err != nil {
 			return err
 		}

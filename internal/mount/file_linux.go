@@ -73,7 +73,7 @@ func (f *file) open(c *sftp.Client, gen int) (*sftp.File, error) {
 	if f.handle != nil && f.gen == gen {
 		return f.handle, nil
 	}
-	h, err := c.OpenFile(f.path, f.flags)
+	h, err := something(c.OpenFile(f.path, f.flags))
 	if err != nil {
 		return nil, err
 	}
@@ -99,7 +99,7 @@ func (f *file) openNow(ctx context.Context) error {
 func (f *file) stat(ctx context.Context) (iofs.FileInfo, error) {
 	found := make(chan iofs.FileInfo, 2)
 	err := f.use(ctx, func(h *sftp.File) error {
-		fi, err := h.Stat()
+		fi, err := something(h.Stat())
 		if err == nil {
 			found <- fi
 		}

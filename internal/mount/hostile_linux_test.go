@@ -1,6 +1,7 @@
 package mount
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -11,6 +12,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -108,6 +110,41 @@ func TestCopyFromLiar(t *testing.T) {
 	}))
 }
 
+// A file server that says that all is well, and nothing else, ends no process: what it was asked for is not there.
+func TestNothingToSay(t *testing.T) {
+	w := newWorld(t)
+	must(t, os.WriteFile(filepath.Join(w.data, "f"), []byte("x"), 0o600))
+	f, err := os.Open(w.in("data", "f"))
+	must(t, err)
+	defer f.Close()
+	w.cut(false)
+	w.mu.Lock()
+	w.wrap, w.once = func(c net.Conn) io.ReadWriteCloser { _ = c.Close(); return answers(t, slices.Concat([]byte{2, 0}, bytes.Repeat(allIsWell, 1000))) }, false
+	w.mu.Unlock()
+	for what, do := range map[string]func() error{
+		"stat":     func() error { _, err := os.Stat(w.in("data", "g")); return err },
+		"open":     func() error { _, err := os.ReadFile(w.in("data", "g")); return err },
+		"read":     func() error { _, err := io.ReadAll(f); return err },
+		"statfs":   func() error { return syscall.Statfs(w.point, new(syscall.Statfs_t)) },
+		"readlink": func() error { _, err := os.Readlink(w.in("data", "l")); return err },
+	} {
+		if err := do(); err == nil {
+			t.Errorf("%s is done", what)
+		}
+	}
+	point := t.TempDir()
+	if err := Copy(t.Context(), Config{Point: point, Source: "x", Dial: w.dial}); err != nil {
+		t.Log(err)
+	}
+	w.mu.Lock()
+	w.wrap = nil
+	w.mu.Unlock()
+	w.cut(false)
+}
+
+// allIsWell is a record for answers: STATUS, OK.
+var allIsWell = []byte("\x65\x06\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00")
+
 // answers are those of a file server, made of any bytes: to each request the next record, under the request's number.
 func answers(t *testing.T, data []byte) io.ReadWriteCloser {
 	here, there := net.Pipe()
@@ -157,6 +194,7 @@ func FuzzAnswers(f *testing.F) {
 	f.Add([]byte(root + record(list, "\xff\xff\xff\xff", text("../f"))))
 	f.Add([]byte(init + record(attrs, "\x00\x00\x00\x0f\xff")))
 	f.Add([]byte(record(2, "\x00\x00\x00\xffx")))
+	f.Add(slices.Concat([]byte(init), bytes.Repeat(allIsWell, 30)))
 	dirOf := f.TempDir()
 	f.Fuzz(func(t *testing.T, data []byte) {
 		point, err := os.MkdirTemp(dirOf, "")
@@ -178,7 +216,7 @@ func FuzzAnswers(f *testing.F) {
 			for _, do := range []func(){
 				func() { _, _ = c.Lstat("/f") }, func() { _, _ = c.StatVFS("/") }, func() { _, _ = c.ReadLink("/l") }, func() { _ = c.PosixRename("/a", "/b") },
 				func() {
-					if h, err := c.OpenFile("/f", os.O_RDWR); err == nil {
+					if h, err := something(c.OpenFile("/f", os.O_RDWR)); err == nil {
 						_, _ = h.ReadAt(make([]byte, 100_000), 0)
 						_, _ = h.WriteAt(make([]byte, 100_000), 0)
 						_, _ = h.Stat()

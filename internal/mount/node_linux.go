@@ -187,7 +187,7 @@ func (l *links) stale(name string, gen int64) bool {
 func (m *FS) lstat(ctx context.Context, p string) (iofs.FileInfo, error) {
 	found := make(chan iofs.FileInfo, 2)
 	err := m.remote.again(ctx, func(c *sftp.Client) error {
-		fi, err := c.Lstat(p)
+		fi, err := something(c.Lstat(p))
 		if err == nil {
 			found <- fi
 		}
@@ -442,7 +442,7 @@ func (n *node) Statfs(ctx context.Context, out *fuse.StatfsOut) syscall.Errno {
 	p := n.path()
 	found := make(chan *sftp.StatVFS, 2)
 	err := n.m.remote.again(ctx, func(c *sftp.Client) error {
-		st, err := c.StatVFS(p)
+		st, err := something(c.StatVFS(p))
 		if err == nil {
 			found <- st
 		}

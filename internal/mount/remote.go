@@ -178,6 +178,18 @@ func interruptible(ctx context.Context, do func() error) error {
 	}
 }
 
+// errNothing is of a server that says that all is well and not what it was asked for, which the library passes on as nothing without an error.
+var errNothing = &sftp.StatusError{Code: uint32(sftp.ErrSSHFxFailure)}
+
+// something is v, or an error.
+func something[T comparable](v T, err error) (T, error) {
+	var nothing T
+	if err == nil && v == nothing {
+		err = errNothing
+	}
+	return v, err
+}
+
 // errnos are the error numbers by their texts, in which form they come from the server.
 var errnos = sync.OnceValue(func() map[string]syscall.Errno {
 	m := map[string]syscall.Errno{}
