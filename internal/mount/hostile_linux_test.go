@@ -119,7 +119,10 @@ func TestNothingToSay(t *testing.T) {
 	defer f.Close()
 	w.cut(false)
 	w.mu.Lock()
-	w.wrap, w.once = func(c net.Conn) io.ReadWriteCloser { _ = c.Close(); return answers(t, slices.Concat([]byte{2, 0}, bytes.Repeat(allIsWell, 1000))) }, false
+	w.wrap = func(c net.Conn) io.ReadWriteCloser {
+		_ = c.Close()
+		return answers(t, slices.Concat([]byte{2, 0}, bytes.Repeat(allIsWell, 1000)))
+	}
 	w.mu.Unlock()
 	for what, do := range map[string]func() error{
 		"stat":     func() error { _, err := os.Stat(w.in("data", "g")); return err },
