@@ -161,7 +161,9 @@ func TestRelayLink(t *testing.T) {
 		}
 	}
 	refused("plain", wire.CodeGone)
-	w.set(func() { w.laptops.tunnels["mine"], w.laptops.tunnels["narrow"] = &mux.Session{}, &mux.Session{} })
+	w.laptops.mu.Lock()
+	w.laptops.tunnels["mine"], w.laptops.tunnels["narrow"] = &mux.Session{}, &mux.Session{}
+	w.laptops.mu.Unlock()
 	refused("none", wire.CodeNotFound)
 	refused("narrow", wire.CodeDenied)
 	refused("self", wire.CodeDenied)
