@@ -25,6 +25,10 @@ type fault struct {
 	hangs bool
 	// ends: connections of everybody through what is killed end with it, as if it were the app.
 	ends bool
+	// unseen: nobody is to notice anything.
+	unseen bool
+	// managers are how many replicas of the manager there are; default 1.
+	managers int
 	// back is by when the laptop is to be as it was; default laptopResidue.
 	back time.Duration
 	// mend undoes what the fault leaves by its nature, before the next one.
@@ -44,6 +48,9 @@ var faults = []fault{
 	{name: "kill -9 of both daemons", long: 100, do: killOnLaptop(userDaemon, rootDaemon), gone: []string{"doppel daemon", "doppel-rootd"}},
 	{name: "kill -9 of the agent", short: 1, long: 100, do: killInCluster("traffic-agent"), ends: true, mend: (*torture).freshPods},
 	{name: "kill -9 of the manager", short: 1, long: 100, do: killInCluster("traffic-manager"), mend: (*torture).freshPods},
+	{name: "kill -9 of the manager that leads of two", short: 1, long: 100, managers: 2, do: killManagers(func(leads bool) bool { return leads }), mend: (*torture).freshPods},
+	{name: "kill -9 of the manager that stands by", short: 1, long: 100, managers: 2, do: killManagers(func(leads bool) bool { return !leads }), unseen: true, mend: (*torture).freshPods},
+	{name: "kill -9 of both managers", short: 1, long: 100, managers: 2, do: killManagers(func(bool) bool { return true }), mend: (*torture).freshPods},
 	{name: "API server restarted", short: 1, long: 10, do: restartAPI},
 	{name: "laptop's link down", short: 1, long: 10, do: linkDown, hangs: true, back: 5 * time.Second},
 	{name: "laptop's address changed", short: 1, long: 10, do: newAddress, hangs: true, back: 5 * time.Second},
@@ -88,6 +95,30 @@ func killInCluster(program string) func(*testing.T, *torture) time.Time {
 		return time.Now()
 	}
 }
+
+// killManagers kills those replicas of the manager that which wants, by whether it leads.
+func killManagers(which func(leads bool) bool) func(*testing.T, *torture) time.Time {
+	return func(t *testing.T, w *torture) time.Time {
+		t.Helper()
+		var pids []string
+		for _, p := range ok(w.c.managers(t.Context()))(t) {
+			if which(leads(p)) {
+				pids = append(pids, strings.Fields(w.c.node(t, "pgrep", "-f", "^[^ ]*traffic-manager .*--pod-ip="+p.Status.PodIP+" "))...)
+			}
+		}
+		w.c.node(t, append([]string{"kill", "-9"}, pids...)...)
+		return time.Now()
+	}
+}
+
+// managers are the pods of the manager.
+func (c *cluster) managers(ctx context.Context) ([]corev1.Pod, error) {
+	list, err := c.core.CoreV1().Pods(managerNS).List(ctx, metav1.ListOptions{LabelSelector: "app.kubernetes.io/name=traffic-manager"})
+	return list.Items, err
+}
+
+// leads says whether the Services lead to a pod of the manager.
+func leads(p corev1.Pod) bool { return p.Labels["app.kubernetes.io/part-of"] == "doppel" }
 
 // freshPods replaces the pods whose containers were started again: the next time the kubelet would wait before it does.
 func (w *torture) freshPods(t *testing.T) {

@@ -126,6 +126,9 @@ func (o outcome) broken(f fault) []string {
 	if t := o.sum(true); (t.Failed > 0 && !f.ends) || t.Wrong > 0 {
 		out = append(out, fmt.Sprintf("callers whose requests are taken: %+v", t))
 	}
+	if t := o.sum(true); f.unseen && (t.AmidFailed > 0 || o.Normal > 0) {
+		out = append(out, fmt.Sprintf("somebody noticed it: %+v, normal after %.2f s", t, o.Normal))
+	}
 	if len(out) > 0 {
 		for k, v := range o.Kinds {
 			if v.AmidFailed+v.Failed+v.Wrong > 0 {
@@ -343,5 +346,10 @@ func TestOutcomeCount(t *testing.T) {
 	}
 	if len(o.broken(fault{})) == 0 {
 		t.Error("no promise is broken")
+	}
+	o = outcome{}
+	o.count([]answer{a(95, 120, true, "", "EOF")}, at(100), at(130), at(130))
+	if len(o.broken(fault{})) != 0 || len(o.broken(fault{unseen: true})) == 0 {
+		t.Error("a request in flight may fail, but not where nobody is to notice anything")
 	}
 }

@@ -12,8 +12,10 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/watch"
 
 	"github.com/doppel-dev/doppel/api/v1alpha1"
 	"github.com/doppel-dev/doppel/internal/agentcfg"
@@ -47,7 +49,7 @@ func (c *cluster) oldPrograms(t *testing.T) string {
 	t.Cleanup(func() { _ = os.RemoveAll(made) })
 	script := `set -euo pipefail
 mkdir "$1/src" && git archive ` + oldRevision + ` | tar -x -C "$1/src"
-cd "$1/src" && CGO_ENABLED=0 go build -trimpath -ldflags '-s -w -X github.com/doppel-dev/doppel/internal/buildinfo.Version=` + oldVersion + `' -o "$1/" ./cmd/doppel ./cmd/doppel-rootd ./cmd/traffic-manager ./cmd/traffic-agent
+cd "$1/src" && CGO_ENABLED=0 go build -trimpath -ldflags '-s -w -X github.com/doppel-dev/doppel/internal/buildinfo.Version=` + oldVersion + `' -o "$1/" ./cmd/doppel ./cmd/doppel-helm ./cmd/doppel-rootd ./cmd/traffic-manager ./cmd/traffic-agent
 for p in traffic-manager traffic-agent; do "$2" image build --user 65532 --binary "$1/$p" --name ghcr.io/doppel-dev/$p:` + oldVersion + ` -o "$1/$p.tar"; done
 rm -rf "$1/src" && chmod 755 "$1"`
 	build := exec.Command("bash", "-c", script, "bash", made, c.bin("lab"))
@@ -144,10 +146,12 @@ func TestSkew(t *testing.T) {
 			want(t, l.run(t, "curl", "-s", "-m", "5", app+"."+ns+":3000/color"), "green")
 		}
 	}
+	served := c.served(t)
 	began := time.Now()
 	today.run(t, "doppel", "helm", "upgrade")
 	alive(t, "after the upgrade of the traffic-manager")
 	t.Logf("upgraded, and all as before, in %v", time.Since(began).Round(time.Millisecond))
+	served()
 	var list v1alpha1.InterceptList
 	c.get(t, "/apis/doppel.dev/v1alpha1/namespaces/"+ns+"/intercepts", &list)
 	for _, in := range list.Items {
@@ -176,6 +180,53 @@ func TestSkew(t *testing.T) {
 	intercepted(t, "after connecting again")
 	for _, l := range users {
 		l.run(t, "doppel", "quit", "-s")
+	}
+}
+
+// served looks, until the function that it returns is called, whether the manager's Services lead to a ready pod at every moment.
+func (c *cluster) served(t *testing.T) (stop func()) {
+	t.Helper()
+	const of = "kubernetes.io/service-name"
+	o := metav1.ListOptions{LabelSelector: of + " in (traffic-manager, agent-injector)"}
+	list := ok(c.core.DiscoveryV1().EndpointSlices(managerNS).List(t.Context(), o))(t)
+	check := func(s *discoveryv1.EndpointSlice) {
+		if !slices.ContainsFunc(s.Endpoints, func(e discoveryv1.Endpoint) bool { return e.Conditions.Ready != nil && *e.Conditions.Ready }) {
+			t.Errorf("at %s service %s leads nowhere: %+v", time.Now().Format(time.StampMilli), s.Labels[of], s.Endpoints)
+		}
+	}
+	for i := range list.Items {
+		check(&list.Items[i])
+	}
+	if len(list.Items) != 2 {
+		t.Fatalf("%d endpoint slices, want one of each service", len(list.Items))
+	}
+	o.ResourceVersion = list.ResourceVersion
+	w := ok(c.core.DiscoveryV1().EndpointSlices(managerNS).Watch(t.Context(), o))(t)
+	done, stopping := make(chan int), make(chan struct{})
+	go func() {
+		n := 0
+		defer func() { done <- n }()
+		for {
+			select {
+			case <-stopping:
+				return
+			case e, open := <-w.ResultChan():
+				s, is := e.Object.(*discoveryv1.EndpointSlice)
+				if !open || !is || e.Type == watch.Deleted {
+					t.Errorf("the watch of endpoint slices got %s %T", e.Type, e.Object)
+					return
+				}
+				n++
+				check(s)
+			}
+		}
+	}()
+	return func() {
+		close(stopping)
+		if n := <-done; n == 0 {
+			t.Error("no endpoint slice has changed, although pods came and went")
+		}
+		w.Stop()
 	}
 }
 

@@ -55,6 +55,8 @@ type torture struct {
 	commit string
 	struck time.Time // when what a fault breaks was broken, if it stays so for a while
 
+	managers int // replicas of the manager
+
 	idle, connected picture // of the laptop: with the daemons alone; connected, with all intercepts
 	cluster         picture // with all intercepts
 }
@@ -62,7 +64,7 @@ type torture struct {
 func newTorture(t *testing.T, seed uint64, rate int) *torture {
 	t.Helper()
 	c := theCluster(t)
-	w := &torture{c: c, ns: c.namespace(t, fmt.Sprint("torture-", seed%10000)), rand: rand.New(rand.NewPCG(seed, 0)), commit: commit()}
+	w := &torture{c: c, ns: c.namespace(t, fmt.Sprint("torture-", seed%10000)), rand: rand.New(rand.NewPCG(seed, 0)), commit: commit(), managers: 1}
 	w.l = newLaptop(t, "victim")
 	w.l.withManager(t)
 	// What requests no CPU gets next to none while the machine is busy with something else, and would have its callers wait for seconds.
@@ -196,6 +198,15 @@ const (
 func (w *torture) round(t *testing.T, f fault) outcome {
 	t.Helper()
 	o := outcome{Commit: w.commit}
+	if n := cmp.Or(f.managers, 1); n != w.managers {
+		w.c.scaleManager(t, int32(n))
+		w.managers = n
+		if _, _, err := w.well(time.Now(), taker); err != nil {
+			o.Problems = append(o.Problems, "with other managers: "+err.Error())
+			return o
+		}
+		w.cluster = ok(w.c.picture(t, w.ns))(t)
+	}
 	if _, _, err := w.well(time.Now(), taker); err != nil {
 		o.Problems = append(o.Problems, "before: "+err.Error())
 		return o

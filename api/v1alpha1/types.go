@@ -64,7 +64,7 @@ type SessionState string
 // The states of a session.
 const (
 	SessionPending   SessionState = "Pending"   // created, no tunnel yet
-	SessionConnected SessionState = "Connected" // a replica of the manager holds its tunnel
+	SessionConnected SessionState = "Connected" // the manager holds its tunnel
 	SessionLost      SessionState = "Lost"      // the tunnel is gone; ends 30 s later unless it comes back
 )
 

@@ -173,6 +173,11 @@ func TestObjects(t *testing.T) {
 	if diff := cmp.Diff(map[string]int32{"api": 10250, "agents": 8082, "metrics": 8081}, ports); diff != "" {
 		t.Error(diff)
 	}
+	// A pod that stands by takes itself out of the Services, and stays its Deployment's; pods of older releases are in them.
+	const part = "app.kubernetes.io/part-of"
+	if _, ok := d.Spec.Selector.MatchLabels[part]; ok {
+		t.Errorf("the Deployment selects its pods by %s", part)
+	}
 	// The Services' named ports exist in the pod, and their selectors find it.
 	for _, name := range []string{"traffic-manager", "agent-injector"} {
 		s := get[*corev1.Service](t, objs, "Service doppel/"+name)
@@ -180,6 +185,9 @@ func TestObjects(t *testing.T) {
 			if d.Spec.Template.Labels[k] != v {
 				t.Errorf("service %s selects %s=%s, the pod has %q", name, k, v, d.Spec.Template.Labels[k])
 			}
+		}
+		if s.Spec.Selector[part] != "doppel" || d.Spec.Template.Labels["doppel.dev/replica"] != "true" {
+			t.Errorf("service %s selects pods that stand by: %v", name, s.Spec.Selector)
 		}
 		for _, p := range s.Spec.Ports {
 			if ports[p.TargetPort.String()] == 0 {
@@ -365,6 +373,7 @@ func TestBadValues(t *testing.T) {
 		{"namespaces={Dev}", "namespaces"},
 		{"nonsense", "nonsense"},
 		{"namespaces={doppel}", "own namespace"},
+		{`manager.podLabels.app\.kubernetes\.io/part-of=us`, "says which of the traffic-manager's pods the Services lead to"},
 		{"admission.policy=false", "list them in namespaces"},
 		{"namespaces={dev},clientRbac.aggregate=true", "clientRbac.aggregate"},
 		{"clientRbac.subjects[0].kind=ServiceAccount,clientRbac.subjects[0].name=x", "namespace"},

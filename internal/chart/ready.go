@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"regexp"
+	"slices"
 	"strings"
 	"time"
 
@@ -169,7 +170,7 @@ type watcher struct {
 // judge is where all the rules are; it touches nothing.
 func (w *watcher) judge(s sight, now time.Time) verdict {
 	if ready(s.deployment) {
-		return verdict{ready: true}
+		return verdict{ready: slices.ContainsFunc(s.pods, leads), text: "waiting for the traffic-manager's new pod to take over"}
 	}
 	v := verdict{text: "waiting for the traffic-manager's pod to be created"}
 	standing := map[string]time.Time{}
@@ -212,6 +213,9 @@ func ready(d *appsv1.Deployment) bool {
 	st := d.Status
 	return st.ObservedGeneration >= d.Generation && st.UpdatedReplicas >= want && st.AvailableReplicas >= want && st.Replicas == st.UpdatedReplicas
 }
+
+// leads says whether the manager's Services lead to a pod: of several that are ready one works (internal/manager/active.go).
+func leads(p corev1.Pod) bool { return p.Labels["app.kubernetes.io/part-of"] == "doppel" }
 
 // refused is why the API server took no pod of the Deployment, if it did not.
 func refused(d *appsv1.Deployment) string {

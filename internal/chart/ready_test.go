@@ -35,6 +35,16 @@ func pod(waiting, msg string, last *corev1.ContainerStateTerminated) corev1.Pod 
 	return p
 }
 
+func upToDate(s *appsv1.DeploymentStatus) {
+	s.Replicas, s.UpdatedReplicas, s.AvailableReplicas = 1, 1, 1
+}
+
+func standing(part string) corev1.Pod {
+	p := pod("", "", nil)
+	p.Labels = map[string]string{"app.kubernetes.io/part-of": part}
+	return p
+}
+
 func unschedulable() corev1.Pod {
 	p := corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: "p", UID: "u"}}
 	p.Status.Conditions = []corev1.PodCondition{{
@@ -64,7 +74,8 @@ func TestJudge(t *testing.T) {
 		want  string    // in the text or the error
 	}{
 		{name: "nothing yet", s: sight{deployment: deployment(nil)}, want: "to be created"},
-		{name: "ready", s: sight{deployment: deployment(func(s *appsv1.DeploymentStatus) { s.Replicas, s.UpdatedReplicas, s.AvailableReplicas = 1, 1, 1 })}, ready: true},
+		{name: "ready", s: sight{deployment: deployment(upToDate), pods: []corev1.Pod{standing("doppel-standby"), standing("doppel")}}, ready: true},
+		{name: "nobody works yet", s: sight{deployment: deployment(upToDate), pods: []corev1.Pod{standing("doppel-standby")}}, want: "to take over"},
 		{
 			name: "an old pod is left", want: "to be created",
 			s: sight{deployment: deployment(func(s *appsv1.DeploymentStatus) { s.Replicas, s.UpdatedReplicas, s.AvailableReplicas = 2, 1, 2 })},

@@ -17,6 +17,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
+	"github.com/doppel-dev/doppel/api/v1alpha1"
 	"github.com/doppel-dev/doppel/internal/agentcfg"
 	"github.com/doppel-dev/doppel/internal/buildinfo"
 	"github.com/doppel-dev/doppel/internal/control"
@@ -282,6 +283,11 @@ func (a *agents) sendTables(ctx context.Context, c *agentConn) {
 			return
 		case <-c.kick:
 		}
+		if whole, err := a.m.whole(ctx, c.workload); !whole {
+			a.log.Debug("table not known yet", "pod", c.podName, "err", err)
+			time.AfterFunc(wholePoll, c.wake)
+			continue
+		}
 		t, uids := a.m.engaged.table(c.workload)
 		t.LogLevel = a.m.logging.agents()
 		t.Away = a.m.away(c.workload)
@@ -305,6 +311,38 @@ func (a *agents) sendTables(ctx context.Context, c *agentConn) {
 			a.m.wake(c.workload)
 		}
 	}
+}
+
+// When we begin to lead, agents have the table of whoever led before. They get none of ours until it is whole, as long as we are new: the app would
+// answer what laptops take. wholePoll is how often that is looked at besides what is told when an intercept was looked at.
+const wholePoll = time.Second
+
+// lookedAt notes that an intercept has been looked at.
+func (m *Manager) lookedAt(in *v1alpha1.Intercept) {
+	if _, again := m.looked.Swap(in.UID, true); !again {
+		m.agents.push(interceptKey(in))
+	}
+}
+
+// whole says whether all intercepts of a workload have been looked at once since we lead, those aside that came later.
+func (m *Manager) whole(ctx context.Context, w workloadKey) (bool, error) {
+	if _, ok := m.wholes.Load(w); ok {
+		return true, nil
+	}
+	if m.newLeader() {
+		var list v1alpha1.InterceptList
+		if err := m.ctrl.GetClient().List(ctx, &list, client.MatchingFields{workloadIndex: w.String()}, client.UnsafeDisableDeepCopy); err != nil {
+			return false, err
+		}
+		for i := range list.Items {
+			in := &list.Items[i]
+			if _, looked := m.looked.Load(in.UID); !looked && in.Status.State != v1alpha1.InterceptFailed {
+				return false, nil
+			}
+		}
+	}
+	m.wholes.Store(w, true)
+	return true, nil
 }
 
 // serves says whether the pod's agent is connected and has acknowledged the intercept.

@@ -20,6 +20,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
+	"github.com/doppel-dev/doppel/api/v1alpha1"
 	"github.com/doppel-dev/doppel/internal/agentcfg"
 	"github.com/doppel-dev/doppel/internal/control"
 	"github.com/doppel-dev/doppel/internal/mux"
@@ -241,6 +242,35 @@ func TestAgentTables(t *testing.T) {
 	w.until("the new one serves", func() bool { return w.agents.serves("web-1", "in-2") })
 	_ = b.Close()
 	w.until("it is forgotten", func() bool { return !w.agents.serves("web-1", "in-2") })
+}
+
+// A manager that has just begun to lead tells agents nothing of a workload until it has looked at all of its intercepts: they have the table of the one before.
+func TestFirstTable(t *testing.T) {
+	failed := intercept("in-3", "ada", "mine")
+	failed.Status.State = v1alpha1.InterceptFailed
+	in := intercept("in-1", "ada", "mine")
+	elsewhere := intercept("in-2", "ada", "mine")
+	elsewhere.Spec.Workload.Name = "db"
+	w := newWorld(t, append(webPods(), in, elsewhere, failed)...)
+	a := w.agent("web-1")
+	w.until("it was looked whether the table is whole", func() bool { return w.agents.connected("web-1") })
+	if whole, err := w.whole(t.Context(), web); whole || err != nil || a.table() != nil {
+		t.Errorf("whole: %v, table %v, %v", whole, a.table(), err)
+	}
+	w.engaged.set(engagement{UID: "in-1", Session: "mine", Workload: web, Ports: tcp(8080), Rules: whole})
+	w.lookedAt(in)
+	w.until("the table came", func() bool { return a.table() != nil })
+	if got := a.table(); !slices.Equal(got, []string{"in-1"}) {
+		t.Errorf("the first table is %v", got)
+	}
+	w.create(intercept("in-4", "ada", "mine")) // one that comes later holds up nobody
+	w.engaged.remove("in-1")
+	w.until("the next came", func() bool { return len(a.table()) == 0 })
+
+	w.started = time.Now().Add(-leaderNew)
+	if whole, err := w.whole(t.Context(), workloadKey{"shop", "Deployment", "db"}); !whole || err != nil {
+		t.Errorf("an intercept that cannot be looked at holds the others up for ever: %v", err)
+	}
 }
 
 // An agent that does not take its table is not counted on, and has to connect anew.

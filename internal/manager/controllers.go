@@ -117,7 +117,7 @@ func (m *Manager) setupControllers(ctx context.Context) error {
 	wakeups := handler.TypedFuncs[workloadKey, workloadKey]{GenericFunc: func(_ context.Context, e event.TypedGenericEvent[workloadKey], q workqueue.TypedRateLimitingInterface[workloadKey]) {
 		q.Add(e.Object)
 	}}
-	return builder.TypedControllerManagedBy[workloadKey](m.ctrl).
+	return builder.TypedControllerManagedBy[workloadKey](leaders{m.ctrl, m.election}).
 		Named("intercepts").
 		Watches(in, m.interceptEvents()).
 		Watches(&v1alpha1.Session{}, handler.TypedEnqueueRequestsFromMapFunc(m.workloadsOfSession), builder.WithPredicates(predicate.Funcs{UpdateFunc: claimsOthers})).

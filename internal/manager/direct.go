@@ -26,9 +26,6 @@ const (
 // serveDirect answers laptops that do not come through the API server. Whoever gets here has to prove the key of a session, as on every
 // other way; only then anything of him is kept.
 func (m *Manager) serveDirect(ctx context.Context, l net.Listener) error {
-	if l == nil {
-		return nil
-	}
 	stop := context.AfterFunc(ctx, func() { _ = l.Close() })
 	defer stop()
 	greeting := make(chan struct{}, maxGreeting)

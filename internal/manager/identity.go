@@ -12,7 +12,6 @@ import (
 	admissionv1 "k8s.io/api/admissionregistration/v1"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/doppel-dev/doppel/internal/buildinfo"
@@ -39,26 +38,23 @@ const (
 	injectorService = "agent-injector"
 )
 
-// ensureIdentity loads the manager's key from its Secret, or makes one on the first start, and publishes its fingerprint in the ConfigMap.
-// The chart creates both empty, so that helm uninstall takes them along. All replicas share the key: whoever writes the Secret first wins.
-func ensureIdentity(ctx context.Context, cm ctrl.Manager, cfg Config) (*tunnel.Identity, error) {
+// ensureIdentity loads the manager's key from its Secret, or makes one on the first start. The chart creates it empty, so that helm uninstall takes it
+// along. All replicas share the key: whoever writes the Secret first wins.
+func ensureIdentity(ctx context.Context, kc client.Client, cfg Config) (*tunnel.Identity, error) {
 	key := client.ObjectKey{Namespace: cfg.Namespace, Name: objectName}
-	id, err := loadIdentity(ctx, cm, key)
+	id, err := loadIdentity(ctx, kc, key)
 	if apierrors.IsConflict(err) { // another replica wrote it between our read and our write
-		id, err = loadIdentity(ctx, cm, key)
+		id, err = loadIdentity(ctx, kc, key)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("secret %s: %w", key, err)
 	}
-	if err := publish(ctx, cm, key, id.Fingerprint(), cfg); err != nil {
-		return nil, fmt.Errorf("configmap %s: %w", key, err)
-	}
 	return id, nil
 }
 
-func loadIdentity(ctx context.Context, cm ctrl.Manager, key client.ObjectKey) (*tunnel.Identity, error) {
+func loadIdentity(ctx context.Context, kc client.Client, key client.ObjectKey) (*tunnel.Identity, error) {
 	var sec corev1.Secret
-	if err := cm.GetAPIReader().Get(ctx, key, &sec); err != nil {
+	if err := kc.Get(ctx, key, &sec); err != nil {
 		return nil, err
 	}
 	if b := sec.Data[secretIdentity]; len(b) > 0 {
@@ -74,12 +70,13 @@ func loadIdentity(ctx context.Context, cm ctrl.Manager, key client.ObjectKey) (*
 		return nil, err
 	}
 	sec.Data = map[string][]byte{secretIdentity: pem}
-	return id, cm.GetClient().Update(ctx, &sec) // refused if somebody else wrote since (resourceVersion)
+	return id, kc.Update(ctx, &sec) // refused if somebody else wrote since (resourceVersion)
 }
 
-func publish(ctx context.Context, cm ctrl.Manager, key client.ObjectKey, fingerprint string, cfg Config) error {
+// publish writes into the ConfigMap, which the chart creates empty, too, what laptops need to know of the manager that leads.
+func publish(ctx context.Context, live client.Reader, kc client.Client, fingerprint string, cfg Config) error {
 	var c corev1.ConfigMap
-	if err := cm.GetAPIReader().Get(ctx, key, &c); err != nil {
+	if err := live.Get(ctx, client.ObjectKey{Namespace: cfg.Namespace, Name: objectName}, &c); err != nil {
 		return err
 	}
 	want := map[string]string{configKey: fingerprint, configVersion: buildinfo.Version, configProtocol: strconv.Itoa(wire.Version), configPod: cfg.PodName}
@@ -105,10 +102,7 @@ func publish(ctx context.Context, cm ctrl.Manager, key client.ObjectKey, fingerp
 		return nil
 	}
 	c.Data = want
-	if err := cm.GetClient().Update(ctx, &c); !apierrors.IsConflict(err) { // a conflict: another replica wrote the same
-		return err
-	}
-	return nil
+	return kc.Update(ctx, &c)
 }
 
 // publishCABundle writes our certificate into the webhook's configuration and repairs it when a helm upgrade or someone else takes it out.

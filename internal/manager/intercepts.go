@@ -151,11 +151,11 @@ func (r *interceptReconciler) look(ctx context.Context, in *v1alpha1.Intercept) 
 		return reconcile.Result{}, nil
 	}
 	if err := r.m.withheld(in); err != nil {
-		r.m.looked.Store(in.UID, true)
+		r.m.lookedAt(in)
 		return reconcile.Result{}, r.writeStatus(ctx, in, v1alpha1.InterceptStatus{State: v1alpha1.InterceptFailed, Reason: err.reason, Message: err.msg})
 	}
 	if sess == nil && in.Spec.Session == "" {
-		r.m.looked.Store(in.UID, true)
+		r.m.lookedAt(in)
 		r.m.engaged.remove(in.UID)
 		r.ended(ctx, in.UID)
 		return reconcile.Result{}, r.writeStatus(ctx, in, v1alpha1.InterceptStatus{
@@ -171,7 +171,7 @@ func (r *interceptReconciler) look(ctx context.Context, in *v1alpha1.Intercept) 
 	} else if err != nil {
 		return reconcile.Result{}, err
 	}
-	r.m.looked.Store(in.UID, true)
+	r.m.lookedAt(in)
 	if in.Spec.Session == "" {
 		st.Session = string(sess.UID)
 	}
@@ -202,10 +202,15 @@ func (r *interceptReconciler) hasFailed(in *v1alpha1.Intercept) bool {
 }
 
 // soon says of an intercept that is pending that it has only just been made, and nothing had to be restarted for it: most of these are active in a moment,
-// which an object that says what they wait for would only delay.
+// which an object that says what they wait for would only delay. One that was active under another leader is, as soon as its agents have come to us.
 func (r *interceptReconciler) soon(in *v1alpha1.Intercept) bool {
-	_, restarted := r.restarted[in.UID]
-	return in.Status.State == "" && !restarted && time.Since(r.seen[in.UID]) < r.quiet
+	if _, restarted := r.restarted[in.UID]; restarted {
+		return false
+	}
+	if in.Status.State == v1alpha1.InterceptActive {
+		return r.m.newLeader()
+	}
+	return in.Status.State == "" && time.Since(r.seen[in.UID]) < r.quiet
 }
 
 // session is the one that the intercept names or, if it names none, one that claims it: the one that has it already, or else the newest.

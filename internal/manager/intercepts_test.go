@@ -39,7 +39,7 @@ func newReconciler(t *testing.T, objs ...client.Object) *reconciler {
 	w := newWorld(t, objs...)
 	w.laptops.tunnels["mine"] = &mux.Session{}
 	r := newInterceptReconciler(w.Manager)
-	r.quiet = 0
+	r.quiet, w.started = 0, time.Now().Add(-leaderNew)
 	return &reconciler{w, r, web}
 }
 
@@ -731,4 +731,20 @@ func TestInterceptAtOnce(t *testing.T) {
 	r.addPod("web-1", "rs-1", ready1)
 	st, _ = r.look("in-1")
 	wantStatus(t, "restarted", st, v1alpha1.InterceptPending, "", "restarting")
+}
+
+// An intercept that was active under another leader is not said to be pending while its agents come to us.
+func TestInterceptOfAnotherLeader(t *testing.T) {
+	in := intercept("in-1", "ada", "mine")
+	in.Status.State = v1alpha1.InterceptActive
+	r := newReconciler(t, in)
+	r.addPod("web-1", "rs-1", withAgent(8080), ready1)
+	r.started = time.Now()
+	st, again := r.look("in-1")
+	if st.State != v1alpha1.InterceptActive || again != pendingPoll {
+		t.Errorf("said %q %q, looked at again after %v", st.State, st.Message, again)
+	}
+	r.started = time.Now().Add(-leaderNew)
+	st, _ = r.look("in-1")
+	wantStatus(t, "its agent does not come", st, v1alpha1.InterceptPending, "", "waiting for the traffic-agents")
 }

@@ -129,8 +129,11 @@ func (m *Manager) serveHealth(ctx context.Context) error {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /healthz", func(http.ResponseWriter, *http.Request) {})
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) { // caches are in sync before any runnable starts
-		if !m.policy.settled() {
+		switch {
+		case !m.policy.settled():
 			http.Error(w, "waiting for the admission policy", http.StatusServiceUnavailable)
+		case !m.place.taken.Load():
+			http.Error(w, "neither leading nor standing by yet", http.StatusServiceUnavailable)
 		}
 	})
 	mux.Handle("GET /metrics", promhttp.HandlerFor(metrics.Registry, promhttp.HandlerOpts{}))

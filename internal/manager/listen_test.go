@@ -169,6 +169,16 @@ func TestServeHealth(t *testing.T) {
 	w.policy.mu.Lock()
 	w.policy.seen = true
 	w.policy.mu.Unlock()
+	w.until("it says what it waits for", func() bool { // whether it leads or stands by
+		r, err := (&http.Client{Transport: tr, Timeout: deadline}).Get("http://" + w.cfg.HealthAddr + "/readyz")
+		if err != nil {
+			return false
+		}
+		defer r.Body.Close()
+		b, err := io.ReadAll(r.Body)
+		return err == nil && strings.Contains(string(b), "neither leading nor standing by")
+	})
+	w.place.taken.Store(true)
 	answers("/readyz", http.StatusOK)
 	cancel()
 	if err := <-done; !errors.Is(err, http.ErrServerClosed) {

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/go-logr/logr"
+	"golang.org/x/sync/errgroup"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -26,6 +27,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/event"
+	"sigs.k8s.io/controller-runtime/pkg/manager"
 	metricsserver "sigs.k8s.io/controller-runtime/pkg/metrics/server"
 
 	"github.com/doppel-dev/doppel/api/v1alpha1"
@@ -39,7 +41,7 @@ import (
 // Config is what a manager is started with. Zero values mean the defaults written at each field.
 type Config struct {
 	Namespace  string // required: the manager's own namespace
-	PodName    string
+	PodName    string // required
 	PodIP      string
 	AgentImage string // required
 	// AgentPullPolicy is the pull policy of injected containers (IfNotPresent).
@@ -71,7 +73,7 @@ type Config struct {
 
 func (c *Config) complete() error {
 	var errs []error
-	for name, v := range map[string]string{"namespace": c.Namespace, "agent image": c.AgentImage} {
+	for name, v := range map[string]string{"namespace": c.Namespace, "pod name": c.PodName, "agent image": c.AgentImage} {
 		if v == "" {
 			errs = append(errs, fmt.Errorf("%s is required", name))
 		}
@@ -128,12 +130,14 @@ func (c *Config) attachAddr() netip.AddrPort {
 	return a
 }
 
-// Manager is one replica of the traffic-manager.
+// Manager is one replica of the traffic-manager. Of several one leads and does everything; the others keep their caches filled.
 type Manager struct {
 	cfg     Config
-	ctrl    ctrl.Manager
-	started time.Time
+	ctrl    ctrl.Manager // its client writes only while we lead
+	started time.Time    // of our leading
 
+	election  *election
+	place     *place
 	identity  *tunnel.Identity
 	policy    *policyProbe
 	tokens    *tokens
@@ -148,7 +152,8 @@ type Manager struct {
 	logging   *logging
 	restorer  *restorer
 	relay     *relayLink // nil: there is none
-	looked    sync.Map   // UIDs of intercepts that have been looked at since our start
+	looked    sync.Map   // UIDs of intercepts that have been looked at since we lead
+	wholes    sync.Map   // workloads of which all have been
 	watchers  watchers
 	noEcho    error                                     // why this pod cannot ping for laptops; nil: it can
 	allowed   []string                                  // the namespaces it is for; empty: all
@@ -169,7 +174,14 @@ func New(ctx context.Context, cfg Config) (*Manager, error) {
 	var m *Manager
 	opts := cacheOptions(cfg)
 	opts.NewInformer = newInformer(func(p *corev1.Pod) { m.cluster.seePod(p) }) // there are none before m
-	cm, err := ctrl.NewManager(cfg.Kube, ctrl.Options{
+	unfenced, err := client.New(cfg.Kube, client.Options{Scheme: scheme})
+	if err != nil {
+		return nil, fmt.Errorf("connect to the API server: %w", err)
+	}
+	e := newElection(unfenced, cfg.Namespace, cfg.PodName, cfg.Log)
+	fenced := rest.CopyConfig(cfg.Kube)
+	fenced.Wrap(e.fence)
+	cm, err := ctrl.NewManager(fenced, ctrl.Options{
 		Scheme:                 scheme,
 		HealthProbeBindAddress: "0", // served together with the metrics
 		Metrics:                metricsserver.Options{BindAddress: "0"},
@@ -178,7 +190,7 @@ func New(ctx context.Context, cfg Config) (*Manager, error) {
 	if err != nil {
 		return nil, fmt.Errorf("connect to the API server: %w", err)
 	}
-	if m, err = assemble(ctx, cfg, cm); err != nil {
+	if m, err = assemble(ctx, cfg, cm, e); err != nil {
 		return nil, err
 	}
 	// Laptops' questions about addresses are not to wait for our own work, nor our work for them.
@@ -197,15 +209,16 @@ func New(ctx context.Context, cfg Config) (*Manager, error) {
 }
 
 // assemble makes the parts of a manager, which reach the API server through cm.
-func assemble(ctx context.Context, cfg Config, cm ctrl.Manager) (_ *Manager, err error) {
-	m := &Manager{cfg: cfg, ctrl: cm, started: time.Now(), wakeups: make(chan event.TypedGenericEvent[workloadKey], 1024), allowed: cfg.namespaces()}
+func assemble(ctx context.Context, cfg Config, cm ctrl.Manager, e *election) (_ *Manager, err error) {
+	m := &Manager{cfg: cfg, ctrl: cm, started: time.Now(), election: e, place: newPlace(e, cm.GetClient(), cfg), wakeups: make(chan event.TypedGenericEvent[workloadKey], 1024), allowed: cfg.namespaces()}
 	if cfg.AgentResources != "" {
 		m.resources = &corev1.ResourceRequirements{}
 		if err := json.Unmarshal([]byte(cfg.AgentResources), m.resources); err != nil {
 			return nil, fmt.Errorf("resources of the agent: %w", err)
 		}
 	}
-	if m.identity, err = ensureIdentity(ctx, cm, cfg); err != nil {
+	e.onWin = func() { m.started = time.Now() }
+	if m.identity, err = ensureIdentity(ctx, e.kc, cfg); err != nil {
 		return nil, err
 	}
 	m.policy = newPolicyProbe(cm, cfg, m.notifyIntercepts)
@@ -309,24 +322,19 @@ func prunePod(o any) (any, error) {
 	return o, nil
 }
 
-// Run serves until ctx ends.
+// Run stands by and serves until ctx ends, or another replica leads that took the lead from us.
 func (m *Manager) Run(ctx context.Context) error {
 	go footprint.Keep(ctx)
-	api, err := net.Listen("tcp", m.cfg.APIAddr)
-	if err != nil {
-		return err
-	}
-	agentsL, err := net.Listen("tcp", m.cfg.AgentsAddr)
-	if err != nil {
-		return errors.Join(err, api.Close())
-	}
-	var directL net.Listener
-	if m.cfg.DirectAddr != "" {
-		if directL, err = net.Listen("tcp", m.cfg.DirectAddr); err != nil {
-			return errors.Join(err, api.Close(), agentsL.Close())
+	// What serves ends after ctx does: when another is in its place.
+	serving, end := context.WithCancel(context.WithoutCancel(ctx))
+	defer end()
+	electing := make(chan struct{})
+	defer context.AfterFunc(ctx, func() {
+		if !closed(electing) { // caches that do not fill
+			end()
 		}
-	}
-	add := func(name string, fn func(context.Context) error) error {
+	})()
+	always := func(name string, fn func(context.Context) error) error {
 		return m.ctrl.Add(runnable(func(ctx context.Context) error {
 			if err := fn(ctx); err != nil && ctx.Err() == nil {
 				return fmt.Errorf("%s: %w", name, err)
@@ -334,41 +342,108 @@ func (m *Manager) Run(ctx context.Context) error {
 			return nil
 		}))
 	}
-	if m.relay != nil {
-		if err := add("relay", m.relay.run); err != nil {
-			return errors.Join(err, api.Close(), agentsL.Close())
-		}
+	leading := func(name string, fn func(context.Context) error) error {
+		return always(name, m.election.leading(fn))
 	}
-	err = errors.Join(
-		add("api port", func(ctx context.Context) error { return m.serveAPI(ctx, api) }),
-		add("agents port", func(ctx context.Context) error { return m.agents.serve(ctx, agentsL) }),
-		add("calls of agents", m.agents.call),
-		add("direct port", func(ctx context.Context) error { return m.serveDirect(ctx, directL) }),
-		add("direct addresses", m.publishDirect),
-		add("health", m.serveHealth),
-		add("policy probe", m.policy.run),
-		add("cluster info", m.cluster.run),
-		add("leases", m.laptops.runLeases),
-		add("silence", m.laptops.runSilence),
-		add("webhook certificate", m.publishCABundle),
-		add("log level", m.logging.run),
-		add("restorer", m.restorer.run),
-		add("agents' presence", m.presence.run),
+	err := errors.Join(
+		always("election", func(running context.Context) error {
+			close(electing)
+			err := m.elect(ctx, running)
+			if err == nil {
+				end()
+			}
+			return err
+		}),
+		always("changes of replicas", func(ctx context.Context) error { return m.place.hear(ctx, m.cfg.Kube, m.ctrl.GetScheme()) }),
+		always("place", m.place.run),
+		always("health", m.serveHealth),
+		always("policy probe", m.policy.run), // as dry runs, which change nothing
+		always("cluster info", m.cluster.run),
+		always("log level", m.logging.run),
+		leading("ports", m.serve),
+		leading("calls of agents", m.agents.call),
+		leading("direct addresses", m.publishDirect),
+		leading("leases", m.laptops.runLeases),
+		leading("silence", m.laptops.runSilence),
+		leading("webhook certificate", m.publishCABundle),
+		leading("restorer", m.restorer.run),
+		leading("agents' presence", m.presence.run),
 	)
+	if m.relay != nil {
+		err = errors.Join(err, leading("relay", m.relay.run))
+	}
 	if err != nil {
-		return errors.Join(err, api.Close(), agentsL.Close())
+		return err
 	}
 	m.cfg.Log.Info("starting", "namespace", m.cfg.Namespace, "key", m.identity.Fingerprint())
-	return m.ctrl.Start(ctx)
+	return m.ctrl.Start(serving)
 }
 
-// runnable adapts a function to controller-runtime; without leader election every replica runs it.
+// elect takes part in the election until ctx ends, and then gives the one who leads next the time to take our place.
+func (m *Manager) elect(ctx, running context.Context) error {
+	until, stop := context.WithCancel(running)
+	defer stop()
+	defer context.AfterFunc(ctx, stop)()
+	if err := m.election.run(until); err != nil {
+		return err
+	}
+	if closed(m.election.won) && running.Err() == nil {
+		m.place.handedOver(running)
+	}
+	return nil
+}
+
+// serve listens, publishes where, and has the Services lead here.
+func (m *Manager) serve(ctx context.Context) error {
+	g, ctx := errgroup.WithContext(ctx)
+	for _, s := range []struct {
+		addr string
+		fn   func(context.Context, net.Listener) error
+	}{{m.cfg.APIAddr, m.serveAPI}, {m.cfg.AgentsAddr, m.agents.serve}, {m.cfg.DirectAddr, m.serveDirect}} {
+		if s.addr == "" {
+			continue
+		}
+		l, err := net.Listen("tcp", s.addr)
+		if err != nil {
+			return err // and the process ends
+		}
+		g.Go(func() error { return s.fn(ctx, l) })
+	}
+	g.Go(func() error {
+		for {
+			err := publish(ctx, m.election.kc, m.ctrl.GetClient(), m.identity.Fingerprint(), m.cfg)
+			if err == nil {
+				close(m.place.open)
+				return nil
+			}
+			m.cfg.Log.Warn("not published", "err", err)
+			select {
+			case <-ctx.Done():
+				return nil
+			case <-time.After(leaseRetry):
+			}
+		}
+	})
+	return g.Wait()
+}
+
+// runnable adapts a function to controller-runtime.
 type runnable func(context.Context) error
 
 func (r runnable) Start(ctx context.Context) error { return r(ctx) }
 
-// NeedLeaderElection says no: replicas are equal.
+// NeedLeaderElection says no: the election is ours.
 func (runnable) NeedLeaderElection() bool { return false }
+
+// leaders is a ctrl.Manager whose parts start when we lead.
+type leaders struct {
+	ctrl.Manager
+	e *election
+}
+
+func (l leaders) Add(r manager.Runnable) error {
+	return l.Manager.Add(runnable(l.e.leading(r.Start)))
+}
 
 // agentsAddress is where agents reach this replica.
 func (m *Manager) agentsAddress() string {

@@ -22,12 +22,12 @@ import (
 func TestConfig(t *testing.T) {
 	var c Config
 	err := c.complete()
-	for _, want := range []string{"namespace is required", "agent image is required", "kube configuration and log are required"} {
+	for _, want := range []string{"namespace is required", "pod name is required", "agent image is required", "kube configuration and log are required"} {
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%v does not say %q", err, want)
 		}
 	}
-	c = Config{Namespace: "doppel", AgentImage: "i", Kube: &rest.Config{}, Log: slog.New(slog.DiscardHandler), AgentLogLevel: "debug"}
+	c = Config{Namespace: "doppel", PodName: "p", AgentImage: "i", Kube: &rest.Config{}, Log: slog.New(slog.DiscardHandler), AgentLogLevel: "debug"}
 	if err := c.complete(); err != nil {
 		t.Fatal(err)
 	}
@@ -40,16 +40,16 @@ func TestAssemble(t *testing.T) {
 	w := newWorld(t)
 	cfg := w.cfg
 	cfg.Namespaces, cfg.AgentResources = "shop,data", `{"limits":{"memory":"1Gi"}}`
-	m, err := assemble(t.Context(), cfg, w.ctrl)
+	m, err := assemble(t.Context(), cfg, w.ctrl, w.election)
 	if err != nil || len(m.allowed) != 2 || m.resources.Limits.Memory().String() != "1Gi" {
 		t.Errorf("%v, %v, %v", m.allowed, m.resources, err)
 	}
 	cfg.AgentResources = "{"
-	if _, err := assemble(t.Context(), cfg, w.ctrl); err == nil {
+	if _, err := assemble(t.Context(), cfg, w.ctrl, w.election); err == nil {
 		t.Error("resources that are not JSON were taken")
 	}
 	cfg.AgentResources, cfg.ResolvConf = "", "/nonexistent"
-	if _, err := assemble(t.Context(), cfg, w.ctrl); err == nil {
+	if _, err := assemble(t.Context(), cfg, w.ctrl, w.election); err == nil {
 		t.Error("no resolv.conf, and no error")
 	}
 }
@@ -57,9 +57,13 @@ func TestAssemble(t *testing.T) {
 // All replicas have one key, whoever was first; the fingerprint that laptops pin is the one in the ConfigMap.
 func TestIdentity(t *testing.T) {
 	w := newWorld(t)
-	again, err := ensureIdentity(t.Context(), w.ctrl, w.cfg)
+	again, err := ensureIdentity(t.Context(), w.kc, w.cfg)
 	if err != nil || again.Fingerprint() != w.identity.Fingerprint() {
 		t.Fatalf("a second start has another key: %v", err)
+	}
+	published := func() error { return publish(t.Context(), w.kc, w.kc, w.identity.Fingerprint(), w.cfg) }
+	if err := published(); err != nil {
+		t.Fatal(err)
 	}
 	cm := &corev1.ConfigMap{ObjectMeta: meta("doppel", objectName)}
 	w.get(cm)
@@ -70,7 +74,7 @@ func TestIdentity(t *testing.T) {
 	if err := w.kc.Update(t.Context(), cm); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := ensureIdentity(t.Context(), w.ctrl, w.cfg); err != nil {
+	if err := published(); err != nil {
 		t.Fatal(err)
 	}
 	if w.get(cm); cm.Data[configKey] != w.identity.Fingerprint() {
@@ -85,8 +89,7 @@ func TestIdentity(t *testing.T) {
 	if err := w.kc.Update(t.Context(), sec); err != nil {
 		t.Fatal(err)
 	}
-	racing := fakeCtrl{client: racingClient{w.kc, first}, live: w.kc}
-	id, err := ensureIdentity(t.Context(), racing, w.cfg)
+	id, err := ensureIdentity(t.Context(), racingClient{w.kc, first}, w.cfg)
 	if err != nil || id.Fingerprint() != w.identity.Fingerprint() {
 		t.Errorf("lost the race: %v", err)
 	}
@@ -96,11 +99,11 @@ func TestIdentity(t *testing.T) {
 	if err := w.kc.Update(t.Context(), sec); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := ensureIdentity(t.Context(), w.ctrl, w.cfg); err == nil {
+	if _, err := ensureIdentity(t.Context(), w.kc, w.cfg); err == nil {
 		t.Error("a key that cannot be read was replaced in silence: every laptop's pin would break")
 	}
 	w.delete(sec)
-	if _, err := ensureIdentity(t.Context(), w.ctrl, w.cfg); !apierrors.IsNotFound(err) {
+	if _, err := ensureIdentity(t.Context(), w.kc, w.cfg); !apierrors.IsNotFound(err) {
 		t.Errorf("no Secret: %v", err)
 	}
 }

@@ -21,7 +21,7 @@ func (w *world) narrowTo(namespaces ...string) {
 	w.t.Helper()
 	cfg := w.cfg
 	cfg.Namespaces = strings.Join(namespaces, ",")
-	m, err := assemble(w.t.Context(), cfg, w.ctrl)
+	m, err := assemble(w.t.Context(), cfg, w.ctrl, w.election)
 	if err != nil {
 		w.t.Fatal(err)
 	}
@@ -144,8 +144,11 @@ func TestNoPolicy(t *testing.T) {
 	if err := cfg.complete(); err != nil {
 		t.Error(err)
 	}
-	m, err := assemble(t.Context(), cfg, w.ctrl)
+	m, err := assemble(t.Context(), cfg, w.ctrl, w.election)
 	if err != nil {
+		t.Fatal(err)
+	}
+	if err := publish(t.Context(), w.kc, w.kc, m.identity.Fingerprint(), cfg); err != nil {
 		t.Fatal(err)
 	}
 	w.policyErr = nil // forged objects are accepted

@@ -126,7 +126,7 @@ func (r *restorer) restore(ctx context.Context, key workloadKey, pods []*corev1.
 }
 
 // wanted are the containers of a workload that are to be replaced. That is not known while there are intercepts which have not been looked at
-// since this manager's start.
+// since this manager leads.
 func (r *restorer) wanted(ctx context.Context, key workloadKey) (containers []string, known bool, err error) {
 	var list v1alpha1.InterceptList
 	if err := r.m.ctrl.GetClient().List(ctx, &list, client.InNamespace(key.Namespace)); err != nil {

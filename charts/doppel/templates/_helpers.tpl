@@ -11,6 +11,12 @@ app.kubernetes.io/name: traffic-manager
 app.kubernetes.io/instance: {{ .Release.Name }}
 {{- end }}
 
+{{- /* Which pods the Services lead to. Every pod is made with the label, and one that stands by takes it off itself (internal/manager/active.go). */ -}}
+{{- define "doppel.active" -}}
+{{ include "doppel.selector" . }}
+app.kubernetes.io/part-of: doppel
+{{- end }}
+
 {{- /* The image tag: build metadata ("+abc") is legal in a version and not in a tag. */ -}}
 {{- define "doppel.tag" -}}
 {{ default (.Chart.AppVersion | replace "+" "_") .Values.image.tag }}
@@ -47,6 +53,11 @@ system:serviceaccount:{{ .Release.Namespace }}:traffic-manager
 {{- define "doppel.check" -}}
 {{- if has .Release.Namespace .Values.namespaces }}
 {{- fail (printf "namespaces: %s is the traffic-manager's own namespace, whose pods are never intercepted" .Release.Namespace) }}
+{{- end }}
+{{- range list "app.kubernetes.io/part-of" "doppel.dev/replica" }}
+{{- if hasKey $.Values.manager.podLabels . }}
+{{- fail (printf "manager.podLabels: %s says which of the traffic-manager's pods the Services lead to" .) }}
+{{- end }}
 {{- end }}
 {{- if and (not .Values.admission.policy) (not .Values.namespaces) }}
 {{- fail "admission.policy: without the policy everybody who may connect can act in everybody's name, which is for single namespaces only; list them in namespaces" }}
