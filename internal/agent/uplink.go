@@ -117,8 +117,9 @@ func (u *uplink) dial(ctx context.Context, _ *mux.Session) (*mux.Session, wire.H
 		return r.s, r.reply, r.err
 	case a := <-u.calls:
 		cancel()
-		if r := <-dialled; r.err == nil { // at the same moment
-			_ = r.s.Close()
+		if r := <-dialled; r.err == nil { // at the same moment: it is the one that the manager keeps
+			_ = a.s.Close()
+			return r.s, r.reply, nil
 		}
 		return a.s, a.reply, nil
 	}

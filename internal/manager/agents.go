@@ -77,13 +77,13 @@ func (a *agents) serve(ctx context.Context, l net.Listener) error {
 
 // handle runs one agent's connection until it ends.
 func (a *agents) handle(ctx context.Context, raw net.Conn) {
-	if c := a.welcome(ctx, raw); c != nil {
+	if c := a.welcome(ctx, raw, false); c != nil {
 		a.run(ctx, c)
 	}
 }
 
-// welcome makes the tunnel over an agent's connection; nil: it is nobody's.
-func (a *agents) welcome(ctx context.Context, raw net.Conn) *agentConn {
+// welcome makes the tunnel over an agent's connection; nil: it is nobody's, or we have called an agent that has connected meanwhile.
+func (a *agents) welcome(ctx context.Context, raw net.Conn, called bool) *agentConn {
 	conn := &agentConn{kick: make(chan struct{}, 1), acked: map[types.UID]bool{}, notes: map[control.Port]string{}}
 	s, _, err := tunnel.Server(ctx, raw, tunnel.ServerConfig{
 		Identity: a.m.identity,
@@ -96,7 +96,10 @@ func (a *agents) welcome(ctx context.Context, raw net.Conn) *agentConn {
 		return nil
 	}
 	conn.mux = s
-	a.add(conn)
+	if !a.add(conn, called) {
+		_ = s.Close()
+		return nil
+	}
 	return conn
 }
 
@@ -149,7 +152,7 @@ func (a *agents) call(ctx context.Context) error {
 				if err != nil {
 					a.log.Debug("agent not called", "pod", pod.Namespace+"/"+pod.Name, "err", err)
 				} else {
-					conn = a.welcome(ctx, raw)
+					conn = a.welcome(ctx, raw, true)
 				}
 				a.mu.Lock()
 				delete(a.calling, pod.UID)
@@ -222,9 +225,15 @@ func (a *agents) authorize(ctx context.Context, h wire.Hello, conn *agentConn) e
 	return nil
 }
 
-func (a *agents) add(c *agentConn) {
+// add registers an agent's connection in place of an older one. One for which the agent was called takes the place of none that lives: the agent may have
+// begun to use it.
+func (a *agents) add(c *agentConn, called bool) bool {
 	a.mu.Lock()
 	old := a.byPod[c.pod]
+	if called && old != nil && old.mux.Err() == nil {
+		a.mu.Unlock()
+		return false
+	}
 	a.byPod[c.pod] = c
 	a.mu.Unlock()
 	if old != nil {
@@ -232,6 +241,7 @@ func (a *agents) add(c *agentConn) {
 	}
 	a.log.Info("agent connected", "pod", c.podName, "workload", c.workload.Name)
 	c.wake()
+	return true
 }
 
 // wake has the newest table sent.

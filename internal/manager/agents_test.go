@@ -231,6 +231,11 @@ func TestAgentTables(t *testing.T) {
 	w.engaged.remove("in-1")
 	w.until("the agent knows", func() bool { return len(a.table()) == 0 && !w.agents.serves("web-1", "in-1") })
 
+	// A call that was under way when the agent connected does not end what it may have begun to use.
+	if w.agents.add(&agentConn{pod: "web-1", workload: web, kick: make(chan struct{}, 1)}, true) || !w.agents.connected("web-1") {
+		t.Error("a call took the place of a connection that lives")
+	}
+
 	// The pod's agent starts again before its old connection is seen to be gone.
 	b := w.agent("web-1")
 	select {
@@ -299,7 +304,7 @@ func TestAgentChangeWhileConnecting(t *testing.T) {
 	c := &agentConn{pod: "web-1", workload: web, kick: make(chan struct{}, 1)}
 	c.wake()
 	done := make(chan struct{})
-	go func() { defer close(done); w.agents.add(c) }()
+	go func() { defer close(done); w.agents.add(c, false) }()
 	select {
 	case <-done:
 	case <-time.After(deadline):
