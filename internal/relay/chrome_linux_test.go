@@ -168,7 +168,15 @@ func (t *tab) open(u string) {
 	if strings.HasPrefix(u, "/") {
 		u = "https://" + domain + u
 	}
-	t.do(chromedp.Navigate(u))
+	ctx, cancel := context.WithTimeout(t.ctx, 20*time.Second)
+	defer cancel()
+	t.w.until("the way to "+u, func() bool {
+		err := chromedp.Do(ctx, chromedp.Navigate(u))
+		if err != nil && !strings.Contains(err.Error(), "net::ERR_ABORTED") { // a page that reloads itself just then has its way
+			t.w.t.Fatal(err)
+		}
+		return err == nil
+	})
 }
 
 func (t *tab) at() string { return ask(t, chromedp.Location()) }

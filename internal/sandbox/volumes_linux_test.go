@@ -6,13 +6,14 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 
 	"golang.org/x/sys/unix"
 )
 
-var garbage []byte
+var garbage atomic.Pointer[[]byte]
 
 // asNobody has a command of WithVolumes run as it is by a user without rights.
 func asNobody(cmd *exec.Cmd) {
@@ -31,7 +32,8 @@ func TestWithVolumes(t *testing.T) {
 			for range 8 {
 				go func() {
 					for {
-						garbage = make([]byte, 1<<16)
+						b := make([]byte, 1<<16)
+						garbage.Store(&b)
 					}
 				}()
 			}
