@@ -124,6 +124,12 @@ func TestTeam(t *testing.T) {
 			}
 			return nil
 		})
+		eventually(t, 5*time.Second, func() error { // agents know it a moment before it is said to be active
+			if out := louise.run(t, "doppel", "list", "-i"); !strings.Contains(out, "State          : ACTIVE") {
+				return errors.New(out)
+			}
+			return nil
+		})
 		want(t, louise.run(t, "doppel", "list", "-i"), "Intercept name : declared", "State          : ACTIVE", "Destination    : 127.0.0.1:3000")
 		louise.run(t, "doppel", "quit")
 		eventually(t, 5*time.Second, func() error {

@@ -3,6 +3,7 @@ package footprint
 
 import (
 	"context"
+	"os"
 	"runtime/debug"
 	"runtime/metrics"
 	"time"
@@ -15,15 +16,22 @@ const (
 	quiet = 1 << 20
 	// worth is how much must have been allocated since memory was given back last, in bytes.
 	worth = 8 << 20
+	// many are the bytes in use from which on garbage may be lean percent as much, until they are few. With less the runtime's own way, as much garbage as
+	// there is in use, costs little memory; with a thousand tunnels it costs more than they do.
+	many, few = 48 << 20, 32 << 20
+	lean      = 25
+	usual     = 100
 )
 
 // Keep gives memory back whenever a time of work is over, until ctx ends. By itself the runtime keeps what the work has taken for minutes, and
-// garbage of the last work until there is as much again; daemons and agents work now and then, beside other programs.
+// garbage of the last work until there is as much again; daemons and agents work now and then, beside other programs. Where much is in use, less garbage is let
+// be beside it, unless GOGC says how much.
 func Keep(ctx context.Context) {
 	tick := time.NewTicker(interval)
 	defer tick.Stop()
-	sample := []metrics.Sample{{Name: "/gc/heap/allocs:bytes"}}
+	sample := []metrics.Sample{{Name: "/gc/heap/allocs:bytes"}, {Name: "/gc/heap/live:bytes"}}
 	var w work
+	percent := usual
 	for {
 		select {
 		case <-ctx.Done():
@@ -31,10 +39,25 @@ func Keep(ctx context.Context) {
 		case <-tick.C:
 		}
 		metrics.Read(sample)
+		if next := garbage(sample[1].Value.Uint64(), percent); next != percent && os.Getenv("GOGC") == "" {
+			percent = next
+			debug.SetGCPercent(percent)
+		}
 		if w.over(sample[0].Value.Uint64()) {
 			debug.FreeOSMemory()
 		}
 	}
+}
+
+// garbage is how many percent of what is in use garbage may be; now is how many it may be so far.
+func garbage(inUse uint64, now int) int {
+	switch {
+	case inUse >= many:
+		return lean
+	case inUse < few:
+		return usual
+	}
+	return now
 }
 
 // work is what was allocated since memory was given back last.

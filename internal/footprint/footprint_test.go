@@ -25,3 +25,15 @@ func TestOver(t *testing.T) {
 		}
 	}
 }
+
+func TestGarbage(t *testing.T) {
+	now := usual
+	for i, step := range []struct {
+		inUse uint64
+		want  int
+	}{{1 << 20, usual}, {40 << 20, usual}, {48 << 20, lean}, {40 << 20, lean}, {200 << 20, lean}, {31 << 20, usual}, {40 << 20, usual}} {
+		if now = garbage(step.inUse, now); now != step.want {
+			t.Errorf("step %d: %d", i, now)
+		}
+	}
+}
