@@ -700,4 +700,10 @@ func (r *relay) join(l *laptop) {
 	}
 	l.run(t, "doppel", "helm", "upgrade", "--set", "relay.url="+relayURL)
 	t.Cleanup(func() { l.try(t, "doppel", "helm", "upgrade", "--reset-values") })
+	eventually(t, 10*time.Second, func() error { // the manager before, which has no relay, keeps its laptops until the new one is in its place
+		if r := l.try(t, "doppel", "preview", "list"); strings.Contains(r.stderr, "the cluster has no relay") {
+			return errors.New(r.stderr)
+		}
+		return nil
+	})
 }
