@@ -1,4 +1,4 @@
-// Package footprint owns giving memory back to the system after work.
+// Package footprint owns how much memory is kept: it is given back to the system after work, and garbage is kept small where much is in use.
 package footprint
 
 import (
