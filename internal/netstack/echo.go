@@ -119,20 +119,24 @@ func (s *Stack) handleEcho(p []byte, in ipInfo) {
 	if !ok {
 		return
 	}
-	if f := s.echoFlow(r.echoKey); f != nil {
-		f.request(m.head, r)
-	}
+	s.request(m.head, r)
 }
 
-// echoFlow returns the conversation that a request belongs to, a new one if there is none; nil when there are too many.
-func (s *Stack) echoFlow(k echoKey) *echoFlow {
+// request gives a request to the conversation that it belongs to, a new one if there is none; it is lost when there are too many.
+func (s *Stack) request(head []byte, r echoRequest) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	k := r.echoKey
 	f := s.echoes[k]
-	if f != nil || s.stopped || len(s.echoes) >= s.cfg.MaxEcho {
-		return f
+	if f != nil {
+		f.request(head, r)
+		return
+	}
+	if s.stopped || len(s.echoes) >= s.cfg.MaxEcho {
+		return
 	}
 	f = &echoFlow{s: s, key: k, requests: make(chan []byte, echoQueue), done: make(chan struct{})}
+	f.request(head, r) // before it runs: a dial that fails at once has a packet to answer
 	s.echoes[k] = f
 	s.flows.Add(1)
 	s.echoTotal.Add(1)
@@ -142,7 +146,6 @@ func (s *Stack) echoFlow(k echoKey) *echoFlow {
 			s.cfg.Log.Debug("echo flow ended", "src", k.src, "dst", k.dst, "err", err)
 		}
 	}()
-	return f
 }
 
 // echoFlow joins the echo requests of one ping with their flow. To the relay it is the application's end.
