@@ -80,13 +80,7 @@ func TestSessionsLast(t *testing.T) {
 
 	t.Run("API server", func(t *testing.T) {
 		keep := startLines(t, l.command, "keep", server)
-		if out, err := c.lab("restart", "kube-apiserver"); err != nil {
-			t.Fatalf("%v\n%s", err, out)
-		}
-		eventually(t, time.Minute, func() error {
-			_, err := c.core.Discovery().RESTClient().Get().AbsPath("/readyz").DoRaw(t.Context())
-			return err
-		})
+		c.restartAPI(t)
 		back(t, "API server restarted", time.Now(), keep)
 	})
 
@@ -159,6 +153,29 @@ func TestSessionsLast(t *testing.T) {
 
 	want(t, l.run(t, "doppel", "status"), "Tunnel     : up")
 	l.run(t, "doppel", "quit", "-s")
+}
+
+// restartAPI kills the API server and starts it again; it returns when that answers, and when it was killed.
+func (c *cluster) restartAPI(t *testing.T) (struck time.Time) {
+	t.Helper()
+	const server = "kube-apiserver"
+	if out, err := c.lab("restart", server); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	struck = time.Now()
+	answers := false
+	defer func() {
+		if !answers {
+			status, _ := c.lab("status") // which says what does not run, by an exit code too
+			t.Logf("%sThe end of the log of %s:\n%s", status, server, c.node(t, "tail", "-n", "40", "/var/lib/doppel-lab/"+labName+"/log/"+server+".log"))
+		}
+	}()
+	eventually(t, time.Minute, func() error {
+		_, err := c.core.Discovery().RESTClient().Get().AbsPath("/readyz").DoRaw(t.Context())
+		return err
+	})
+	answers = true
+	return struck
 }
 
 // online returns when the laptop reaches the API server, whatever doppel does.

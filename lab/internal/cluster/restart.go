@@ -23,7 +23,7 @@ func Restart(ctx context.Context, lab *state.Lab, name string) error {
 	if err := runInNode(holder, nil, "kill", "-KILL", strconv.Itoa(server.Process.PID)); err != nil {
 		return err
 	}
-	for ns.AliveInside(holder, server.Process) {
+	for !ns.ReapedInside(holder, server.Process) { // before, its port may be taken
 		select {
 		case <-ctx.Done():
 			return context.Cause(ctx)

@@ -61,6 +61,37 @@ func TestAliveAndKill(t *testing.T) {
 	}
 }
 
+// A killed process whose parent has not heard of it is not alive, and still there.
+func TestReaped(t *testing.T) {
+	self, err := Identify(os.Getpid())
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command("sleep", "600")
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	p, err := Identify(cmd.Process.Pid)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !AliveInside(self, p) || ReapedInside(self, p) {
+		t.Error("it runs")
+	}
+	if err := Kill(p, 10*time.Second); err != nil {
+		t.Fatal(err)
+	}
+	if AliveInside(self, p) || ReapedInside(self, p) {
+		t.Error("it is a zombie")
+	}
+	if err := cmd.Wait(); err == nil {
+		t.Error("it ended by itself")
+	}
+	if !ReapedInside(self, p) || ReapedInside(self, self) || !ReapedInside(self, state.Process{PID: self.PID, Start: self.Start + 1}) {
+		t.Error("what is gone is told from what is there")
+	}
+}
+
 func TestExitCode(t *testing.T) {
 	for script, want := range map[string]int{"exit 0": 0, "exit 7": 7, "kill -9 $$": 137} {
 		if got, ran := ExitCode(exec.Command("sh", "-c", script).Run()); !ran || got != want {

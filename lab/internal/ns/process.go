@@ -66,6 +66,17 @@ func AliveInside(holder, p state.Process) bool {
 	return err == nil && start == p.Start
 }
 
+// ReapedInside says whether nothing is left of a process, given as for AliveInside. The first thread of a killed program is a zombie while
+// others, which still have its sockets open, end.
+func ReapedInside(holder, p state.Process) bool {
+	path := procPath(holder, "root/proc/"+itoa(p.PID)+"/stat")
+	if start, err := startTime(path); err == nil {
+		return start != p.Start
+	}
+	_, err := os.Stat(path)
+	return errors.Is(err, fs.ErrNotExist)
+}
+
 // open returns a descriptor of exactly this process.
 func open(p state.Process) (int, error) {
 	if p.PID <= 0 {
