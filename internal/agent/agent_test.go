@@ -86,25 +86,7 @@ func TestSilentManager(t *testing.T) {
 	w := start(t, false)
 	w.mgr.set(laptop)
 	w.mgr.up()
-	// From here on the manager is behind a connection that can be held up.
-	w.mgr.down()
-	held := make(chan *stall, 1)
-	l, err := net.Listen("tcp", w.mgr.addr())
-	if err != nil {
-		t.Fatal(err)
-	}
-	w.mgr.l = l
-	go func() {
-		c, err := l.Accept()
-		if err != nil {
-			return
-		}
-		open := make(chan struct{})
-		close(open)
-		s := &stall{Conn: c, gate: open}
-		held <- s
-		w.mgr.serve(s)
-	}()
+	held := w.hold()
 	w.intercept(w.mgr.up(), "uid-1")
 	if got := w.ask(); got != "laptop" {
 		t.Fatalf("%s answered", got)

@@ -1,12 +1,14 @@
 package agent
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"net"
 	"net/http"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -146,6 +148,55 @@ func TestByRequest(t *testing.T) {
 	w.table(s)
 	want("lou", "app")
 	want("", "app")
+}
+
+// When the manager is silent, requests on an HTTP/2 connection that its laptop has had some of are the app's, also if nobody offers another flow meanwhile.
+func TestSilentManagerByRequest(t *testing.T) {
+	w := startBefore(t, newApp(t, func(c *net.TCPConn) { serveBoth(c, "app") }), false)
+	w.mgr.set(func(r *mux.Request, h wire.InterceptHeader) {
+		if st, err := r.Accept(nil); err == nil {
+			serveBoth(st, h.Intercept)
+		}
+	})
+	w.mgr.up()
+	held := w.hold()
+	w.table(w.mgr.up(), byHeader("lou", "lou"))
+	line := <-held
+	t.Cleanup(line.release)
+	two := new(http.Protocols)
+	two.SetUnencryptedHTTP2(true)
+	var dials atomic.Int32
+	c := &http.Client{Timeout: 300 * time.Millisecond, Transport: &http.Transport{Protocols: two, DialContext: func(ctx context.Context, network, addr string) (net.Conn, error) {
+		dials.Add(1)
+		return new(net.Dialer).DialContext(ctx, network, addr)
+	}}}
+	t.Cleanup(c.CloseIdleConnections)
+	ask := func() string {
+		r, err := http.NewRequest(http.MethodGet, fmt.Sprintf("http://127.0.0.1:%d/x", w.cfg.Ports[0].AgentPort), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.Header.Set("X-User", "lou")
+		res, err := c.Do(r)
+		if err != nil {
+			return err.Error()
+		}
+		defer res.Body.Close()
+		b, err := io.ReadAll(res.Body)
+		if err != nil {
+			return err.Error()
+		}
+		return string(b)
+	}
+	w.until("the laptop answers", func() bool { return ask() == "lou /x" })
+	before := dials.Load()
+	line.hold()
+	w.until("the app answers", func() bool { return ask() == "app /x" })
+	line.release()
+	w.until("the laptop answers again", func() bool { return ask() == "lou /x" })
+	if got := dials.Load(); got != before {
+		t.Errorf("it took %d connections", got-before)
+	}
 }
 
 // An intercept of all connections that has a preview stays one of whole connections, whatever is on them: what the preview's rule takes it has anyway.

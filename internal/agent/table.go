@@ -25,6 +25,7 @@ type table struct {
 	ports  map[tableKey]taken // never changed in place
 	egress []string           // intercepts for whose laptops we connect
 	shown  map[string]string  // intercepts whose laptops see a container, and which
+	silent bool               // the manager does not answer: all laptops are away
 
 	changes map[*func()]struct{} // called after each change
 }
@@ -88,13 +89,28 @@ func (t *table) subscribe(fn func()) (end func()) {
 // set replaces the table, and returns what it has left out of it. Connections of intercepts that stay go on undisturbed.
 func (t *table) set(m control.Table, log *slog.Logger) (unknown []control.TableEntry) {
 	unknown = t.replace(m, log)
+	t.changed()
+	return unknown
+}
+
+// hush says whether the manager is silent.
+func (t *table) hush(silent bool) {
+	t.mu.Lock()
+	was := t.silent
+	t.silent = silent
+	t.mu.Unlock()
+	if was != silent {
+		t.changed()
+	}
+}
+
+func (t *table) changed() {
 	t.mu.RLock()
 	changes := slices.Collect(maps.Keys(t.changes))
 	t.mu.RUnlock()
 	for _, fn := range changes {
 		(*fn)()
 	}
-	return unknown
 }
 
 func (t *table) replace(m control.Table, log *slog.Logger) (unknown []control.TableEntry) {
@@ -169,7 +185,14 @@ func (t *table) connects(intercept string) bool {
 func (t *table) lookup(protocol string, port uint16) taken {
 	t.mu.RLock()
 	defer t.mu.RUnlock()
-	return t.ports[tableKey{protocol, port}]
+	p := t.ports[tableKey{protocol, port}]
+	if t.silent {
+		p.intercepts = slices.Clone(p.intercepts)
+		for i := range p.intercepts {
+			p.intercepts[i].away = true
+		}
+	}
+	return p
 }
 
 func (t *table) known() bool {

@@ -51,6 +51,7 @@ func newUplink(cfg Config, t *table) (*uplink, error) {
 		Dial:  u.dial,
 		Serve: u.serve,
 		OnUp: func(*mux.Session, wire.HelloReply) {
+			t.hush(false)
 			cfg.Log.Info("connected to the manager")
 		},
 		OnDown: func(err error) { cfg.Log.Info("connection to the manager lost, the app answers", "err", err) },
@@ -72,10 +73,19 @@ func (u *uplink) open(ctx context.Context, h wire.InterceptHeader) (*mux.Stream,
 		return nil, errNoManager
 	}
 	st, _, err := s.Open(ctx, wire.AppendIntercept(nil, h))
-	if errors.Is(err, context.DeadlineExceeded) && u.suspect.Swap(s) != s {
-		go u.probe(s)
+	if errors.Is(err, context.DeadlineExceeded) {
+		u.doubt(s)
 	}
 	return st, err
+}
+
+// doubt has the app get what comes, also on connections of which the laptop has had something already, until the manager answers a ping.
+func (u *uplink) doubt(s *mux.Session) {
+	if u.suspect.Swap(s) == s {
+		return
+	}
+	u.table.hush(true)
+	go u.probe(s)
 }
 
 // probe clears the suspicion when the manager answers a ping; a dead session ends by the mux's keepalive.
@@ -85,9 +95,46 @@ func (u *uplink) probe(s *mux.Session) {
 		_, err := s.Ping(ctx)
 		cancel()
 		if err == nil || s.Err() != nil {
-			u.suspect.CompareAndSwap(s, nil)
+			if u.suspect.CompareAndSwap(s, nil) {
+				u.table.hush(false)
+			}
 			return
 		}
+	}
+}
+
+// runSilence doubts a manager that was sent something, has said nothing since and does not answer a ping: requests may follow each other for long on
+// flows that are open, and nobody offers one.
+func (u *uplink) runSilence(ctx context.Context) error {
+	type traffic struct{ sent, received uint64 }
+	var last *mux.Session
+	var was traffic
+	tick := time.NewTicker(acceptTimeout)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+		s := u.link.Session()
+		var now traffic
+		if s != nil {
+			now.sent, now.received = s.Traffic()
+			if s == last && now.sent > was.sent && now.received == was.received && u.suspect.Load() != s {
+				u.ask(ctx, s)
+			}
+		}
+		last, was = s, now
+	}
+}
+
+// ask doubts a manager that does not answer a ping.
+func (u *uplink) ask(ctx context.Context, s *mux.Session) {
+	ctx, cancel := context.WithTimeout(ctx, acceptTimeout)
+	defer cancel()
+	if _, err := s.Ping(ctx); errors.Is(err, context.DeadlineExceeded) {
+		u.doubt(s)
 	}
 }
 

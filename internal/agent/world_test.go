@@ -409,6 +409,30 @@ func laptop(r *mux.Request, _ wire.InterceptHeader) {
 	serve(st, "laptop")
 }
 
+// hold has the manager behind a connection that can be held up, from its next one on.
+func (w *world) hold() <-chan *stall {
+	w.t.Helper()
+	w.mgr.down()
+	held := make(chan *stall, 1)
+	l, err := net.Listen("tcp", w.mgr.addr())
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	w.mgr.l = l
+	go func() {
+		c, err := l.Accept()
+		if err != nil {
+			return
+		}
+		open := make(chan struct{})
+		close(open)
+		s := &stall{Conn: c, gate: open}
+		held <- s
+		w.mgr.serve(s)
+	}()
+	return held
+}
+
 // stall is a connection whose bytes from the manager to the agent can be held up, as on a dead network.
 type stall struct {
 	net.Conn
