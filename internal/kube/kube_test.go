@@ -750,3 +750,28 @@ func TestSubnets(t *testing.T) {
 		})
 	}
 }
+
+// A renewal by a clock that was set since the last answer is refused, as the policy does; the refusal tells the time, and the next one is good.
+func TestRenewWhenTheClockJumps(t *testing.T) {
+	for _, jump := range []time.Duration{3 * time.Hour, -3 * time.Hour} {
+		path := "PATCH " + sessionsPath + "/session-x"
+		var s *apiServer
+		s = newAPIServer(t, map[string]any{path: func() any {
+			var patch v1alpha1.Session
+			sent := s.saw(path)
+			if err := json.Unmarshal([]byte(sent[len(sent)-1]), &patch); err != nil || time.Since(patch.Spec.RenewTime.Time).Abs() > 5*time.Minute {
+				return forbidden()
+			}
+			return patch
+		}})
+		o := &v1alpha1.Session{ObjectMeta: metav1.ObjectMeta{Namespace: "doppel", Name: "session-x", UID: "uid-1"}}
+		if err := s.c.RenewSession(t.Context(), o); err != nil {
+			t.Fatal(err)
+		}
+		s.c.clock.skew.Store(int64(jump)) // what the machine's clock is off by is not known yet
+		wantError(t, s.c.RenewSession(t.Context(), o), uerr.Denied, "renew the session", "administrator")
+		if err := s.c.RenewSession(t.Context(), o); err != nil {
+			t.Errorf("after a jump of %v: %v", jump, err)
+		}
+	}
+}

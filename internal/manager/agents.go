@@ -124,7 +124,10 @@ const (
 
 // wantCall has a pod called whose agent should be connected here and is not.
 func (a *agents) wantCall(pod *corev1.Pod) {
-	if agentOf(pod) == nil || pod.DeletionTimestamp != nil || pod.Status.PodIP == "" || time.Since(agentStarted(pod)) < ownTime || a.connected(pod.UID) {
+	if agentOf(pod) == nil || pod.DeletionTimestamp != nil || pod.Status.PodIP == "" || a.connected(pod.UID) {
+		return
+	}
+	if started := agentStarted(pod); started.IsZero() || a.m.clock.within(ownTime, started) {
 		return
 	}
 	select {

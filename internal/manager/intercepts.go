@@ -432,7 +432,7 @@ func (r *interceptReconciler) progress(ctx context.Context, in *v1alpha1.Interce
 			return st, err
 		}
 	}
-	view := w.view(f, re.old, func(pod types.UID) bool { return r.m.agents.serves(pod, in.UID) })
+	view := w.view(r.m.clock, f, re.old, func(pod types.UID) bool { return r.m.agents.serves(pod, in.UID) })
 	st.Agents = int32(view.serving)
 	for i := range w.pods {
 		r.m.agents.wantCall(&w.pods[i])

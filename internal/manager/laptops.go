@@ -425,7 +425,7 @@ const maxAhead = 5 * time.Minute
 
 // expired says whether two renewals were missed, or the renewal time is one that no honest laptop writes.
 func (l *laptops) expired(s *v1alpha1.Session) bool {
-	age := time.Since(s.Spec.RenewTime.Time)
+	age := l.m.clock.since(s.Spec.RenewTime.Time)
 	return age > 2*l.m.cfg.RenewInterval || age < -maxAhead
 }
 
@@ -498,14 +498,11 @@ func (l *laptops) over(s *v1alpha1.Session) string {
 	if attached {
 		return ""
 	}
-	since := lost.since
+	away := time.Since(lost.since)
 	if !known { // created but never attached here: count from its creation or from our own start, whichever is later
-		since = s.CreationTimestamp.Time
-		if l.m.started.After(since) {
-			since = l.m.started
-		}
+		away = min(l.m.clock.since(s.CreationTimestamp.Time), time.Since(l.m.started))
 	}
-	if time.Since(since) > l.m.cfg.LostGrace {
+	if away > l.m.cfg.LostGrace {
 		return "no tunnel"
 	}
 	return ""

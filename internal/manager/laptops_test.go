@@ -3,6 +3,7 @@ package manager
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"net/netip"
 	"slices"
@@ -43,23 +44,26 @@ func TestLeases(t *testing.T) {
 		"from before the manager's start, not renewed":  {renewed: 21 * time.Minute, created: time.Hour, started: time.Second, lost: never, want: "not renewed"},
 		"lost, then not renewed: the renewal says more": {renewed: 21 * time.Minute, created: time.Hour, started: time.Hour, lost: time.Minute, want: "not renewed"},
 	} {
-		t.Run(name, func(t *testing.T) {
-			w := newWorld(t)
-			now := time.Now()
-			w.started = now.Add(-tt.started)
-			s := session("s", "ada", "k")
-			s.CreationTimestamp = metav1.NewTime(now.Add(-tt.created))
-			s.Spec.RenewTime = metav1.NewMicroTime(now.Add(-tt.renewed))
-			if tt.lost != never {
-				w.laptops.lost[s.UID] = lostTunnel{since: now.Add(-tt.lost)}
-			}
-			if tt.attached {
-				w.laptops.tunnels[s.UID] = &mux.Session{}
-			}
-			if got := w.laptops.over(s); got != tt.want {
-				t.Errorf("over: %q, want %q", got, tt.want)
-			}
-		})
+		for _, off := range []time.Duration{0, 3 * time.Hour, -3 * time.Hour} {
+			t.Run(fmt.Sprintf("%s, clock off by %v", name, off), func(t *testing.T) {
+				w := newWorld(t)
+				w.clock = clockOff(off)
+				now, stamped := time.Now(), w.clock.now()
+				w.started = now.Add(-tt.started)
+				s := session("s", "ada", "k")
+				s.CreationTimestamp = metav1.NewTime(stamped.Add(-tt.created))
+				s.Spec.RenewTime = metav1.NewMicroTime(stamped.Add(-tt.renewed))
+				if tt.lost != never {
+					w.laptops.lost[s.UID] = lostTunnel{since: now.Add(-tt.lost)}
+				}
+				if tt.attached {
+					w.laptops.tunnels[s.UID] = &mux.Session{}
+				}
+				if got := w.laptops.over(s); got != tt.want {
+					t.Errorf("over: %q, want %q", got, tt.want)
+				}
+			})
+		}
 	}
 }
 

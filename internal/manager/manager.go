@@ -138,6 +138,7 @@ type Manager struct {
 
 	election  *election
 	place     *place
+	clock     *clock
 	identity  *tunnel.Identity
 	policy    *policyProbe
 	tokens    *tokens
@@ -171,6 +172,9 @@ func New(ctx context.Context, cfg Config) (*Manager, error) {
 		return nil, err
 	}
 	ctrl.SetLogger(logr.FromSlogHandler(cfg.Log.Handler()))
+	clock := new(clock)
+	cfg.Kube = rest.CopyConfig(cfg.Kube)
+	cfg.Kube.Wrap(clock.wrap)
 	var m *Manager
 	opts := cacheOptions(cfg)
 	opts.NewInformer = newInformer(func(p *corev1.Pod) { m.cluster.seePod(p) }) // there are none before m
@@ -190,7 +194,7 @@ func New(ctx context.Context, cfg Config) (*Manager, error) {
 	if err != nil {
 		return nil, fmt.Errorf("connect to the API server: %w", err)
 	}
-	if m, err = assemble(ctx, cfg, cm, e); err != nil {
+	if m, err = assemble(ctx, cfg, cm, e, clock); err != nil {
 		return nil, err
 	}
 	// Laptops' questions about addresses are not to wait for our own work, nor our work for them.
@@ -209,8 +213,8 @@ func New(ctx context.Context, cfg Config) (*Manager, error) {
 }
 
 // assemble makes the parts of a manager, which reach the API server through cm.
-func assemble(ctx context.Context, cfg Config, cm ctrl.Manager, e *election) (_ *Manager, err error) {
-	m := &Manager{cfg: cfg, ctrl: cm, started: time.Now(), election: e, place: newPlace(e, cm.GetClient(), cfg), wakeups: make(chan event.TypedGenericEvent[workloadKey], 1024), allowed: cfg.namespaces()}
+func assemble(ctx context.Context, cfg Config, cm ctrl.Manager, e *election, c *clock) (_ *Manager, err error) {
+	m := &Manager{cfg: cfg, ctrl: cm, clock: c, started: time.Now(), election: e, place: newPlace(e, cm.GetClient(), cfg), wakeups: make(chan event.TypedGenericEvent[workloadKey], 1024), allowed: cfg.namespaces()}
 	if cfg.AgentResources != "" {
 		m.resources = &corev1.ResourceRequirements{}
 		if err := json.Unmarshal([]byte(cfg.AgentResources), m.resources); err != nil {
@@ -226,7 +230,7 @@ func assemble(ctx context.Context, cfg Config, cm ctrl.Manager, e *election) (_ 
 	if err != nil {
 		return nil, err
 	}
-	m.tokens = newTokens(hc, cfg.Kube.Host)
+	m.tokens = newTokens(hc, cfg.Kube.Host, c)
 	m.engaged = newEngagements()
 	m.engaged.onSession = m.watchers.notify // laptops first: agents send them flows
 	m.proofs = newProofs()

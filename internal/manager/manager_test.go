@@ -40,16 +40,16 @@ func TestAssemble(t *testing.T) {
 	w := newWorld(t)
 	cfg := w.cfg
 	cfg.Namespaces, cfg.AgentResources = "shop,data", `{"limits":{"memory":"1Gi"}}`
-	m, err := assemble(t.Context(), cfg, w.ctrl, w.election)
+	m, err := assemble(t.Context(), cfg, w.ctrl, w.election, w.clock)
 	if err != nil || len(m.allowed) != 2 || m.resources.Limits.Memory().String() != "1Gi" {
 		t.Errorf("%v, %v, %v", m.allowed, m.resources, err)
 	}
 	cfg.AgentResources = "{"
-	if _, err := assemble(t.Context(), cfg, w.ctrl, w.election); err == nil {
+	if _, err := assemble(t.Context(), cfg, w.ctrl, w.election, w.clock); err == nil {
 		t.Error("resources that are not JSON were taken")
 	}
 	cfg.AgentResources, cfg.ResolvConf = "", "/nonexistent"
-	if _, err := assemble(t.Context(), cfg, w.ctrl, w.election); err == nil {
+	if _, err := assemble(t.Context(), cfg, w.ctrl, w.election, w.clock); err == nil {
 		t.Error("no resolv.conf, and no error")
 	}
 }

@@ -21,7 +21,7 @@ func (w *world) narrowTo(namespaces ...string) {
 	w.t.Helper()
 	cfg := w.cfg
 	cfg.Namespaces = strings.Join(namespaces, ",")
-	m, err := assemble(w.t.Context(), cfg, w.ctrl, w.election)
+	m, err := assemble(w.t.Context(), cfg, w.ctrl, w.election, w.clock)
 	if err != nil {
 		w.t.Fatal(err)
 	}
@@ -144,7 +144,7 @@ func TestNoPolicy(t *testing.T) {
 	if err := cfg.complete(); err != nil {
 		t.Error(err)
 	}
-	m, err := assemble(t.Context(), cfg, w.ctrl, w.election)
+	m, err := assemble(t.Context(), cfg, w.ctrl, w.election, w.clock)
 	if err != nil {
 		t.Fatal(err)
 	}

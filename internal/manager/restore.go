@@ -88,7 +88,7 @@ func (r *restorer) look(ctx context.Context) (under bool, err error) {
 	for _, g := range r.m.engaged.where(func(g engagement) bool { return g.Ending }) {
 		if reached := slices.ContainsFunc(pods[g.Workload], func(p *corev1.Pod) bool {
 			c := agentOf(p)
-			return c != nil && c.StandsIn(g.Container) && (p.DeletionTimestamp == nil || time.Since(deletedAt(p)) < agentcfg.StandInDrain)
+			return c != nil && c.StandsIn(g.Container) && (p.DeletionTimestamp == nil || r.m.clock.within(agentcfg.StandInDrain, deletedAt(p)))
 		}); reached && r.m.laptops.tunnel(g.Session) != nil {
 			under = true
 			continue

@@ -34,6 +34,7 @@ var tokenAlgorithms = []jose.SignatureAlgorithm{jose.RS256, jose.RS384, jose.RS5
 // lives is for the caller to ask.
 type tokens struct {
 	fetch func(context.Context) ([]byte, error) // a JSON Web Key Set
+	clock *clock
 
 	mu sync.Mutex
 	// guarded by mu
@@ -42,8 +43,8 @@ type tokens struct {
 }
 
 // newTokens reads the keys with a client of the API server.
-func newTokens(c *http.Client, host string) *tokens {
-	return &tokens{fetch: func(ctx context.Context) ([]byte, error) {
+func newTokens(c *http.Client, host string, clock *clock) *tokens {
+	return &tokens{clock: clock, fetch: func(ctx context.Context) ([]byte, error) {
 		ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 		defer cancel()
 		req, err := http.NewRequestWithContext(ctx, http.MethodGet, strings.TrimSuffix(host, "/")+jwksPath, nil)
@@ -102,7 +103,7 @@ func (t *tokens) pod(ctx context.Context, token string) (boundPod, error) {
 		return boundPod{}, errToken
 	case !strings.HasPrefix(std.Subject, "system:serviceaccount:"+k.Namespace+":"):
 		return boundPod{}, errToken
-	case std.ValidateWithLeeway(jwt.Expected{AnyAudience: jwt.Audience{agentcfg.Audience}, Time: time.Now()}, 0) != nil:
+	case std.ValidateWithLeeway(jwt.Expected{AnyAudience: jwt.Audience{agentcfg.Audience}, Time: t.clock.now()}, 0) != nil:
 		return boundPod{}, errToken
 	}
 	return boundPod{k.Namespace, k.Pod.Name, k.Pod.UID}, nil

@@ -100,7 +100,7 @@ func TestTokens(t *testing.T) {
 		"bound to no pod": {sign(t, jose.ES256, signKey(), "k", token("shop", "")), false},
 	} {
 		t.Run(name, func(t *testing.T) {
-			v := &tokens{fetch: jwks("k", signKey())}
+			v := &tokens{clock: new(clock), fetch: jwks("k", signKey())}
 			got, err := v.pod(t.Context(), tt.token)
 			if tt.ok && (err != nil || got != (boundPod{"shop", "web-1", "web-1"})) || !tt.ok && !errors.Is(err, errToken) {
 				t.Errorf("got %+v, %v", got, err)
@@ -109,11 +109,31 @@ func TestTokens(t *testing.T) {
 	}
 }
 
+// A token's times are the API server's, whatever the clock of this machine says.
+func TestTokensOfAnotherClock(t *testing.T) {
+	for _, off := range []time.Duration{3 * time.Hour, -3 * time.Hour} {
+		c := clockOff(off)
+		v := &tokens{clock: c, fetch: jwks("k", signKey())}
+		made := func(ago time.Duration) string {
+			now := c.now().Add(-ago)
+			return sign(t, jose.ES256, signKey(), "k", change(token("shop", "web-1"), func(c *claims) {
+				c.IssuedAt, c.NotBefore, c.Expiry = jwt.NewNumericDate(now), jwt.NewNumericDate(now), jwt.NewNumericDate(now.Add(time.Hour))
+			}))
+		}
+		if _, err := v.pod(t.Context(), made(10*time.Minute)); err != nil {
+			t.Errorf("clock off by %v: %v", off, err)
+		}
+		if _, err := v.pod(t.Context(), made(2*time.Hour)); !errors.Is(err, errToken) {
+			t.Errorf("clock off by %v: one that has expired: %v", off, err)
+		}
+	}
+}
+
 // Nothing but what the API server has signed, for us, is a token: a good one of which anything is changed is none. (No fuzz target: those have all that a
 // package imports compiled once more, and this one imports most of Kubernetes' client.)
 func TestTokensChanged(t *testing.T) {
 	good := sign(t, jose.ES256, signKey(), "k", token("shop", "web-1"))
-	v := &tokens{fetch: jwks("k", signKey())}
+	v := &tokens{clock: new(clock), fetch: jwks("k", signKey())}
 	if _, err := v.pod(t.Context(), good); err != nil {
 		t.Fatal(err)
 	}
@@ -153,7 +173,7 @@ func TestTokenKeys(t *testing.T) {
 	asked := 0
 	down := errors.New("down")
 	var answer error
-	v := &tokens{}
+	v := &tokens{clock: new(clock)}
 	v.fetch = func(ctx context.Context) ([]byte, error) {
 		asked++
 		if answer != nil {

@@ -184,21 +184,21 @@ type fit struct {
 
 // view looks at the pods; old are those that a restart was to replace. One that lacks a container which nobody wants replaced any more is as
 // good as gone (see restorer).
-func (w *workload) view(f fit, old map[types.UID]bool, serves func(types.UID) bool) podsView {
+func (w *workload) view(c *clock, f fit, old map[types.UID]bool, serves func(types.UID) bool) podsView {
 	var v podsView
 	covers := f.fits
 	for i := range w.pods {
 		p := &w.pods[i]
 		switch {
 		case p.DeletionTimestamp != nil:
-			if !covers(p) && stillReached(p) {
+			if !covers(p) && c.within(endpointLag, deletedAt(p)) { // clients still reach it
 				v.draining++
 			}
 		case inVain(p, f.replaced):
 			v.draining++
 		case covers(p) && serves(p.UID) && ready(p):
 			v.serving++
-			if time.Since(readySince(p)) < endpointLag {
+			if c.within(endpointLag, readySince(p)) {
 				v.fresh++
 			}
 		case covers(p):
@@ -281,17 +281,15 @@ func agentOf(p *corev1.Pod) *agentcfg.Config {
 	return c
 }
 
-// agentStarted is when the pod's agent began to run; the far future if it does not.
+// agentStarted is when the pod's agent began to run; zero if it does not.
 func agentStarted(p *corev1.Pod) time.Time {
 	for _, cs := range p.Status.ContainerStatuses {
 		if cs.Name == agentcfg.Container && cs.State.Running != nil {
 			return cs.State.Running.StartedAt.Time
 		}
 	}
-	return time.Now().Add(time.Hour)
+	return time.Time{}
 }
-
-func stillReached(p *corev1.Pod) bool { return time.Since(deletedAt(p)) < endpointLag }
 
 // deletedAt is when a pod's deletion was asked for.
 func deletedAt(p *corev1.Pod) time.Time {

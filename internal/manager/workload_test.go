@@ -155,7 +155,7 @@ func TestView(t *testing.T) {
 			for _, p := range tt.pods {
 				old[p.UID] = metav1.GetControllerOf(&p).UID == "old"
 			}
-			got := w.view(fit{ports: tcp(8080)}, old, func(pod types.UID) bool { return strings.HasPrefix(string(pod), "served-") })
+			got := w.view(new(clock), fit{ports: tcp(8080)}, old, func(pod types.UID) bool { return strings.HasPrefix(string(pod), "served-") })
 			if d := cmp.Diff(tt.want, got, cmp.AllowUnexported(podsView{})); d != "" {
 				t.Errorf("-want +got:\n%s", d)
 			}

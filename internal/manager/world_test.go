@@ -116,7 +116,7 @@ func newWorld(t *testing.T, objs ...client.Object) *world {
 	if err := cfg.complete(); err != nil {
 		t.Fatal(err)
 	}
-	m, err := assemble(t.Context(), cfg, fakeCtrl{client: w.kc, live: w.kc}, newElection(w.kc, cfg.Namespace, cfg.PodName, cfg.Log))
+	m, err := assemble(t.Context(), cfg, fakeCtrl{client: w.kc, live: w.kc}, newElection(w.kc, cfg.Namespace, cfg.PodName, cfg.Log), new(clock))
 	if err != nil {
 		t.Fatal(err)
 	}

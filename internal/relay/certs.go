@@ -34,6 +34,9 @@ const (
 	leafLife = 90 * 24 * time.Hour
 )
 
+// clocksDiffer is how far the clock of whoever looks at a certificate may be behind ours, which may have been set meanwhile.
+const clocksDiffer = 24 * time.Hour
+
 func newCertificates(cfg Config, domain string) (certificates, error) {
 	if cfg.CertFile != "" {
 		f := &certFiles{cert: cfg.CertFile, key: cfg.KeyFile}
@@ -133,7 +136,7 @@ func makeCA(domain, certFile, keyFile string) error {
 		return err
 	}
 	tmpl := &x509.Certificate{
-		Subject: pkix.Name{CommonName: "doppel relay " + domain}, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(caLife),
+		Subject: pkix.Name{CommonName: "doppel relay " + domain}, NotBefore: time.Now().Add(-clocksDiffer), NotAfter: time.Now().Add(caLife),
 		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign, MaxPathLenZero: true,
 		PermittedDNSDomains: []string{domain}, PermittedDNSDomainsCritical: true, // nobody who trusts it trusts it for more
 	}
@@ -172,7 +175,7 @@ func (ca *builtinCA) Get(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 	}
 	tmpl := &x509.Certificate{
 		Subject: pkix.Name{CommonName: ca.domain}, DNSNames: []string{ca.domain, "*." + ca.domain},
-		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(leafLife),
+		NotBefore: time.Now().Add(-clocksDiffer), NotAfter: time.Now().Add(leafLife),
 		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
 	}
 	der, err := x509.CreateCertificate(rand.Reader, tmpl, ca.cert, key.Public(), ca.key)
