@@ -64,6 +64,8 @@ TAKE_TESTS  := ^Test(App|Canary|Modes|Requests|TLS|Team)$$
 NODES_TESTS := ^Test(Rolling|Rollouts|Workloads)$$
 RELAY_TESTS := ^Test(Preview|RelayOutside|RelayReplicas)$$
 TORTURE_TESTS := ^Test(Soak|Torture)$$
+# The fault that needs two nodes.
+CUT_OFF := cut off
 SKEW_TESTS  := ^TestSkew$$
 # On demand: make scale.
 SCALE_TESTS := ^TestScale$$
@@ -180,6 +182,7 @@ e2e-skew: $(TESTSUM)
 
 e2e-torture: $(TESTSUM)
 	DOPPEL_E2E=1 DOPPEL_E2E_LAB=e2e-torture $(TESTSUM) --format testname -- -count=1 -timeout 25m -run '$(TORTURE_TESTS)' ./e2e
+	DOPPEL_E2E=1 DOPPEL_E2E_LAB=e2e-torture DOPPEL_E2E_NODES=2 DOPPEL_TORTURE_ONLY='$(CUT_OFF)' $(TESTSUM) --format testname -- -count=1 -timeout 10m -run '^TestTorture$$' ./e2e
 
 e2e-chart:
 	DOPPEL_E2E=1 DOPPEL_E2E_LAB=e2e-chart $(TESTSUM) --format testname -- -count=1 -timeout 25m -run '$(CHART_TESTS)' ./e2e
@@ -188,8 +191,9 @@ e2e-chart:
 
 .PHONY: torture scale torture-report
 torture: build images ## a shortened day, and every fault many times amid traffic, in up to 90 minutes, and write docs/reliability.md; go on where an earlier run ended
-	DOPPEL_E2E=1 DOPPEL_E2E_LAB=torture DOPPEL_TORTURE=$(CURDIR)/docs/reliability DOPPEL_TORTURE_WITHIN=60m $(GO) test -count=1 -timeout 90m -v -run '$(TORTURE_TESTS)' ./e2e; \
-	status=$$?; $(MAKE) --no-print-directory torture-report && exit $$status
+	DOPPEL_E2E=1 DOPPEL_E2E_LAB=torture DOPPEL_TORTURE=$(CURDIR)/docs/reliability DOPPEL_TORTURE_WITHIN=50m $(GO) test -count=1 -timeout 80m -v -run '$(TORTURE_TESTS)' ./e2e; \
+	status=$$?; DOPPEL_E2E=1 DOPPEL_E2E_LAB=torture DOPPEL_E2E_NODES=2 DOPPEL_TORTURE=$(CURDIR)/docs/reliability DOPPEL_TORTURE_ONLY='$(CUT_OFF)' DOPPEL_TORTURE_WITHIN=7m \
+	  $(GO) test -count=1 -timeout 10m -v -run '^TestTorture$$' ./e2e || status=$$?; $(MAKE) --no-print-directory torture-report && exit $$status
 
 scale: build images ## 1,000 sessions and 3,000 intercepts on one traffic-manager, in up to 30 minutes, and write docs/reliability.md
 	DOPPEL_E2E=1 DOPPEL_E2E_LAB=torture DOPPEL_TORTURE=$(CURDIR)/docs/reliability $(GO) test -count=1 -timeout 30m -v -run '$(SCALE_TESTS)' ./e2e; \

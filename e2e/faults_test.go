@@ -27,6 +27,10 @@ type fault struct {
 	ends bool
 	// unseen: nobody is to notice anything.
 	unseen bool
+	// prepare makes what it needs, before all is well.
+	prepare func(*torture, *testing.T)
+	// nodes are how many the lab has to have; default 1.
+	nodes int
 	// managers are how many replicas of the manager there are; default 1.
 	managers int
 	// back is by when the laptop is to be as it was; default laptopResidue.
@@ -41,6 +45,9 @@ const (
 	rootDaemon = "[d]oppel-rootd"
 )
 
+// previewBack bounds how long a preview may be away when the relay was killed.
+const previewBack = 10 * time.Second
+
 var faults = []fault{
 	{name: "kill -9 of the CLI", short: 1, long: 100, do: killCLI},
 	{name: "kill -9 of the user daemon", short: 1, long: 100, do: killOnLaptop(userDaemon), gone: []string{"doppel daemon"}},
@@ -51,6 +58,8 @@ var faults = []fault{
 	{name: "kill -9 of the manager that leads of two", short: 1, long: 100, managers: 2, do: killManagers(func(leads bool) bool { return leads }), mend: (*torture).freshPods},
 	{name: "kill -9 of the manager that stands by", short: 1, long: 100, managers: 2, do: killManagers(func(leads bool) bool { return !leads }), unseen: true, mend: (*torture).freshPods},
 	{name: "kill -9 of both managers", short: 1, long: 100, managers: 2, do: killManagers(func(bool) bool { return true }), mend: (*torture).freshPods},
+	{name: "kill -9 of the relay", short: 1, long: 100, do: killRelay, unseen: true},
+	{name: "node of the manager that leads cut off", short: 1, long: 10, nodes: 2, managers: 2, prepare: (*torture).leaderAway, do: nodeCutOff, hangs: true, mend: (*torture).freshPods},
 	{name: "API server restarted", short: 1, long: 10, do: restartAPI},
 	{name: "laptop's link down", short: 1, long: 10, do: linkDown, hangs: true, back: 5 * time.Second},
 	{name: "laptop's address changed", short: 1, long: 10, do: newAddress, hangs: true, back: 5 * time.Second},
@@ -159,16 +168,71 @@ func (w *torture) replaced(t *testing.T, ns, name string) error {
 	return nil
 }
 
-func restartAPI(t *testing.T, w *torture) time.Time {
+// leaderAway has a manager lead that is on another node than the callers and the apps.
+func (w *torture) leaderAway(t *testing.T) {
 	t.Helper()
-	if out, err := w.c.lab("restart", "kube-apiserver"); err != nil {
-		t.Fatalf("%v\n%s", err, out)
+	home := w.c.nodeName(1)
+	for _, p := range ok(w.c.managers(t.Context()))(t) {
+		if leads(p) && p.Spec.NodeName == home {
+			killManagers(func(leads bool) bool { return leads })(t, w)
+			w.freshPods(t)
+		}
 	}
-	w.struck = time.Now()
 	eventually(t, time.Minute, func() error {
-		_, err := w.c.core.Discovery().RESTClient().Get().AbsPath("/readyz").DoRaw(t.Context())
+		where := map[string]string{}
+		for _, p := range ok(w.c.managers(t.Context()))(t) {
+			if leads(p) && p.Spec.NodeName != home && ready(&p) {
+				return nil
+			}
+			where[p.Name] = fmt.Sprint(p.Spec.NodeName, ", leads: ", leads(p))
+		}
+		return fmt.Errorf("the managers are at %v", where)
+	})
+}
+
+// cut drops all that comes to a node or leaves it, without a word to anybody.
+const cut = `dev=$(ip -o -4 route show default | sed 's/.* dev \([^ ]*\).*/\1/') && nft "
+table inet cut {
+	chain in { type filter hook prerouting priority -400; iifname $dev drop; }
+	chain out { type filter hook postrouting priority 400; oifname $dev drop; }
+}"`
+
+// nodeCutOff cuts the second node off for longer than its manager's Lease lasts, and for less than the time after which Kubernetes gives the node up.
+func nodeCutOff(t *testing.T, w *torture) time.Time {
+	t.Helper()
+	on := func(line string) {
+		t.Helper()
+		if out, err := w.c.lab("node", "exec", "node2", "--", "sh", "-c", line); err != nil {
+			t.Fatalf("%v\n%s", err, out)
+		}
+	}
+	on(cut)
+	w.struck = time.Now()
+	w.while(20*time.Second, 20*time.Second)
+	on("nft delete table inet cut")
+	return time.Now()
+}
+
+// killRelay kills the relay and starts it again, as what runs it would, and waits for the preview: the callers in the cluster have nothing to do with it.
+func killRelay(t *testing.T, w *torture) time.Time {
+	t.Helper()
+	w.relay.kill()
+	w.struck = time.Now()
+	w.relay.restart()
+	eventually(t, previewBack, func() error {
+		p, err := w.person.try(w.preview, nil)
+		if err == nil && p.from != taker {
+			err = fmt.Errorf("the preview: %+v", p)
+		}
 		return err
 	})
+	t.Logf("the preview was back %v after the relay was killed", time.Since(w.struck).Round(time.Millisecond))
+	return time.Now()
+}
+
+func restartAPI(t *testing.T, w *torture) time.Time {
+	t.Helper()
+	w.struck = w.c.restartAPI(t)
 	return time.Now()
 }
 

@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -68,6 +69,18 @@ type cluster struct {
 
 var shared cluster
 
+// nodes is how many nodes the lab has.
+func nodes() int {
+	n, err := strconv.Atoi(cmp.Or(os.Getenv(envNodes), "1"))
+	if err != nil {
+		panic(fmt.Sprint(envNodes, ": ", err))
+	}
+	return n
+}
+
+// nodeName is the name of a node, the first of which is 1.
+func (c *cluster) nodeName(i int) string { return fmt.Sprintf("%s-node%d", labName, i) }
+
 func (c *cluster) bin(name string) string { return filepath.Join(c.root, "bin", name) }
 
 // theCluster brings the lab up for the first test that needs it.
@@ -93,7 +106,7 @@ func (c *cluster) start() error {
 	}
 	c.root = filepath.Dir(wd)
 	c.up = true // also a lab that came up halfway is taken down
-	if out, err := c.lab("up", "--nodes", cmp.Or(os.Getenv(envNodes), "1")); err != nil {
+	if out, err := c.lab("up", "--nodes", strconv.Itoa(nodes())); err != nil {
 		return fmt.Errorf("up: %w\n%s", err, out)
 	}
 	load := []string{"load"}

@@ -50,7 +50,7 @@ type relay struct {
 	roots *x509.CertPool
 	setup string // the link that makes the first account
 
-	restart func()
+	restart, kill func()
 }
 
 func newRelay(t *testing.T, start func(r *relay) (ca []byte)) *relay {
@@ -110,6 +110,12 @@ func outside(r *relay) (ca []byte) {
 		noSecrets(t, "the relay", log.String())
 	})
 	r.restart = func() { end(); run() }
+	r.kill = func() {
+		line := "kill -9 $(pgrep -f '^[^ ]*doppel-relay .*" + data + "')"
+		if out, err := r.c.lab("outside", "exec", "--", "sh", "-c", line); err != nil {
+			t.Fatalf("%v\n%s", err, out)
+		}
+	}
 	for r.setup == "" && lines.Scan() {
 		if said := setupRE.FindStringSubmatch(lines.Text()); said != nil {
 			r.setup = said[2]
@@ -303,6 +309,7 @@ func (r *relay) browser() *browser {
 // shown is what a browser got, and where redirects have led it.
 type shown struct {
 	at, status, body string
+	from             string // who answered: the probe's header
 }
 
 // page opens a page, or with a form sends it there.
@@ -334,7 +341,7 @@ func (b *browser) try(to string, form url.Values) (shown, error) {
 	if err != nil {
 		return shown{}, err
 	}
-	return shown{resp.Request.URL.String(), resp.Status, drain(resp.Body)}, nil
+	return shown{resp.Request.URL.String(), resp.Status, drain(resp.Body), resp.Header.Get("X-Name")}, nil
 }
 
 // sees waits until a browser sees something at an address.
