@@ -1,6 +1,7 @@
 package userd
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -71,6 +72,7 @@ type session struct {
 	// guarded by mu
 	net        *network
 	object     *v1alpha1.Session
+	key        string        // the manager's, if it was exchanged since we connected
 	renew      time.Duration // zero until the first tunnel was up
 	down       error         // why the tunnel is down; nil when it is up
 	deniedFrom time.Time     // since when the API server does not let us through; zero: it does
@@ -222,6 +224,9 @@ func (s *session) permanent(err error) bool {
 // dial opens a tunnel for our session. A session that the manager does not know any more (a long sleep) is replaced by a new one.
 func (s *session) dial(ctx context.Context, old *mux.Session) (*mux.Session, wire.HelloReply, error) {
 	m, reply, err := s.attach(ctx, old)
+	if errors.Is(err, tunnel.ErrPin) && s.exchanged(ctx) {
+		m, reply, err = s.attach(ctx, old)
+	}
 	var re *mux.RejectError
 	if errors.As(err, &re) && re.Code == wire.CodeGone {
 		s.log.Info("the session is gone, creating another", "session", s.uid())
@@ -233,6 +238,25 @@ func (s *session) dial(ctx context.Context, old *mux.Session) (*mux.Session, wir
 	return m, reply, err
 }
 
+// exchanged says whether the API server names another key of the manager's than the one that we know, and has it known.
+func (s *session) exchanged(ctx context.Context) bool {
+	now, err := s.cluster.Manager(ctx, s.cfg.managerNS)
+	if err != nil || now.Key == s.managerKey() {
+		return false
+	}
+	s.log.Info("the traffic-manager has another key", "key", now.Key)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.key = now.Key
+	return true
+}
+
+func (s *session) managerKey() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return cmp.Or(s.key, s.manager.Key)
+}
+
 func (s *session) attach(ctx context.Context, old *mux.Session) (*mux.Session, wire.HelloReply, error) {
 	ctx, cancel := context.WithTimeout(ctx, connectTimeout) // what hangs accepts connections too
 	defer cancel()
@@ -240,7 +264,7 @@ func (s *session) attach(ctx context.Context, old *mux.Session) (*mux.Session, w
 	var reply wire.HelloReply
 	err := s.entrance.open(ctx, func(ctx context.Context, raw net.Conn) (err error) {
 		cfg := tunnel.ClientConfig{
-			Identity: s.identity, Peer: s.manager.Key, Resume: old,
+			Identity: s.identity, Peer: s.managerKey(), Resume: old,
 			Hello: wire.Hello{Version: wire.Version, Product: buildinfo.Version, Role: wire.RoleLaptop, Session: s.uid()},
 		}
 		if d, ok := raw.(*kube.DirectConn); ok {

@@ -67,6 +67,7 @@ type cluster struct {
 	tunnel     *mux.Session // the last one
 	may        map[string]bool
 	changed    chan struct{}
+	key        string // that the API server says is the manager's
 }
 
 func newCluster(t *testing.T) *cluster {
@@ -75,9 +76,15 @@ func newCluster(t *testing.T) *cluster {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := &cluster{t: t, id: id, sessions: map[string]*v1alpha1.Session{}, intercepts: map[string]*v1alpha1.Intercept{}, states: map[string]control.Intercept{}, changed: make(chan struct{})}
+	c := &cluster{t: t, id: id, sessions: map[string]*v1alpha1.Session{}, intercepts: map[string]*v1alpha1.Intercept{}, states: map[string]control.Intercept{}, changed: make(chan struct{}), key: id.Fingerprint()}
 	api := http.NewServeMux()
 	api.Handle("GET /api/v1/namespaces/doppel/services/http:traffic-manager:api/proxy/attach", tunnel.UpgradeHandler(c.serveTunnel))
+	api.HandleFunc("GET /api/v1/namespaces/doppel/configmaps/traffic-manager", func(w http.ResponseWriter, _ *http.Request) {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		w.Header().Set("Content-Type", "application/json")
+		fmt.Fprintf(w, `{"apiVersion":"v1","kind":"ConfigMap","data":{"key":%q,"protocol":"%d"}}`, c.key, wire.Version)
+	})
 	api.HandleFunc("POST /apis/authorization.k8s.io/v1/selfsubjectaccessreviews", c.rights)
 	api.HandleFunc("/apis/doppel.dev/v1alpha1/namespaces/{ns}/{resource}", c.objects)
 	api.HandleFunc("/apis/doppel.dev/v1alpha1/namespaces/{ns}/{resource}/{name}", c.objects)
@@ -167,8 +174,11 @@ func (c *cluster) objects(w http.ResponseWriter, r *http.Request) {
 }
 
 func (c *cluster) serveTunnel(raw net.Conn) {
+	c.mu.Lock()
+	id := c.id
+	c.mu.Unlock()
 	s, _, err := tunnel.Server(context.Background(), raw, tunnel.ServerConfig{
-		Identity: c.id,
+		Identity: id,
 		Authorize: func(_ context.Context, h wire.Hello, fingerprint string) (wire.HelloReply, error) {
 			c.mu.Lock()
 			defer c.mu.Unlock()
@@ -722,6 +732,30 @@ func TestResume(t *testing.T) {
 	// Somebody deletes it in the cluster: it is forgotten.
 	c.set(func() { delete(c.states, "intercepts-4") })
 	c.until("it is forgotten", func() bool { list, _ := s.intercepts.all(); return len(list) == 0 })
+}
+
+// A manager with another key is one when the API server says so.
+func TestKeyExchanged(t *testing.T) {
+	c := newCluster(t)
+	s := c.connect()
+	c.up(s)
+	other, err := tunnel.NewIdentity("traffic-manager")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var first *mux.Session
+	c.until("the manager has the tunnel", func() bool { c.mu.Lock(); defer c.mu.Unlock(); first = c.tunnel; return first != nil })
+	c.set(func() { c.id = other })
+	_ = first.Close()
+	c.until("it is told that the key is wrong", func() bool {
+		st, _ := s.status()
+		return strings.Contains(st.Tunnel, tunnel.ErrPin.Error())
+	})
+	c.set(func() { c.key = other.Fingerprint() })
+	c.up(s)
+	if got := c.names(); got != "sessions-1" {
+		t.Errorf("it is another session: %s", got)
+	}
 }
 
 // What a manager says decides whether trying again makes sense.
