@@ -472,24 +472,42 @@ func hold(j *job) (values, error) {
 		}
 	}
 	conns := make([]net.Conn, j.conns)
-	var next atomic.Int64
-	failed := make(chan error, 64)
 	began := time.Now()
 	var first atomic.Int64 // when a thousand were there
+	err := each(len(conns), func(i int) error {
+		c, err := j.dial(portEcho)
+		if err == nil {
+			err = bounce(c, make([]byte, 8))
+		}
+		if conns[i] = c; i == min(1000, len(conns))-1 {
+			first.Store(int64(time.Since(began)))
+		}
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	if err := json.NewEncoder(os.Stdout).Encode(values{"s": time.Since(began).Seconds(), "1000 s": time.Duration(first.Load()).Seconds()}); err != nil {
+		return nil, err
+	}
+	_, _ = io.Copy(io.Discard, os.Stdin)
+	if err := each(len(conns), func(i int) error { return bounce(conns[i], make([]byte, 8)) }); err != nil {
+		return nil, fmt.Errorf("after a while: %w", err)
+	}
+	return values{"alive": float64(len(conns))}, nil
+}
+
+// each does something for each of n connections, 64 at once, in their order.
+func each(n int, do func(i int) error) error {
+	var next atomic.Int64
+	failed := make(chan error, 64)
 	var wg sync.WaitGroup
 	for range 64 {
 		wg.Go(func() {
-			for i := int(next.Add(1)) - 1; i < len(conns); i = int(next.Add(1)) - 1 {
-				c, err := j.dial(portEcho)
-				if err == nil {
-					err = bounce(c, make([]byte, 8))
-				}
-				if err != nil {
+			for i := int(next.Add(1)) - 1; i < n; i = int(next.Add(1)) - 1 {
+				if err := do(i); err != nil {
 					failed <- fmt.Errorf("connection %d: %w", i, err)
 					return
-				}
-				if conns[i] = c; i == min(1000, len(conns))-1 {
-					first.Store(int64(time.Since(began)))
 				}
 			}
 		})
@@ -497,19 +515,10 @@ func hold(j *job) (values, error) {
 	wg.Wait()
 	select {
 	case err := <-failed:
-		return nil, err
+		return err
 	default:
+		return nil
 	}
-	if err := json.NewEncoder(os.Stdout).Encode(values{"s": time.Since(began).Seconds(), "1000 s": time.Duration(first.Load()).Seconds()}); err != nil {
-		return nil, err
-	}
-	_, _ = io.Copy(io.Discard, os.Stdin)
-	for i, c := range conns {
-		if err := bounce(c, make([]byte, 8)); err != nil {
-			return nil, fmt.Errorf("connection %d after a while: %w", i, err)
-		}
-	}
-	return values{"alive": float64(len(conns))}, nil
 }
 
 // until asks on new connections until the answer is a certain one, and says when that was (Unix time, in ms).

@@ -87,7 +87,7 @@ func (w *scale) join(ctx context.Context, cl *kube.Cluster) (*peer, error) {
 		return nil, err
 	}
 	go func() { _ = tunnel.Serve(ctx, p.mux, tunnel.Handlers{}) }()
-	info, err := tunnel.Watch(ctx, p.mux, control.LaptopCluster, nil)
+	info, err := tunnel.Watch(ctx, p.mux, control.LaptopCluster, control.AskCluster{Changes: true})
 	if err != nil {
 		return nil, err
 	}

@@ -23,7 +23,7 @@ const (
 	LaptopEnvironment = "laptop/environment"
 	// AgentNote is called by an agent at the manager with a Note.
 	AgentNote = "agent/note"
-	// LaptopCluster is a watch of a laptop at the manager; every message is a whole Cluster.
+	// LaptopCluster is a watch of a laptop at the manager: AskCluster; the first message is a whole Cluster, as are all unless changes were asked for.
 	LaptopCluster = "laptop/cluster"
 	// LaptopIntercepts is a watch of a laptop at the manager; every message is the whole list of the session's intercepts.
 	LaptopIntercepts = "laptop/intercepts"
@@ -97,26 +97,6 @@ type Note struct {
 type Port struct {
 	Protocol string `json:"protocol"` // TCP or UDP
 	Number   uint16 `json:"number"`
-}
-
-// Cluster is what a laptop has to know of the cluster's network and names.
-type Cluster struct {
-	Domain       string               `json:"domain"`
-	ServiceCIDRs []netip.Prefix       `json:"serviceCIDRs"`
-	PodCIDRs     []netip.Prefix       `json:"podCIDRs"`
-	Nodes        []netip.Addr         `json:"nodes,omitempty"` // but for those where the API server is
-	Services     map[string][]Service `json:"services"`        // by namespace; a namespace without services has an empty list
-
-	// ManagerService and ManagerPod are where the manager answers /attach inside the cluster: a laptop that gets there without its tunnel is
-	// in the cluster's network already.
-	ManagerService netip.AddrPort `json:"managerService,omitzero"`
-	ManagerPod     netip.AddrPort `json:"managerPod,omitzero"`
-}
-
-// Service is a service's name and whether it is headless.
-type Service struct {
-	Name     string `json:"name"`
-	Headless bool   `json:"headless,omitempty"`
 }
 
 // Intercepts is the state of a session's intercepts as the manager sees it.

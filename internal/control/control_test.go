@@ -15,7 +15,7 @@ import (
 var messages = map[string]func() any{
 	"table": func() any { return &Table{} }, "canary": func() any { return &Canary{} }, "note": func() any { return &Note{} },
 	"ask-environment": func() any { return &AskEnvironment{} }, "environment": func() any { return &Environment{} },
-	"cluster": func() any { return &Cluster{} }, "intercepts": func() any { return &Intercepts{} },
+	"ask-cluster": func() any { return &AskCluster{} }, "cluster": func() any { return &Cluster{} }, "cluster-changes": func() any { return &Cluster{} }, "intercepts": func() any { return &Intercepts{} },
 	"ask-why": func() any { return &AskWhy{} }, "why": func() any { return &Why{} },
 }
 

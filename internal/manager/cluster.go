@@ -44,6 +44,8 @@ type clusterInfo struct {
 	mu sync.Mutex
 	// guarded by mu
 	current control.Cluster
+	news    control.Cluster       // what current has that the one before had not
+	version int                   // of current
 	next    chan struct{}         // closed when current is replaced
 	podNets map[netip.Prefix]bool // around the pods that were seen
 
@@ -113,8 +115,8 @@ func (c *clusterInfo) refresh(ctx context.Context) error {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if !reflect.DeepEqual(now, c.current) {
-		c.current = now
+	if news, changed := now.Since(c.current); changed || c.current.Services == nil {
+		c.current, c.news, c.version = now, news, c.version+1
 		close(c.next)
 		c.next = make(chan struct{})
 	}
@@ -131,7 +133,7 @@ func (c *clusterInfo) read(ctx context.Context) (control.Cluster, error) {
 		out.Services[ns] = []control.Service{}
 	}
 	var svcs corev1.ServiceList
-	if err := c.client.List(ctx, &svcs); err != nil {
+	if err := c.client.List(ctx, &svcs, client.UnsafeDisableDeepCopy); err != nil { // nothing is changed here, and there may be thousands
 		return out, err
 	}
 	for i := range svcs.Items {
@@ -148,7 +150,7 @@ func (c *clusterInfo) read(ctx context.Context) (control.Cluster, error) {
 	out.ManagerPod = c.self.pod
 	var nodes corev1.NodeList
 	if len(c.only) == 0 {
-		if err := c.client.List(ctx, &nodes); err != nil {
+		if err := c.client.List(ctx, &nodes, client.UnsafeDisableDeepCopy); err != nil {
 			return out, err
 		}
 	}
@@ -173,7 +175,7 @@ func (c *clusterInfo) namespaces(ctx context.Context) ([]string, error) {
 		return append([]string{c.self.namespace}, c.only...), nil
 	}
 	var list corev1.NamespaceList
-	if err := c.client.List(ctx, &list); err != nil {
+	if err := c.client.List(ctx, &list, client.UnsafeDisableDeepCopy); err != nil {
 		return nil, err
 	}
 	var out []string
@@ -315,19 +317,27 @@ func sortPrefixes(ps []netip.Prefix) {
 	})
 }
 
-// watch sends what is within reach at the start and whenever it changes.
-func (c *clusterInfo) watch(ctx context.Context, to reach, send func(any) error) error {
+// watch sends what is within reach at the start, and at each change all of it or what has changed, as is asked for.
+func (c *clusterInfo) watch(ctx context.Context, to reach, ask control.AskCluster, send func(any) error) error {
 	var last control.Cluster
-	for {
+	for seen := 0; ; {
 		c.mu.Lock()
-		cur, next := c.current, c.next
+		cur, news, version, next := c.current, c.news, c.version, c.next
 		c.mu.Unlock()
-		if cur = to.cluster(cur); cur.Services != nil && !reflect.DeepEqual(cur, last) {
-			if err := send(cur); err != nil {
+		first, changed := last.Services == nil, true
+		if cur = to.cluster(cur); !to.all || version != seen+1 { // else it is the same for all
+			news, changed = cur.Since(last)
+		}
+		if cur.Services != nil && (changed || first) {
+			if first || !ask.Changes {
+				news = cur
+			}
+			if err := send(news); err != nil {
 				return err
 			}
 			last = cur
 		}
+		seen = version
 		select {
 		case <-ctx.Done():
 			return nil

@@ -143,36 +143,55 @@ func TestClusterRead(t *testing.T) {
 	}
 }
 
-// A watch gets the information once it is there, and again when it has changed.
+// A watch gets the information once it is there. When it has changed those who ask for changes get these, and all others, such as older laptops, all of it.
 func TestClusterWatch(t *testing.T) {
-	w := newWorld(t, &corev1.Namespace{ObjectMeta: meta("", "shop")})
-	ctx, cancel := context.WithCancel(t.Context())
-	got := make(chan control.Cluster)
-	done := make(chan error, 1)
-	go func() {
-		done <- w.cluster.watch(ctx, reach{all: true}, func(v any) error { got <- v.(control.Cluster); return nil })
-	}()
+	w := newWorld(t, &corev1.Namespace{ObjectMeta: meta("", "shop")}, &corev1.Namespace{ObjectMeta: meta("", "data")})
 	refresh := func() {
 		if err := w.cluster.refresh(t.Context()); err != nil {
 			t.Fatal(err)
 		}
 	}
 	refresh()
-	if c := <-got; len(c.Services["shop"]) != 0 {
-		t.Errorf("first: %v", c)
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 3)
+	watch := func(to reach, ask control.AskCluster) <-chan control.Cluster {
+		got := make(chan control.Cluster, 1)
+		go func() {
+			done <- w.cluster.watch(ctx, to, ask, func(v any) error { got <- v.(control.Cluster); return nil })
+		}()
+		return got
 	}
+	all, news := watch(reach{all: true}, control.AskCluster{}), watch(reach{all: true}, control.AskCluster{Changes: true})
+	narrow := watch(reach{namespaces: []string{"data"}}, control.AskCluster{Changes: true})
+	expect := func(got <-chan control.Cluster, partial bool, services map[string][]control.Service) {
+		t.Helper()
+		c := <-got
+		if diff := cmp.Diff(services, c.Services); diff != "" || c.Partial != partial {
+			t.Errorf("partial: %v; %s", c.Partial, diff)
+		}
+	}
+	none, web, own := []control.Service{}, []control.Service{{Name: "web"}}, []control.Service{{Name: objectName}}
+	expect(all, false, map[string][]control.Service{"doppel": own, "shop": none, "data": none})
+	expect(news, false, map[string][]control.Service{"doppel": own, "shop": none, "data": none})
+	expect(narrow, false, map[string][]control.Service{"data": none})
 	refresh() // nothing changed: nothing is sent
 	w.create(svc("shop", "web", "10.96.0.1"))
+	refresh() // nothing within reach of the third changed
+	expect(all, false, map[string][]control.Service{"doppel": own, "shop": web, "data": none})
+	expect(news, true, map[string][]control.Service{"shop": web})
+	w.delete(&corev1.Namespace{ObjectMeta: meta("", "data")})
 	refresh()
-	if c := <-got; len(c.Services["shop"]) != 1 {
-		t.Errorf("second: %v", c)
-	}
+	expect(all, false, map[string][]control.Service{"doppel": own, "shop": web})
+	expect(news, true, map[string][]control.Service{"data": nil})
+	expect(narrow, true, map[string][]control.Service{"data": nil})
 	cancel()
-	if err := <-done; err != nil {
-		t.Error(err)
+	for range cap(done) {
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
 	}
 	gone := errors.New("the laptop is gone")
-	if err := w.cluster.watch(t.Context(), reach{all: true}, func(any) error { return gone }); !errors.Is(err, gone) {
+	if err := w.cluster.watch(t.Context(), reach{all: true}, control.AskCluster{}, func(any) error { return gone }); !errors.Is(err, gone) {
 		t.Errorf("got %v", err)
 	}
 }

@@ -571,7 +571,7 @@ func (l *laptops) handlers(sess *v1alpha1.Session) tunnel.Handlers {
 			}
 			return nil, fmt.Errorf("unknown method %q", method)
 		},
-		Watch: func(ctx context.Context, method string, _ []byte, send func(any) error) error {
+		Watch: func(ctx context.Context, method string, body []byte, send func(any) error) error {
 			select {
 			case watches <- struct{}{}:
 				defer func() { <-watches }()
@@ -580,7 +580,11 @@ func (l *laptops) handlers(sess *v1alpha1.Session) tunnel.Handlers {
 			}
 			switch method {
 			case control.LaptopCluster:
-				return l.m.cluster.watch(ctx, to, send)
+				var ask control.AskCluster
+				if err := json.Unmarshal(body, &ask); err != nil && len(body) > 0 {
+					return err
+				}
+				return l.m.cluster.watch(ctx, to, ask, send)
 			case control.LaptopIntercepts:
 				return l.m.watchIntercepts(ctx, sess.UID, send)
 			}

@@ -336,18 +336,22 @@ func (s *session) serve(ctx context.Context, m *mux.Session) error {
 		return tunnel.Serve(ctx, m, tunnel.Handlers{Intercept: s.intercepts.take})
 	})
 	g.Go("cluster information", func(ctx context.Context) error {
-		return follow(ctx, m, control.LaptopCluster, s.onCluster)
+		var last control.Cluster
+		return follow(ctx, m, control.LaptopCluster, control.AskCluster{Changes: true}, func(c control.Cluster) {
+			last = c.After(last)
+			s.onCluster(last)
+		})
 	})
 	g.Go("intercept states", func(ctx context.Context) error {
-		return follow(ctx, m, control.LaptopIntercepts, s.intercepts.update)
+		return follow(ctx, m, control.LaptopIntercepts, nil, s.intercepts.update)
 	})
 	s.intercepts.resume(g.Context(), s.uid())
 	return g.Wait()
 }
 
 // follow hands every message of a watch to fn.
-func follow[T any](ctx context.Context, m *mux.Session, method string, fn func(T)) error {
-	w, err := tunnel.Watch(ctx, m, method, nil)
+func follow[T any](ctx context.Context, m *mux.Session, method string, ask any, fn func(T)) error {
+	w, err := tunnel.Watch(ctx, m, method, ask)
 	if err != nil {
 		return fmt.Errorf("watch %s: %w", method, err)
 	}
