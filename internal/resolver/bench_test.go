@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"slices"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -100,4 +101,21 @@ func lookups(b *testing.B, addr string, msg []byte, clients int) {
 	b.ReportMetric(float64(took[len(took)/2].Microseconds()), "p50-us")
 	b.ReportMetric(float64(took[len(took)*99/100].Microseconds()), "p99-us")
 	b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "lookups/s")
+}
+
+// BenchmarkSetNames is one more service among 10,000.
+func BenchmarkSetNames(b *testing.B) {
+	n := Names{Services: map[string][]string{}}
+	for i := range 5000 {
+		n.Services["team-"+strconv.Itoa(i)] = []string{"web-0", "web-1"}
+	}
+	s := server(b, newFakeCluster(b).ask)
+	b.ReportAllocs()
+	for i := range b.N {
+		n.Services["team-7"] = []string{"web-" + strconv.Itoa(i)}
+		s.SetNames(n)
+		if d := s.RouteDomains(); len(d) != 2 {
+			b.Fatal(d)
+		}
+	}
 }

@@ -2,6 +2,7 @@ package resolver
 
 import (
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"strconv"
@@ -18,14 +19,29 @@ const (
 // RouteDomains lists the domains that a resolver which chooses servers by domain (systemd-resolved, a router's) has to send here: in its way of
 // writing, with "~" before those that are no search domains. With few services, each has its own, so that no name outside
 // comes this way; with more, each namespace has one, and names outside that end like it come this way and are passed on; with still more, all do.
-func RouteDomains(all ...Names) []string {
-	d := compileAll(all)
+func RouteDomains(all ...Names) []string { return compileAll(all).routeDomains() }
+
+// RouteDomains are those for the names that the server has.
+func (s *Server) RouteDomains() []string {
+	if d := s.names.Load(); d != nil {
+		return d.routeDomains()
+	}
+	return nil
+}
+
+func (d directory) routeDomains() []string {
 	if len(d) == 0 {
 		return nil
 	}
-	var fine, coarse []string
+	var base []string
+	namespaces, services := map[string]bool{}, map[string]bool{}
+	add := func(to map[string]bool, d string) {
+		if len(to) <= maxDomains && sendable(d) { // of thousands none is told
+			to[d] = true
+		}
+	}
 	for _, t := range d {
-		base := []string{SearchDomain, "~" + t.domain, "~svc"}
+		base = append(base, SearchDomain, "~"+t.domain, "~svc")
 		for _, p := range t.prefixes {
 			base = append(base, zones(p)...)
 		}
@@ -35,15 +51,17 @@ func RouteDomains(all ...Names) []string {
 		for name := range t.mappings {
 			base = append(base, "~"+name)
 		}
-		fine, coarse = append(fine, base...), append(coarse, base...)
-		for ns, services := range t.services {
-			coarse = append(coarse, "~"+ns)
-			for name := range services {
-				fine = append(fine, "~"+name+"."+ns)
+		for ns, names := range t.services {
+			add(namespaces, "~"+ns)
+			if len(services) <= maxDomains {
+				for name := range names {
+					add(services, "~"+name+"."+ns)
+				}
 			}
 		}
 	}
-	for _, list := range [][]string{fine, coarse} {
+	for _, more := range []map[string]bool{services, namespaces} {
+		list := slices.AppendSeq(slices.Clone(base), maps.Keys(more))
 		slices.Sort(list)
 		list = slices.Compact(slices.DeleteFunc(list, func(d string) bool { return !sendable(d) }))
 		if len(list) <= maxDomains && len(strings.Join(list, "")) <= maxDomainBytes {

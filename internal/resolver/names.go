@@ -302,20 +302,24 @@ func changes(a, b *table) (services map[string]bool, all bool) {
 		return nil, true
 	}
 	services = make(map[string]bool)
-	diff := func(a, b map[string]map[string]bool) {
-		for ns, set := range a {
-			if maps.Equal(set, b[ns]) {
-				continue
-			}
-			for name, headless := range set {
-				if other, ok := b[ns][name]; !ok || other != headless {
-					services[name+"."+ns] = true
-				}
+	diff := func(ns string, a, b map[string]bool) {
+		for name, headless := range a {
+			if other, ok := b[name]; !ok || other != headless {
+				services[name+"."+ns] = true
 			}
 		}
 	}
-	diff(a.services, b.services)
-	diff(b.services, a.services)
+	for ns, set := range a.services {
+		if other := b.services[ns]; !maps.Equal(set, other) {
+			diff(ns, set, other)
+			diff(ns, other, set)
+		}
+	}
+	for ns, set := range b.services {
+		if _, ok := a.services[ns]; !ok {
+			diff(ns, set, nil)
+		}
+	}
 	return services, false
 }
 

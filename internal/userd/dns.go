@@ -99,7 +99,7 @@ func names(info control.Cluster, namespace string, o localapi.DNSOptions, hosts 
 func (n *network) desiredDNSLocked() *rootapi.DNS {
 	return &rootapi.DNS{
 		Listen: n.resolver.Addr(), Listen6: n.dns.listen6, Scoped: n.dns.scoped, Server: vifDNS,
-		Domains:       resolver.RouteDomains(n.namesLocked()...),
+		Domains:       n.resolver.RouteDomains(),
 		ResolvedFails: n.dns.resolvedFails,
 	}
 }
