@@ -11,7 +11,7 @@ import (
 )
 
 const (
-	readBuffer = 16 << 10 // one TLS record
+	readBuffer = smallFrame // what is longer is read where it is to be; a manager has thousands of these
 	// slowRead is how long a piece of a frame may take before what has come is handed on without the rest.
 	slowRead = 500 * time.Microsecond
 )
