@@ -68,6 +68,8 @@ type cluster struct {
 	may        map[string]bool
 	changed    chan struct{}
 	key        string // that the API server says is the manager's
+
+	news chan control.Cluster // what the manager says next of the cluster
 }
 
 func newCluster(t *testing.T) *cluster {
@@ -76,7 +78,7 @@ func newCluster(t *testing.T) *cluster {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := &cluster{t: t, id: id, sessions: map[string]*v1alpha1.Session{}, intercepts: map[string]*v1alpha1.Intercept{}, states: map[string]control.Intercept{}, changed: make(chan struct{}), key: id.Fingerprint()}
+	c := &cluster{t: t, id: id, sessions: map[string]*v1alpha1.Session{}, intercepts: map[string]*v1alpha1.Intercept{}, states: map[string]control.Intercept{}, changed: make(chan struct{}), key: id.Fingerprint(), news: make(chan control.Cluster)}
 	api := http.NewServeMux()
 	api.Handle("GET /api/v1/namespaces/doppel/services/http:traffic-manager:api/proxy/attach", tunnel.UpgradeHandler(c.serveTunnel))
 	api.HandleFunc("GET /api/v1/namespaces/doppel/configmaps/traffic-manager", func(w http.ResponseWriter, _ *http.Request) {
@@ -202,11 +204,9 @@ func (c *cluster) serveTunnel(raw net.Conn) {
 		}
 		_, _ = fmt.Fprintf(st, "%s %s", h.Intercept, h.Dst)
 		_ = st.Close()
-	}, Watch: func(ctx context.Context, method string, _ []byte, send func(any) error) error {
+	}, Watch: func(ctx context.Context, method string, body []byte, send func(any) error) error {
 		if method == control.LaptopCluster {
-			_ = send(control.Cluster{Domain: "cluster.test", Services: map[string][]control.Service{}})
-			<-ctx.Done()
-			return nil
+			return c.tell(ctx, body, send)
 		}
 		for {
 			c.mu.Lock()
@@ -225,6 +225,23 @@ func (c *cluster) serveTunnel(raw net.Conn) {
 			}
 		}
 	}})
+}
+
+// tell answers who follows the cluster: nothing is there at first, then what the test says.
+func (c *cluster) tell(ctx context.Context, body []byte, send func(any) error) error {
+	if string(body) != `{"changes":true}` {
+		return fmt.Errorf("asked for with %q", body)
+	}
+	for m := (control.Cluster{Domain: "cluster.test", Services: map[string][]control.Service{}}); ; {
+		if err := send(m); err != nil {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case m = <-c.news:
+		}
+	}
 }
 
 // say has the manager say how an intercept stands.
@@ -380,6 +397,34 @@ func TestIntercept(t *testing.T) {
 		t.Errorf("there is still %s", got)
 	}
 	wantError(t, leave(t, s, "web"), uerr.NotFound, "no intercept", "")
+}
+
+// A session knows the whole cluster, whether it hears all of it or what has changed; a manager of before says all of it at each change.
+func TestClusterNews(t *testing.T) {
+	c := newCluster(t)
+	s := c.session()
+	c.start(s)
+	web, db := []control.Service{{Name: "web"}}, []control.Service{{Name: "db"}}
+	expect := func(services map[string][]control.Service) {
+		t.Helper()
+		select {
+		case info := <-s.firstInfo:
+			if !reflect.DeepEqual(info.Services, services) || info.Domain != "cluster.test" {
+				t.Errorf("got %v, want %v", info, services)
+			}
+		case <-time.After(deadline):
+			t.Fatal("nothing heard")
+		}
+	}
+	expect(map[string][]control.Service{})
+	c.news <- control.Cluster{Domain: "cluster.test", Partial: true, Services: map[string][]control.Service{"shop": web}}
+	expect(map[string][]control.Service{"shop": web})
+	c.news <- control.Cluster{Domain: "cluster.test", Partial: true, Services: map[string][]control.Service{"data": db}}
+	expect(map[string][]control.Service{"shop": web, "data": db})
+	c.news <- control.Cluster{Domain: "cluster.test", Partial: true, Services: map[string][]control.Service{"shop": nil}}
+	expect(map[string][]control.Service{"data": db})
+	c.news <- control.Cluster{Domain: "cluster.test", Services: map[string][]control.Service{"shop": web}}
+	expect(map[string][]control.Service{"shop": web})
 }
 
 // The time-out counts from the last news: a long rolling restart that goes on is waited for, two messages that take turns are not.
