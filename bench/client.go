@@ -494,6 +494,12 @@ func hold(j *job) (values, error) {
 	if err := each(len(conns), func(i int) error { return bounce(conns[i], make([]byte, 8)) }); err != nil {
 		return nil, fmt.Errorf("after a while: %w", err)
 	}
+	for _, c := range conns { // reset: closed in order they would keep the manager's ports for a minute, and the next round would look long for others
+		if tcp, ok := c.(*net.TCPConn); ok {
+			_ = tcp.SetLinger(0)
+		}
+		_ = c.Close()
+	}
 	return values{"alive": float64(len(conns))}, nil
 }
 
