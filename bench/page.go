@@ -144,7 +144,8 @@ func (f *figures) wan(b *strings.Builder) {
 }
 
 func (f *figures) scale(b *strings.Builder) {
-	fmt.Fprintf(b, "## A large cluster\n\n5,000 namespaces, 10,000 services; then 10,000 connections of one laptop. %d rounds.\n\n| | |\n|---|---|\n", len(f.Rounds))
+	fmt.Fprintf(b, "## A large cluster\n\n5,000 namespaces, 10,000 services; then 10,000 connections of one laptop. %d rounds with commit %s; load when they began: %s.\n\n| | |\n|---|---|\n",
+		len(f.Rounds), f.Rounds[len(f.Rounds)-1].Commit, loads(f))
 	for _, w := range []string{"connect, cold", "connect, warm"} {
 		fmt.Fprintf(b, "| %s | %s s |\n", w, number(f.median(w, doppelProxy, "", "s")))
 	}
