@@ -33,8 +33,9 @@ type agents struct {
 
 	mu sync.Mutex
 	// guarded by mu
-	byPod   map[types.UID]*agentConn
-	calling map[types.UID]bool // pods that are being called
+	byPod    map[types.UID]*agentConn
+	arriving map[types.UID]*agentConn // let in, and about to be in byPod
+	calling  map[types.UID]bool       // pods that are being called
 
 	calls chan *corev1.Pod
 }
@@ -45,6 +46,8 @@ type agentConn struct {
 	podName  string
 	workload workloadKey
 	cfg      *agentcfg.Config // what its pod was injected with; nil: it cannot be read
+	called   bool             // by us, and not the agent's own connection
+	since    time.Time        // when it was let in
 	mux      *mux.Session
 	kick     chan struct{} // a new table is to be sent
 
@@ -55,7 +58,7 @@ type agentConn struct {
 }
 
 func newAgents(m *Manager) *agents {
-	a := &agents{m: m, log: m.cfg.Log, byPod: map[types.UID]*agentConn{}, calling: map[types.UID]bool{}, calls: make(chan *corev1.Pod, 64)}
+	a := &agents{m: m, log: m.cfg.Log, byPod: map[types.UID]*agentConn{}, arriving: map[types.UID]*agentConn{}, calling: map[types.UID]bool{}, calls: make(chan *corev1.Pod, 64)}
 	m.engaged.onChange(func(g engagement) { a.push(g.Workload) })
 	return a
 }
@@ -82,24 +85,30 @@ func (a *agents) handle(ctx context.Context, raw net.Conn) {
 	}
 }
 
-// welcome makes the tunnel over an agent's connection; nil: it is nobody's, or we have called an agent that has connected meanwhile.
+// welcome makes the tunnel over an agent's connection; nil: it is nobody's, or the agent has another one.
 func (a *agents) welcome(ctx context.Context, raw net.Conn, called bool) *agentConn {
-	conn := &agentConn{kick: make(chan struct{}, 1), acked: map[types.UID]bool{}, notes: map[control.Port]string{}}
+	conn := &agentConn{called: called, kick: make(chan struct{}, 1), acked: map[types.UID]bool{}, notes: map[control.Port]string{}}
 	s, _, err := tunnel.Server(ctx, raw, tunnel.ServerConfig{
 		Identity: a.m.identity,
 		Authorize: func(ctx context.Context, h wire.Hello, _ string) (wire.HelloReply, error) {
-			return wire.HelloReply{Version: wire.Version, Product: buildinfo.Version, Manager: a.m.cfg.PodName}, a.authorize(ctx, h, conn)
+			err := a.authorize(ctx, h, conn)
+			if err == nil {
+				err = a.claim(conn)
+			}
+			return wire.HelloReply{Version: wire.Version, Product: buildinfo.Version, Manager: a.m.cfg.PodName}, err
 		},
 	})
 	if err != nil {
-		a.log.Info("agent refused", "peer", raw.RemoteAddr(), "err", err)
+		a.disclaim(conn)
+		level := slog.LevelInfo
+		if errors.Is(err, errConnected) {
+			level = slog.LevelDebug
+		}
+		a.log.Log(ctx, level, "agent refused", "peer", raw.RemoteAddr(), "err", err)
 		return nil
 	}
 	conn.mux = s
-	if !a.add(conn, called) {
-		_ = s.Close()
-		return nil
-	}
+	a.add(conn)
 	return conn
 }
 
@@ -228,23 +237,45 @@ func (a *agents) authorize(ctx context.Context, h wire.Hello, conn *agentConn) e
 	return nil
 }
 
-// add registers an agent's connection in place of an older one. One for which the agent was called takes the place of none that lives: the agent may have
-// begun to use it.
-func (a *agents) add(c *agentConn, called bool) bool {
+var errConnected = errors.New("the agent has another connection")
+
+// claim decides which of an agent's connections is kept, before the agent hears that it is let in: it dials while we call it, and uses what it was let in
+// with, so that to end that afterwards would reset flows. A call takes the place of no connection that lives. The agent's own takes that of an older one,
+// which it has lost, but not of a call that it has only just answered.
+func (a *agents) claim(c *agentConn) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	old := a.byPod[c.pod]
+	lives := old != nil && old.mux.Err() == nil
+	if a.arriving[c.pod] != nil || lives && (c.called || old.called && time.Since(old.since) < callTimeout) {
+		return errConnected
+	}
+	c.since = time.Now()
+	a.arriving[c.pod] = c
+	return nil
+}
+
+// disclaim is for a connection that has not come about.
+func (a *agents) disclaim(c *agentConn) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.arriving[c.pod] == c {
+		delete(a.arriving, c.pod)
+	}
+}
+
+// add registers an agent's connection in place of an older one.
+func (a *agents) add(c *agentConn) {
 	a.mu.Lock()
 	old := a.byPod[c.pod]
-	if called && old != nil && old.mux.Err() == nil {
-		a.mu.Unlock()
-		return false
-	}
 	a.byPod[c.pod] = c
+	delete(a.arriving, c.pod)
 	a.mu.Unlock()
 	if old != nil {
 		_ = old.mux.Close()
 	}
 	a.log.Info("agent connected", "pod", c.podName, "workload", c.workload.Name)
 	c.wake()
-	return true
 }
 
 // wake has the newest table sent.

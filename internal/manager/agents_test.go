@@ -231,11 +231,6 @@ func TestAgentTables(t *testing.T) {
 	w.engaged.remove("in-1")
 	w.until("the agent knows", func() bool { return len(a.table()) == 0 && !w.agents.serves("web-1", "in-1") })
 
-	// A call that was under way when the agent connected does not end what it may have begun to use.
-	if w.agents.add(&agentConn{pod: "web-1", workload: web, kick: make(chan struct{}, 1)}, true) || !w.agents.connected("web-1") {
-		t.Error("a call took the place of a connection that lives")
-	}
-
 	// The pod's agent starts again before its old connection is seen to be gone.
 	b := w.agent("web-1")
 	select {
@@ -304,7 +299,7 @@ func TestAgentChangeWhileConnecting(t *testing.T) {
 	c := &agentConn{pod: "web-1", workload: web, kick: make(chan struct{}, 1)}
 	c.wake()
 	done := make(chan struct{})
-	go func() { defer close(done); w.agents.add(c, false) }()
+	go func() { defer close(done); w.agents.add(c) }()
 	select {
 	case <-done:
 	case <-time.After(deadline):
@@ -537,6 +532,57 @@ func TestForwardToHangingLaptop(t *testing.T) {
 	_ = s.Close()
 }
 
+// Of the connections of an agent that dials while it is called one is let in; the others are refused before the agent may use them.
+func TestClaim(t *testing.T) {
+	w := newWorld(t, webPods()...)
+	own := func() *agentConn { return &agentConn{pod: "web-1"} }
+	call := func() *agentConn { return &agentConn{pod: "web-1", called: true} }
+	first := call()
+	if err := w.agents.claim(first); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []*agentConn{own(), call()} {
+		if err := w.agents.claim(c); !errors.Is(err, errConnected) {
+			t.Errorf("called %v, beside one that is arriving: %v", c.called, err)
+		}
+		w.agents.disclaim(c)
+	}
+	w.agents.disclaim(first) // its handshake failed
+	if err := w.agents.claim(first); err != nil {
+		t.Errorf("after another that has failed: %v", err)
+	}
+	w.agents.disclaim(first)
+
+	s := w.agent("web-1") // its own
+	w.until("it is there", func() bool { return w.agents.connected("web-1") })
+	if err := w.agents.claim(call()); !errors.Is(err, errConnected) {
+		t.Errorf("a call of an agent that is connected: %v", err)
+	}
+	again := own()
+	if err := w.agents.claim(again); err != nil {
+		t.Errorf("an agent that has lost its connection: %v", err)
+	}
+	w.agents.disclaim(again)
+
+	w.agents.mu.Lock()
+	up := w.agents.byPod["web-1"]
+	up.called = true
+	w.agents.mu.Unlock()
+	if err := w.agents.claim(own()); !errors.Is(err, errConnected) {
+		t.Errorf("an agent that has just answered a call: %v", err)
+	}
+	w.agents.mu.Lock()
+	up.since = up.since.Add(-callTimeout)
+	w.agents.mu.Unlock()
+	again = own()
+	if err := w.agents.claim(again); err != nil {
+		t.Errorf("an agent that has lost the connection of a call: %v", err)
+	}
+	w.agents.disclaim(again)
+	_ = s.Close()
+	w.until("it is gone", func() bool { return w.agents.claim(call()) == nil })
+}
+
 // An agent that runs and is not connected is called, once; one that has just started is left to itself.
 func TestCall(t *testing.T) {
 	w := newWorld(t, webPods()...)
@@ -591,6 +637,9 @@ func TestCall(t *testing.T) {
 	}
 	t.Cleanup(func() { _ = s.Close() })
 	w.until("the agent is connected", func() bool { return w.agents.connected("web-1") })
+	if err := w.agents.claim(&agentConn{pod: "web-1"}); !errors.Is(err, errConnected) {
+		t.Errorf("the agent's own connection that met the call: %v", err)
+	}
 	running(time.Minute)
 	w.until("the last call is dealt with", func() bool { return len(w.agents.calls) == 0 })
 	select {
