@@ -304,11 +304,12 @@ func TestTorture(t *testing.T) {
 	if s := os.Getenv(envTortureWithin); s != "" {
 		end = time.Now().Add(ok(time.ParseDuration(s))(t))
 	}
-	plan := []*results{}
+	plan, named := []*results{}, false
 	for _, f := range faults {
 		if !strings.Contains(f.name, os.Getenv(envTortureOnly)) {
 			continue
 		}
+		named = true
 		if f.nodes > nodes() {
 			t.Logf("%s: left out, it needs a lab with %d nodes: %s=%d", f.name, f.nodes, envNodes, f.nodes)
 			continue
@@ -320,8 +321,11 @@ func TestTorture(t *testing.T) {
 		}
 		plan = append(plan, r)
 	}
+	if !named {
+		t.Fatalf("%s=%q is in no fault's name", envTortureOnly, os.Getenv(envTortureOnly))
+	}
 	if len(plan) == 0 {
-		t.Skipf("there is no fault %q for this lab", os.Getenv(envTortureOnly))
+		t.Skip("all faults were left out")
 	}
 	rate := shortRate
 	if dir != "" {

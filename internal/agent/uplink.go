@@ -161,15 +161,6 @@ func (u *uplink) dial(ctx context.Context, _ *mux.Session) (*mux.Session, wire.H
 	}()
 	select {
 	case r := <-dialled:
-		var refused *mux.RejectError
-		if errors.As(r.err, &refused) && u.inCall.Load() { // it keeps the call that is being answered
-			select {
-			case a := <-u.calls:
-				return a.s, a.reply, nil
-			case <-time.After(callTimeout):
-			case <-ctx.Done():
-			}
-		}
 		return r.s, r.reply, r.err
 	case a := <-u.calls:
 		cancel()

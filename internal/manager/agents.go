@@ -237,7 +237,7 @@ func (a *agents) authorize(ctx context.Context, h wire.Hello, conn *agentConn) e
 	return nil
 }
 
-var errConnected = errors.New("the agent has another connection")
+var errConnected = &mux.RejectError{Code: wire.CodeBusy, Msg: "the agent has another connection"}
 
 // claim decides which of an agent's connections is kept, before the agent hears that it is let in: it dials while we call it, and uses what it was let in
 // with, so that to end that afterwards would reset flows. A call takes the place of no connection that lives. The agent's own takes that of an older one,
