@@ -5,6 +5,8 @@ LDFLAGS  := -s -w -X github.com/doppel-dev/doppel/internal/buildinfo.Version=$(V
 PROGRAMS := doppel doppel-helm doppel-rootd doppel-relay traffic-manager traffic-agent
 GO       := CGO_ENABLED=0 go
 SHELL    := /bin/bash
+# One compiler, with its latest security fixes, whatever is installed: go fetches it as it does a module.
+export GOTOOLCHAIN := $(shell sed -n 's/^toolchain //p' go.mod)
 
 .PHONY: build images images-push demo demo-down test clean $(PROGRAMS) lab colors
 
@@ -77,9 +79,9 @@ NGINX     := bin/tools/nginx
 POSTGRES  := bin/tools/postgres
 GRPCURL   := bin/tools/grpcurl-v1.9.3
 
-.PHONY: deps lint unit fuzz bench-smoke bench-allocs bench-compare cross lab-test e2e e2e-lab e2e-doppel e2e-net e2e-take e2e-chart e2e-nodes e2e-relay e2e-skew e2e-torture
+.PHONY: deps lint vuln unit fuzz bench-smoke bench-allocs bench-compare cross lab-test e2e e2e-lab e2e-doppel e2e-net e2e-take e2e-chart e2e-nodes e2e-relay e2e-skew e2e-torture
 
-test: deps build images lint unit lab-test fuzz bench-smoke bench-allocs cross e2e ## everything: lint, unit with the race detector, fuzz smoke, end to end on a real Kubernetes
+test: deps build images lint vuln unit lab-test fuzz bench-smoke bench-allocs cross e2e ## everything: lint, known vulnerabilities, unit with the race detector, fuzz smoke, end to end on a real Kubernetes
 	@echo "make test: all green"
 
 deps: $(GRPCURL) ## the system packages and clients that the tests use
@@ -114,6 +116,29 @@ $(TESTSUM):
 lint: $(LINT)
 	go mod tidy -diff
 	$(LINT) run --timeout 15m ./...
+
+# The database comes as a module, for it is where modules are; pinned, because the same commit gives the same answer.
+VULN      := bin/tools/govulncheck-v1.9.0
+VULNDB    ?= v0.0.0-20261105234957-e22db6528018
+VULNS     := bin/tools/vulndb-$(VULNDB)
+
+vuln: $(VULN) $(VULNS) ## no known vulnerability in what is called, the standard library included; make vuln VULNDB=latest asks the newest list
+	$(VULN) -db file://$(CURDIR)/$(VULNS) ./...
+	cd lab && ../$(VULN) -db file://$(CURDIR)/$(VULNS) ./...
+
+$(VULN):
+	GOBIN=$(CURDIR)/bin/tools $(GO) install golang.org/x/vuln/cmd/govulncheck@v1.9.0
+	mv bin/tools/govulncheck $@
+
+$(VULNS):
+	GOBIN=$(CURDIR)/bin/tools $(GO) install golang.org/x/vulndb/cmd/indexdb@$(VULNDB)
+	d=$$(mktemp -d) && cd $$d && dir=$$(go mod download -json golang.org/x/vulndb@$(VULNDB) | sed -n 's/^\t"Dir": "\(.*\)",*$$/\1/p') && \
+	  rm -rf $(CURDIR)/$@ $(CURDIR)/$@.new && $(CURDIR)/bin/tools/indexdb -vulns $$dir/data/osv -out $(CURDIR)/$@.new && rmdir $$d
+	rm bin/tools/indexdb && mv $@.new $@
+
+ifeq ($(VULNDB),latest)
+.PHONY: $(VULNS)
+endif
 
 unit: $(TESTSUM) ## unit and one-process tests, race detector on
 	$(TESTSUM) --format pkgname --format-hide-empty-pkg -- -race -shuffle=on -timeout 15m $$(go list ./... | grep -v /e2e$$)
