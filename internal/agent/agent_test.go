@@ -114,6 +114,36 @@ func TestSilentManager(t *testing.T) {
 	w.until("the laptop answers again after the ping", func() bool { return w.ask() == "laptop" })
 }
 
+// One that was not trusted and ends its session, as when its node was cut off and is back, is not trusted before there is another session: what its
+// laptops have of connections may not have ended yet.
+func TestSilentManagerEnds(t *testing.T) {
+	w := start(t, false)
+	w.mgr.set(laptop)
+	w.mgr.up()
+	held := w.hold()
+	w.intercept(w.mgr.up(), "uid-1")
+	line, up := <-held, w.agent.up
+	t.Cleanup(line.release)
+	session := up.link.Session()
+	line.hold()
+	if got := w.ask(); got != "app" || !up.silent() {
+		t.Fatalf("%s answered while the manager is silent, which is said to be %v", got, up.silent())
+	}
+	_ = w.mgr.l.Close()
+	_ = line.Conn.Close() // not line's own Close: that would let its answer to the ping pass
+	w.until("the session has ended", func() bool { return session.Err() != nil })
+	up.probe(session)
+	if !up.silent() {
+		t.Error("the manager is trusted though its session has ended")
+	}
+	w.mgr.listen(w.mgr.addr())
+	w.mgr.up()
+	w.until("the laptop answers", func() bool { return w.ask() == "laptop" })
+	if up.doubt(session); up.silent() {
+		t.Error("the manager is doubted for a session before this one")
+	}
+}
+
 func TestManagerGone(t *testing.T) {
 	w := start(t, false)
 	w.mgr.set(laptop)

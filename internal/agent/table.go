@@ -19,15 +19,16 @@ const leaveGrace = 10 * time.Second
 // table is the manager's latest word on which ports are intercepted. It outlives the connection to the manager:
 // while there is none, opening a flow fails at once and the app answers.
 type table struct {
+	silent func() bool // the manager does not answer: all laptops are away; nil: it does
+
 	mu sync.RWMutex
 	// guarded by mu
 	got    bool
 	ports  map[tableKey]taken // never changed in place
 	egress []string           // intercepts for whose laptops we connect
 	shown  map[string]string  // intercepts whose laptops see a container, and which
-	silent bool               // the manager does not answer: all laptops are away
 
-	changes map[*func()]struct{} // called after each change
+	changes map[*func()]struct{} // called after each change, and when the manager falls silent or answers again
 }
 
 type tableKey struct {
@@ -91,17 +92,6 @@ func (t *table) set(m control.Table, log *slog.Logger) (unknown []control.TableE
 	unknown = t.replace(m, log)
 	t.changed()
 	return unknown
-}
-
-// hush says whether the manager is silent.
-func (t *table) hush(silent bool) {
-	t.mu.Lock()
-	was := t.silent
-	t.silent = silent
-	t.mu.Unlock()
-	if was != silent {
-		t.changed()
-	}
 }
 
 func (t *table) changed() {
@@ -186,7 +176,7 @@ func (t *table) lookup(protocol string, port uint16) taken {
 	t.mu.RLock()
 	defer t.mu.RUnlock()
 	p := t.ports[tableKey{protocol, port}]
-	if t.silent {
+	if t.silent != nil && t.silent() {
 		p.intercepts = slices.Clone(p.intercepts)
 		for i := range p.intercepts {
 			p.intercepts[i].away = true

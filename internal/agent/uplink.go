@@ -28,7 +28,8 @@ type uplink struct {
 	notes     notes
 	link      *tunnel.Link
 
-	suspect atomic.Pointer[mux.Session] // a flow timed out on it: no other is offered until a ping comes back
+	current atomic.Pointer[mux.Session] // the latest
+	suspect atomic.Pointer[mux.Session] // a flow timed out on it: no other is offered until a ping comes back, and nothing is sent on those that are open
 
 	calls  chan answered // of the manager, for dial
 	inCall atomic.Bool   // one is being answered
@@ -46,12 +47,16 @@ func newUplink(cfg Config, t *table) (*uplink, error) {
 		return nil, err
 	}
 	u := &uplink{cfg: cfg, identity: id, table: t, calls: make(chan answered)}
+	t.silent = u.silent
 	u.apps = &apps{shown: cfg.Agent.Apps, environ: cfg.Environ, table: t}
 	u.link = tunnel.NewLink(tunnel.LinkConfig{
 		Dial:  u.dial,
 		Serve: u.serve,
-		OnUp: func(*mux.Session, wire.HelloReply) {
-			t.hush(false)
+		OnUp: func(s *mux.Session, _ wire.HelloReply) {
+			u.current.Store(s)
+			if u.suspect.Swap(nil) != nil {
+				t.changed()
+			}
 			cfg.Log.Info("connected to the manager")
 		},
 		OnDown: func(err error) { cfg.Log.Info("connection to the manager lost, the app answers", "err", err) },
@@ -84,8 +89,15 @@ func (u *uplink) doubt(s *mux.Session) {
 	if u.suspect.Swap(s) == s {
 		return
 	}
-	u.table.hush(true)
+	u.table.changed()
 	go u.probe(s)
+}
+
+// silent says whether the manager is not trusted. One that has ended its session meanwhile is not until there is another: what is open on that one may
+// not have ended yet.
+func (u *uplink) silent() bool {
+	s := u.suspect.Load()
+	return s != nil && s == u.current.Load()
 }
 
 // probe clears the suspicion when the manager answers a ping; a dead session ends by the mux's keepalive.
@@ -94,10 +106,10 @@ func (u *uplink) probe(s *mux.Session) {
 		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 		_, err := s.Ping(ctx)
 		cancel()
+		if err == nil && u.suspect.CompareAndSwap(s, nil) {
+			u.table.changed()
+		}
 		if err == nil || s.Err() != nil {
-			if u.suspect.CompareAndSwap(s, nil) {
-				u.table.hush(false)
-			}
 			return
 		}
 	}

@@ -36,9 +36,10 @@ type world struct {
 	app   *app
 	mgr   *manager
 	cfg   *agentcfg.Config
-	podIP string             // 127.0.0.1
-	env   []string           // of the agent
-	conf  string             // its resolv.conf
+	podIP string   // 127.0.0.1
+	env   []string // of the agent
+	conf  string   // its resolv.conf
+	agent *Agent
 	stop  context.CancelFunc // SIGTERM
 	done  chan error         // Run's result
 }
@@ -98,6 +99,7 @@ func (w *world) run() {
 	if err != nil {
 		w.t.Fatal(err)
 	}
+	w.agent = a
 	ctx, cancel := context.WithCancel(context.Background())
 	w.stop = cancel
 	go func() { w.done <- a.Run(ctx) }()

@@ -48,6 +48,7 @@ func (a *app) quitRun(ctx context.Context, req localapi.QuitRequest) error {
 
 // stopDaemons ends the session and both daemons, and waits until they are gone.
 func (a *app) stopDaemons(ctx context.Context) error {
+	pids := a.daemonPIDs(ctx)
 	err := a.call(ctx, localapi.MethodQuit, localapi.QuitRequest{Stop: true}, nil)
 	if errors.Is(err, localapi.ErrNoDaemon) {
 		err = rootapi.Stop(ctx, spawn.RootSocket()) // left alone by a user daemon that was killed
@@ -55,7 +56,24 @@ func (a *app) stopDaemons(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return spawn.WaitStopped(ctx)
+	return spawn.WaitStopped(ctx, pids...)
+}
+
+// daemonPIDs are the processes of the daemons that run, but for a root daemon that stays: the system's service.
+func (a *app) daemonPIDs(ctx context.Context) (pids []int) {
+	var st localapi.Status
+	if err := a.client.Call(ctx, localapi.MethodStatus, localapi.StatusRequest{}, &st, nil); err == nil {
+		pids = append(pids, st.PID)
+	}
+	root, err := rootapi.Dial(ctx, spawn.RootSocket(), rootapi.Options{})
+	if err != nil {
+		return pids
+	}
+	defer root.Close()
+	if v, err := root.Version(ctx); err == nil && !v.Service {
+		pids = append(pids, v.PID)
+	}
+	return pids
 }
 
 // rootDaemon says which root daemon runs, or "not running".

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -233,11 +234,12 @@ func (d daemon) start(ctx context.Context, run func() error) error {
 	return nil
 }
 
-// WaitStopped returns when neither daemon listens any more; a root daemon that is the system's service stays.
-func WaitStopped(ctx context.Context) error {
+// WaitStopped returns when neither daemon listens any more, but for a root daemon that is the system's service, and when the processes have
+// ended: until then they have files open.
+func WaitStopped(ctx context.Context, pids ...int) error {
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
-	for answers("unix", localapi.DaemonSocket()) || answers("unixpacket", ownRootSocket()) {
+	for answers("unix", localapi.DaemonSocket()) || answers("unixpacket", ownRootSocket()) || slices.ContainsFunc(pids, runs) {
 		select {
 		case <-ctx.Done():
 			return uerr.New(uerr.Internal, "look at them with: doppel status", "the daemons did not stop")

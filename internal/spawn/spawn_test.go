@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -26,6 +27,7 @@ const (
 	envListen = "SPAWN_TEST_LISTEN" // network and socket to listen on
 	envSay    = "SPAWN_TEST_SAY"    // a line for the log; the daemon then ends
 	envPID    = "SPAWN_TEST_PID"    // where its process id, session and arguments go
+	envLinger = "SPAWN_TEST_LINGER" // how long it lives after it has stopped listening, which it does on SIGTERM
 )
 
 func TestMain(m *testing.M) {
@@ -61,8 +63,21 @@ func fakeDaemon() int {
 	if err != nil {
 		return 1
 	}
+	if linger, err := time.ParseDuration(os.Getenv(envLinger)); err == nil {
+		stop := make(chan os.Signal, 1)
+		signal.Notify(stop, syscall.SIGTERM)
+		go func() {
+			<-stop
+			_ = l.Close()
+			time.Sleep(linger)
+			os.Exit(0)
+		}()
+	}
 	for {
 		c, err := l.Accept()
+		if errors.Is(err, net.ErrClosed) {
+			select {}
+		}
 		if err != nil {
 			return 1
 		}
@@ -113,6 +128,27 @@ func TestUserDaemon(t *testing.T) {
 	}
 	if started, err = UserDaemon(t.Context()); err != nil || started {
 		t.Errorf("again: started %v, %v", started, err)
+	}
+}
+
+// A daemon that listens no more but has not ended holds its files: it is waited for.
+func TestWaitStopped(t *testing.T) {
+	_, facts := daemonWorld(t)
+	t.Setenv(envListen, "unix "+localapi.DaemonSocket())
+	t.Setenv(envLinger, "300ms")
+	if _, err := UserDaemon(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	pid, _, _ := facts()
+	if err := syscall.Kill(pid, syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	if err := WaitStopped(t.Context(), pid); err != nil {
+		t.Fatal(err)
+	}
+	// Nobody may have waited for it.
+	if state, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid)); err == nil && !strings.Contains(string(state), ") Z ") {
+		t.Errorf("it has not ended: %s", state)
 	}
 }
 
