@@ -297,7 +297,7 @@ const reliabilityFound = `
 - A laptop that died or hung kept, for the second in which its tunnel may come back, requests that came later on connections that it had taken: now they are the app's at once.
 - A laptop that fell silent was not noticed, for up to 80 s, by clients that make no new connections: now it is pinged when it does not answer.
 - Each UDP conversation of an agent held 64 KiB until it was idle for two minutes. With five new clients a second an agent had more than the 64 MiB that the runs allow it, and was
-  ended for that while the command line was killed: the requests of others that failed in that row. Now a conversation that waits holds no buffer; the row is from before.
+  ended for that while the command line was killed: the requests of others that failed in that row. Now a conversation that waits holds no buffer.
 `
 
 // TestReliabilityPage compares docs/reliability.md with the results; make torture has it written.
