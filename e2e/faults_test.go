@@ -168,23 +168,28 @@ func (w *torture) replaced(t *testing.T, ns, name string) error {
 	return nil
 }
 
-// leaderAway has a manager lead that is on another node than the callers and the apps.
+// leaderAway has a manager lead that is on another node than the callers and the apps. What it knows of that node may be old: it was cut off.
 func (w *torture) leaderAway(t *testing.T) {
 	t.Helper()
+	w.freshPods(t) // before one leads: who is replaced later does not
 	home := w.c.nodeName(1)
-	for _, p := range ok(w.c.managers(t.Context()))(t) {
-		if leads(p) && p.Spec.NodeName == home {
-			killManagers(func(leads bool) bool { return leads })(t, w)
-			w.freshPods(t)
-		}
-	}
+	var killed time.Time
 	eventually(t, time.Minute, func() error {
 		where := map[string]string{}
+		leading, other := "", false
 		for _, p := range ok(w.c.managers(t.Context()))(t) {
-			if leads(p) && p.Spec.NodeName != home && ready(&p) {
-				return nil
+			where[p.Name] = fmt.Sprintf("%s, leads: %v, ready: %v", p.Spec.NodeName, leads(p), ready(&p))
+			if leads(p) && ready(&p) {
+				leading = p.Spec.NodeName
 			}
-			where[p.Name] = fmt.Sprint(p.Spec.NodeName, ", leads: ", leads(p))
+			other = other || p.Spec.NodeName != home && ready(&p)
+		}
+		if leading != "" && leading != home {
+			return nil
+		}
+		if leading == home && other && time.Since(killed) > 5*time.Second {
+			killManagers(func(leads bool) bool { return leads })(t, w)
+			killed = time.Now()
 		}
 		return fmt.Errorf("the managers are at %v", where)
 	})

@@ -82,7 +82,6 @@ func (a *Agent) Run(ctx context.Context) error {
 		g.Go("udp port "+strconv.Itoa(int(p.cfg.ContainerPort)), func(ctx context.Context) error { return p.serve(ctx, a) })
 	}
 	g.Go("uplink", a.up.run)
-	g.Go("silence", a.up.runSilence)
 	g.Go("health", a.serveHealth)
 	g.Go("drain", func(gctx context.Context) error {
 		select {

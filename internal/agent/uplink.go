@@ -59,7 +59,9 @@ func newUplink(cfg Config, t *table) (*uplink, error) {
 			}
 			cfg.Log.Info("connected to the manager")
 		},
-		OnDown: func(err error) { cfg.Log.Info("connection to the manager lost, the app answers", "err", err) },
+		// Requests may follow each other for long on flows that are open, while nobody offers another.
+		OnSilent: u.doubt,
+		OnDown:   func(err error) { cfg.Log.Info("connection to the manager lost, the app answers", "err", err) },
 		// An agent never gives up and never ends by itself: the app's connections come through it.
 		Permanent: func(error) bool { return false },
 		Log:       cfg.Log,
@@ -112,41 +114,6 @@ func (u *uplink) probe(s *mux.Session) {
 		if err == nil || s.Err() != nil {
 			return
 		}
-	}
-}
-
-// runSilence doubts a manager that was sent something, has said nothing since and does not answer a ping: requests may follow each other for long on
-// flows that are open, and nobody offers one.
-func (u *uplink) runSilence(ctx context.Context) error {
-	type traffic struct{ sent, received uint64 }
-	var last *mux.Session
-	var was traffic
-	tick := time.NewTicker(acceptTimeout)
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-tick.C:
-		}
-		s := u.link.Session()
-		var now traffic
-		if s != nil {
-			now.sent, now.received = s.Traffic()
-			if s == last && now.sent > was.sent && now.received == was.received && u.suspect.Load() != s {
-				u.ask(ctx, s)
-			}
-		}
-		last, was = s, now
-	}
-}
-
-// ask doubts a manager that does not answer a ping.
-func (u *uplink) ask(ctx context.Context, s *mux.Session) {
-	ctx, cancel := context.WithTimeout(ctx, acceptTimeout)
-	defer cancel()
-	if _, err := s.Ping(ctx); errors.Is(err, context.DeadlineExceeded) {
-		u.doubt(s)
 	}
 }
 

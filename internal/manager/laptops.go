@@ -372,8 +372,6 @@ const silence = time.Second
 
 // runSilence suspects laptops that have taken flows, are silent and do not answer a ping.
 func (l *laptops) runSilence(ctx context.Context) error {
-	type traffic struct{ sent, received uint64 }
-	before := map[*mux.Session]traffic{}
 	tick := time.NewTicker(silence)
 	defer tick.Stop()
 	for {
@@ -382,15 +380,11 @@ func (l *laptops) runSilence(ctx context.Context) error {
 			return nil
 		case <-tick.C:
 		}
-		now := map[*mux.Session]traffic{}
 		for t, uid := range l.taking() {
-			sent, received := t.Traffic()
-			now[t] = traffic{sent, received}
-			if was, ok := before[t]; ok && sent > was.sent && received == was.received {
+			if t.Silent() >= silence {
 				go l.ask(ctx, uid, t)
 			}
 		}
-		before = now
 	}
 }
 

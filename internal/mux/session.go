@@ -201,6 +201,14 @@ func (s *Session) Accept(ctx context.Context) (*Request, error) {
 // Traffic counts the bytes that were sent and received so far, whatever they were.
 func (s *Session) Traffic() (sent, received uint64) { return s.c.traffic() }
 
+// Silent is how long the peer has said nothing to what it was sent first since it said something; 0: it was sent nothing.
+func (s *Session) Silent() time.Duration {
+	if t := s.w.unheard.Load(); t != 0 {
+		return time.Duration(time.Now().UnixNano() - t)
+	}
+	return 0
+}
+
 // ping is one that was not answered yet.
 type ping struct {
 	sent time.Time

@@ -30,12 +30,15 @@ const probeTimeout = 500 * time.Millisecond
 type LinkConfig struct {
 	// Dial makes a connection. old is the tunnel that lost its own, to be gone on with if the other end still has it
 	// (ClientConfig.Resume); nil: none.
-	Dial      func(ctx context.Context, old *mux.Session) (*mux.Session, wire.HelloReply, error)
-	OnUp      func(*mux.Session, wire.HelloReply)       // a tunnel is there, or has a connection again
-	OnDown    func(error)                               // that was lost; called once for each OnUp
-	OnRetry   func(err error, pause time.Duration)      // an attempt failed; the next comes after pause
-	Serve     func(context.Context, *mux.Session) error // runs while the tunnel lives, also without connection; its error ends this tunnel
-	Permanent func(error) bool                          // nil: IsPermanent
+	Dial    func(ctx context.Context, old *mux.Session) (*mux.Session, wire.HelloReply, error)
+	OnUp    func(*mux.Session, wire.HelloReply)       // a tunnel is there, or has a connection again
+	OnDown  func(error)                               // that was lost; called once for each OnUp
+	OnRetry func(err error, pause time.Duration)      // an attempt failed; the next comes after pause
+	Serve   func(context.Context, *mux.Session) error // runs while the tunnel lives, also without connection; its error ends this tunnel
+	// OnSilent is called, perhaps again and again, when the other end was sent something, says nothing and does not answer a ping within a second. Without
+	// it such a tunnel gets another connection, a little later: to be wrong costs little if it can be resumed.
+	OnSilent  func(*mux.Session)
+	Permanent func(error) bool // nil: IsPermanent
 	Log       *slog.Logger
 }
 
@@ -63,7 +66,9 @@ func IsPermanent(err error) bool {
 type Link struct {
 	cfg   LinkConfig
 	check chan struct{} // see Check
-	said  time.Time     // of run's goroutine only: when a failed attempt was logged last
+	// of run's goroutine only, and of watch, for which it waits:
+	said     time.Time     // when a failed attempt was logged last
+	patience time.Duration // with a silent end
 
 	mu sync.Mutex
 	// guarded by mu:
@@ -80,7 +85,7 @@ func NewLink(cfg LinkConfig) *Link {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	return &Link{cfg: cfg, check: make(chan struct{}, 1), changed: make(chan struct{})}
+	return &Link{cfg: cfg, check: make(chan struct{}, 1), changed: make(chan struct{}), patience: answerTimeout}
 }
 
 // Session returns the tunnel, or nil while it is down.
@@ -156,10 +161,15 @@ func (l *Link) run(ctx context.Context) error {
 		if err == nil {
 			if next != cur {
 				l.finish(cur)
-				cur = next
+				cur, l.patience = next, answerTimeout
 			}
-			if cur, err = l.up(ctx, cur, reply); time.Since(start) > 2*lastPause { // it held: the next loss is a new one
+			cur, err = l.up(ctx, cur, reply)
+			held := time.Since(start) // if for long, the next loss is a new one
+			if held > 2*lastPause {
 				pause = firstPause
+			}
+			if held > 2*maxAnswerTimeout {
+				l.patience = answerTimeout
 			}
 			lost, l.said = time.Now(), time.Time{}
 		}
@@ -253,6 +263,9 @@ func (l *Link) up(ctx context.Context, cur *life, reply wire.HelloReply) (*life,
 	if l.cfg.OnUp != nil {
 		l.cfg.OnUp(cur.s, reply)
 	}
+	wctx, cancel := context.WithCancel(ctx)
+	var watching sync.WaitGroup
+	watching.Go(func() { l.watch(wctx, cur.s) })
 	var err error
 	down := cur.s.Down()
 	for up := true; up; {
@@ -270,6 +283,8 @@ func (l *Link) up(ctx context.Context, cur *life, reply wire.HelloReply) (*life,
 		}
 		up = false
 	}
+	cancel()
+	watching.Wait()
 	l.set(nil, nil)
 	if ctx.Err() != nil || cur.s.Err() != nil {
 		l.finish(cur)
