@@ -298,6 +298,11 @@ const reliabilityFound = `
 - A laptop that fell silent was not noticed, for up to 80 s, by clients that make no new connections: now it is pinged when it does not answer.
 - Each UDP conversation of an agent held 64 KiB until it was idle for two minutes. With five new clients a second an agent had more than the 64 MiB that the runs allow it, and was
   ended for that while the command line was killed: the requests of others that failed in that row. Now a conversation that waits holds no buffer.
+- When the node of the leading manager was cut off, agents had the next one after 10 s, but the laptop waited for the mux's keepalive, for up to 80 s. Now it makes another connection when nothing
+  comes for 4 to 5 s after something was sent, and is there as soon as there is a leader.
+- When such a node was back its manager, which leads no more, ended its sessions, and agents trusted it for the moment until what was open on them had ended: requests on open HTTP/2 connections were reset. Now they trust
+  the next session only.
+- `doppel quit -s` came back when the daemons listened no more, and one of them still had its log open. Now it waits until they have ended.
 `
 
 // TestReliabilityPage compares docs/reliability.md with the results; make torture has it written.

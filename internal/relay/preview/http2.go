@@ -53,6 +53,11 @@ func (t *transport) RoundTrip(r *http.Request) (*http.Response, error) {
 	if errors.Is(err, errHTTP1) { // no connection was made, and nothing of the request is used up
 		return t.http1.RoundTrip(r)
 	}
+	if q := of(r.Context()); err != nil && q != nil {
+		if u := q.dialled.Load(); u != nil && u.refused.Load() { // the transport may say no more than that the connection is closed
+			err = errNotHTTP2
+		}
+	}
 	return resp, err
 }
 
@@ -89,7 +94,9 @@ func (h *Handler) dialHTTP2(ctx context.Context, _, addr string) (net.Conn, erro
 	case proto == "h2":
 		return c, nil
 	case proto == "" && q != nil && q.grpc:
-		return newUnproven(c), nil
+		u := newUnproven(c)
+		q.dialled.Store(u)
+		return u, nil
 	}
 	_ = c.Close()
 	return nil, errHTTP1
@@ -101,6 +108,8 @@ type unproven struct {
 	net.Conn
 	first  []byte // what was read of the first frame's head, and is still to be handed on
 	proven atomic.Bool
+	// refused is set once an error said that the other end does not speak it.
+	refused atomic.Bool
 }
 
 // The head of a frame (RFC 9113, section 4.1), where its type is, and that of SETTINGS.
@@ -119,6 +128,7 @@ func (u *unproven) Read(p []byte) (int, error) {
 	if !u.proven.Load() {
 		head := make([]byte, frameHead)
 		if _, err := io.ReadFull(u.Conn, head); err != nil || head[frameType] != typeSettings {
+			u.refused.Store(true)
 			return 0, errNotHTTP2
 		}
 		u.first = head
@@ -139,6 +149,7 @@ func (u *unproven) Read(p []byte) (int, error) {
 func (u *unproven) Write(p []byte) (int, error) {
 	n, err := u.Conn.Write(p)
 	if err != nil && !u.proven.Load() {
+		u.refused.Store(true)
 		err = errNotHTTP2
 	}
 	return n, err

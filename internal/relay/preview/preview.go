@@ -10,6 +10,7 @@ import (
 	"net/http/httputil"
 	"net/url"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/doppel-dev/doppel/internal/relay/access"
@@ -97,7 +98,8 @@ func (h *Handler) Unlisted() uint64 { return h.visits.unlisted.Load() }
 type request struct {
 	preview store.Preview
 	visitor access.Visitor
-	grpc    bool // it is a call of gRPC
+	grpc    bool                     // it is a call of gRPC
+	dialled atomic.Pointer[unproven] // for it, if so
 }
 
 type requestKey struct{}
