@@ -302,7 +302,7 @@ const reliabilityFound = `
   comes for 4 to 5 s after something was sent, and is there as soon as there is a leader.
 - When such a node was back its manager, which leads no more, ended its sessions, and agents trusted it for the moment until what was open on them had ended: requests on open HTTP/2 connections were reset. Now they trust
   the next session only.
-- `doppel quit -s` came back when the daemons listened no more, and one of them still had its log open. Now it waits until they have ended.
+- doppel quit -s came back when the daemons listened no more, and one of them still had its log open. Now it waits until they have ended.
 `
 
 // TestReliabilityPage compares docs/reliability.md with the results; make torture has it written.
