@@ -174,7 +174,9 @@ func TestLinkResumes(t *testing.T) {
 		if took := time.Since(start); took > time.Second {
 			t.Errorf("took %s", took)
 		}
-		// Check finds a connection that is well, and leaves it.
+		// Check finds a connection that is well, and leaves it. While the link still dials (the other end uses a connection before the
+		// dial returns) Check would ask for another.
+		synctest.Wait()
 		before := dials.Load()
 		l.Check()
 		time.Sleep(5 * time.Second)
