@@ -287,18 +287,23 @@ func (a *app) install(ctx context.Context, k *kubeFlags) error {
 // runCommand runs the user's command with our terminal and passes its exit code on.
 func (a *app) runCommand(cmd *exec.Cmd) error {
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = a.In, a.Out, a.Err
-	if err := cmd.Start(); err != nil {
-		return uerr.Wrap(err, uerr.Usage, "", "run %s", cmd.Args[0])
-	}
-	return waitCommand(cmd)
+	return attend(cmd, func() error {
+		if err := cmd.Start(); err != nil {
+			return uerr.Wrap(err, uerr.Usage, "", "run %s", cmd.Args[0])
+		}
+		return nil
+	})
 }
 
-// waitCommand ends with the command and not before: an interrupt is the command's to deal with (the terminal sends it to both of us), other
-// signals are handed on.
-func waitCommand(cmd *exec.Cmd) error {
+// attend starts a command, and ends with it and not before: an interrupt is the command's to deal with (the terminal sends it to both of us),
+// other signals are handed on, from the start.
+func attend(cmd *exec.Cmd, start func() error) error {
 	signals := make(chan os.Signal, 1)
 	signal.Notify(signals, syscall.SIGTERM, syscall.SIGHUP)
 	defer signal.Stop(signals)
+	if err := start(); err != nil {
+		return err
+	}
 	ended := make(chan struct{})
 	defer close(ended)
 	go func() {

@@ -89,10 +89,7 @@ func (a *app) runInside(ctx context.Context, k *kubeFlags, command []string) err
 		return err
 	}
 	defer s.Close()
-	if err := box.Go(); err != nil {
-		return err
-	}
-	return waitCommand(box.Cmd())
+	return attend(box.Cmd(), box.Go)
 }
 
 func (a *app) insideCmd() *cobra.Command {

@@ -62,16 +62,19 @@ func (a *app) sftpCommand(st localapi.Stream, command []string) error {
 	if err != nil {
 		return err
 	}
-	if err := cmd.Start(); err != nil {
-		return uerr.Wrap(err, uerr.Usage, "", "run %s", command[0])
-	}
 	pumped := make(chan struct{})
-	go func() {
-		defer close(pumped)
-		_ = pump(st, out, in) // the command says how it took that
-		_ = in.Close()        // so that it sees that nobody answers any more
-	}()
-	err = waitCommand(cmd)
+	err = attend(cmd, func() error {
+		if err := cmd.Start(); err != nil {
+			close(pumped)
+			return uerr.Wrap(err, uerr.Usage, "", "run %s", command[0])
+		}
+		go func() {
+			defer close(pumped)
+			_ = pump(st, out, in) // the command says how it took that
+			_ = in.Close()        // so that it sees that nobody answers any more
+		}()
+		return nil
+	})
 	_ = st.Close()
 	<-pumped
 	return err

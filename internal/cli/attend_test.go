@@ -1,0 +1,45 @@
+//go:build unix
+
+package cli
+
+import (
+	"bufio"
+	"errors"
+	"os"
+	"os/exec"
+	"os/signal"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// TestAttendFromTheStart: a signal that comes while the command is being started is handed on, too.
+func TestAttendFromTheStart(t *testing.T) {
+	mains := make(chan os.Signal, 1) // as doppel's main does, so that it does not end this process
+	signal.Notify(mains, syscall.SIGTERM)
+	defer signal.Stop(mains)
+	cmd := exec.Command("sh", "-c", `trap "exit 9" TERM; echo ready; while :; do sleep 0.05; done`)
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	giveUp := time.AfterFunc(10*time.Second, func() { _ = cmd.Process.Kill() })
+	defer giveUp.Stop()
+	err = attend(cmd, func() error {
+		if err := cmd.Start(); err != nil {
+			return err
+		}
+		if _, err := bufio.NewReader(out).ReadString('\n'); err != nil {
+			return err
+		}
+		if err := syscall.Kill(os.Getpid(), syscall.SIGTERM); err != nil {
+			return err
+		}
+		<-mains // delivered to all
+		return nil
+	})
+	var code exitCode
+	if !errors.As(err, &code) || code != 9 {
+		t.Errorf("got %v, want exit code 9", err)
+	}
+}
