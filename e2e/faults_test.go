@@ -25,6 +25,8 @@ type fault struct {
 	hangs bool
 	// ends: connections of everybody through what is killed end with it, as if it were the app.
 	ends bool
+	// beside: it leaves alone what ends sessions, which may go on meanwhile.
+	beside bool
 	// unseen: nobody is to notice anything.
 	unseen bool
 	// prepare makes what it needs, before all is well.
@@ -49,16 +51,16 @@ const (
 const previewBack = 10 * time.Second
 
 var faults = []fault{
-	{name: "kill -9 of the CLI", short: 1, long: 100, do: killCLI},
-	{name: "kill -9 of the user daemon", short: 1, long: 100, do: killOnLaptop(userDaemon), gone: []string{"doppel daemon"}},
-	{name: "kill -9 of the root daemon", short: 1, long: 100, do: killOnLaptop(rootDaemon), back: 5 * time.Second},
-	{name: "kill -9 of both daemons", long: 100, do: killOnLaptop(userDaemon, rootDaemon), gone: []string{"doppel daemon", "doppel-rootd"}},
-	{name: "kill -9 of the agent", short: 1, long: 100, do: killInCluster("traffic-agent"), ends: true, mend: (*torture).freshPods},
+	{name: "kill -9 of the CLI", short: 1, long: 100, beside: true, do: killCLI},
+	{name: "kill -9 of the user daemon", short: 1, long: 100, beside: true, do: killOnLaptop(userDaemon), gone: []string{"doppel daemon"}},
+	{name: "kill -9 of the root daemon", short: 1, long: 100, beside: true, do: killOnLaptop(rootDaemon), back: 5 * time.Second},
+	{name: "kill -9 of both daemons", long: 100, beside: true, do: killOnLaptop(userDaemon, rootDaemon), gone: []string{"doppel daemon", "doppel-rootd"}},
+	{name: "kill -9 of the agent", short: 1, long: 100, beside: true, do: killInCluster("traffic-agent"), ends: true, mend: (*torture).freshPods},
 	{name: "kill -9 of the manager", short: 1, long: 100, do: killInCluster("traffic-manager"), mend: (*torture).freshPods},
 	{name: "kill -9 of the manager that leads of two", short: 1, long: 100, managers: 2, do: killManagers(func(leads bool) bool { return leads }), mend: (*torture).freshPods},
 	{name: "kill -9 of the manager that stands by", short: 1, long: 100, managers: 2, do: killManagers(func(leads bool) bool { return !leads }), unseen: true, mend: (*torture).freshPods},
 	{name: "kill -9 of both managers", short: 1, long: 100, managers: 2, do: killManagers(func(bool) bool { return true }), mend: (*torture).freshPods},
-	{name: "kill -9 of the relay", short: 1, long: 100, do: killRelay, unseen: true},
+	{name: "kill -9 of the relay", short: 1, long: 100, beside: true, do: killRelay, unseen: true},
 	{name: "node of the manager that leads cut off", short: 1, long: 10, nodes: 2, managers: 2, prepare: (*torture).leaderAway, do: nodeCutOff, hangs: true, mend: (*torture).freshPods},
 	{name: "API server restarted", short: 1, long: 10, do: restartAPI},
 	{name: "laptop's link down", short: 1, long: 10, do: linkDown, hangs: true, back: 5 * time.Second},

@@ -120,8 +120,8 @@ var (
 )
 
 // picture is what doppel could leave in the cluster: its objects, what is in the manager's namespace, and in ns the workloads' templates, the pods'
-// specifications and the redirects in them.
-func (c *cluster) picture(t *testing.T, ns string) (picture, error) {
+// specifications and the redirects in them. Sessions with the UIDs in ending, and their intercepts, are left out.
+func (c *cluster) picture(t *testing.T, ns string, ending ...string) (picture, error) {
 	t.Helper()
 	p := picture{}
 	// The names of sessions and pods are by lot, so what refers to one says that there is one.
@@ -147,11 +147,17 @@ func (c *cluster) picture(t *testing.T, ns string) (picture, error) {
 		}
 	}
 	for _, s := range sessions.Items {
+		if slices.Contains(ending, string(s.UID)) {
+			continue
+		}
 		if err := add("sessions", s.Spec.User, s.Spec.Namespace, s.Spec.Reach, s.Status.State); err != nil {
 			return nil, err
 		}
 	}
 	for _, i := range intercepts.Items {
+		if slices.Contains(ending, i.Spec.Session) {
+			continue
+		}
 		if err := add("intercepts", i.Namespace+"/"+i.Spec.Name, i.Spec, i.Status.State, i.Status.Message); err != nil {
 			return nil, err
 		}

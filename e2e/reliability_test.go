@@ -157,13 +157,19 @@ type results struct {
 	Rounds []outcome `json:"rounds"`
 
 	Disturbed int `json:"disturbed"` // rounds that do not count
+
+	begun int // rounds that are not among Rounds yet
+}
+
+func (r *results) fault() fault {
+	return faults[slices.IndexFunc(faults, func(f fault) bool { return f.name == r.Fault })]
 }
 
 func (r *results) share() float64 {
 	if r.Goal == 0 {
 		return 1
 	}
-	return float64(len(r.Rounds)) / float64(r.Goal)
+	return float64(len(r.Rounds)+r.begun) / float64(r.Goal)
 }
 
 func resultsFile(dir, fault string) string {
@@ -223,7 +229,8 @@ somebody else than it should be from: the laptop, or the app if the laptop's ses
 
 *As before* is when laptop or cluster equal a picture that was taken before: of the laptop links, addresses, routes, rules, redirects, resolver, mounts, processes and files outside the state directory; of the
 cluster doppel's objects, pods, workloads, services, config maps, names of secrets, and the redirects in all pods. After the death of a user daemon the laptop has to look as
-if it had never been connected, and the cluster's time is that of its session's end. Otherwise the cluster is looked at when the callers have been well for 3.2 s, so that no figure is smaller.
+if it had never been connected, and the cluster's time is that of its session's end; rounds of faults
+that leave manager and API server alone go on meanwhile. Otherwise the cluster is looked at when the callers have been well for 3.2 s, so that no figure is smaller.
 
 `
 

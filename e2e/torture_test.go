@@ -56,7 +56,9 @@ type torture struct {
 	commit string
 	struck time.Time // when what a fault breaks was broken, if it stays so for a while
 
-	managers int // replicas of the manager
+	managers int       // replicas of the manager
+	calm     bool      // all was well at the end of the last round, and nothing was changed since
+	ending   []*ending // sessions that the cluster is about to end
 
 	relay   *relay
 	person  *browser // of a member of its team
@@ -208,25 +210,35 @@ const (
 	hangNotice = notice + time.Second
 )
 
-// round has a fault happen at a random moment, and says what came of it.
-func (w *torture) round(t *testing.T, f fault) outcome {
+// round has a fault happen at a random moment, and says what came of it. If a session ends with it, then what came of that follows.
+func (w *torture) round(t *testing.T, f fault) (o outcome, ended *ending) {
 	t.Helper()
-	o := outcome{Commit: w.commit}
+	o = outcome{Commit: w.commit}
 	if n := cmp.Or(f.managers, 1); n != w.managers {
 		w.c.scaleManager(t, int32(n))
-		w.managers = n
+		w.managers, w.calm = n, false
 		if _, _, err := w.well(time.Now(), taker); err != nil {
 			o.Problems = append(o.Problems, "with other managers: "+err.Error())
-			return o
+			return o, nil
 		}
 		w.cluster = ok(w.c.picture(t, w.ns))(t)
 	}
 	if f.prepare != nil {
+		w.calm = false
 		f.prepare(w, t)
 	}
-	if _, _, err := w.well(time.Now(), taker); err != nil {
+	if w.calm {
+		for _, a := range w.load.take() {
+			if !a.good(taker) {
+				o.Problems = append(o.Problems, fmt.Sprintf("before, when all was well again: %+v", a))
+			}
+		}
+	} else if _, _, err := w.well(time.Now(), taker); err != nil {
 		o.Problems = append(o.Problems, "before: "+err.Error())
-		return o
+	}
+	w.calm = false
+	if len(o.Problems) > 0 {
+		return o, nil
 	}
 	session := w.l.sessionUID(t)
 	time.Sleep(time.Duration(w.rand.Int64N(int64(time.Second)))) // the random moment
@@ -257,35 +269,79 @@ func (w *torture) round(t *testing.T, f fault) outcome {
 	o.problem("traffic", err)
 	o.count(all, o.Began, amid, normal)
 	if len(f.gone) > 0 {
+		ended = w.ends(session, over)
 		w.connect(t)
-		at, err = settles(clusterResidue-time.Since(over), picture{}, func() (picture, error) { return w.sessionLeft(session) })
-		o.Cluster = at.Sub(over).Seconds()
-		o.problem("session", err)
 		w.load.take()
 		_, _, err = w.well(time.Now(), taker)
 		o.problem("connected again", err)
 	}
-	at, err = settles(max(clusterResidue-time.Since(over), laptopResidue), w.cluster, func() (picture, error) { return w.c.picture(t, w.ns) })
+	var ending []string
+	for _, e := range w.ending {
+		ending = append(ending, e.session)
+	}
+	at, err = settles(max(clusterResidue-time.Since(over), laptopResidue), w.cluster, func() (picture, error) { return w.c.picture(t, w.ns, ending...) })
 	if len(f.gone) == 0 {
 		o.Cluster = at.Sub(over).Seconds()
 	}
 	o.problem("cluster", err)
+	w.calm = len(o.Problems) == 0 && f.mend == nil
 	if f.mend != nil {
 		f.mend(w, t)
 	}
-	return o
+	return o, ended
 }
 
-// sessionLeft is a picture of what is there of a session.
+// ending is a session that the cluster is about to end, since its laptop's daemon died.
+type ending struct {
+	session string
+	at      time.Duration // since the daemon died
+	err     error
+	done    chan struct{} // closed when the two above are known
+	note    func()        // called then
+}
+
+// collect notes what came of rounds whose sessions have ended, or waits for all.
+func (w *torture) collect(wait bool) {
+	for len(w.ending) > 0 {
+		e := w.ending[0]
+		select {
+		case <-e.done:
+		default:
+			if !wait {
+				return
+			}
+			<-e.done
+		}
+		w.ending = w.ending[1:]
+		e.note()
+	}
+}
+
+// ends watches a session end, beside the next rounds.
+func (w *torture) ends(session string, died time.Time) *ending {
+	e := &ending{session: session, done: make(chan struct{})}
+	w.ending = append(w.ending, e)
+	go func() {
+		defer close(e.done)
+		at, err := settles(clusterResidue-time.Since(died), picture{}, func() (picture, error) { return w.sessionLeft(session) })
+		e.at, e.err = at.Sub(died), err
+	}()
+	return e
+}
+
+// sessionLeft is a picture of what is there of a session: itself and its intercepts.
 func (w *torture) sessionLeft(uid string) (picture, error) {
-	b, err := w.c.core.Discovery().RESTClient().Get().AbsPath("/apis/doppel.dev/v1alpha1/sessions").DoRaw(context.Background())
-	if err != nil {
-		return nil, err
+	left := picture{}
+	for _, kind := range []string{"sessions", "intercepts"} {
+		b, err := w.c.core.Discovery().RESTClient().Get().AbsPath("/apis/doppel.dev/v1alpha1/" + kind).DoRaw(context.Background())
+		if err != nil {
+			return nil, err
+		}
+		if strings.Contains(string(b), uid) {
+			left[kind] = []string{uid}
+		}
 	}
-	if strings.Contains(string(b), `"uid":"`+uid+`"`) {
-		return picture{"sessions": {uid}}, nil
-	}
-	return picture{}, nil
+	return left, nil
 }
 
 // TestTorture has every fault happen at random moments amid mixed traffic: a few rounds of the quick ones, or as make torture wants it.
@@ -335,40 +391,76 @@ func TestTorture(t *testing.T) {
 		rate = ok(strconv.Atoi(s))(t)
 	}
 	w := newTorture(t, seed, rate)
-	// The one that has done the smallest share of its rounds is next, so that what is interrupted has some of each.
 	for time.Now().Before(end) {
-		r := slices.MinFunc(plan, func(a, b *results) int { return cmp.Compare(a.share(), b.share()) })
+		r := w.next(plan)
 		if r.share() >= 1 {
 			break
 		}
-		f := faults[slices.IndexFunc(faults, func(f fault) bool { return f.name == r.Fault })]
-		o := w.round(t, f)
+		f := r.fault()
+		w.collect(!f.beside)
+		o, ended := w.round(t, f)
 		o.Rate = rate
-		t.Logf("%s %s", f.name, o)
-		if o.disturbed() && r.Disturbed < len(r.Rounds)+tries {
-			r.Disturbed++
-			t.Logf("%s: that round does not count, the machine was busy: %v %v", f.name, o.Problems, o.broken(f))
-			if len(o.Problems) > 0 {
-				w.again(t)
-			}
-			continue
-		}
-		r.Rounds = append(r.Rounds, o)
-		for _, p := range append(o.Problems, o.broken(f)...) {
-			t.Errorf("%s: %s", f.name, p)
-		}
-		if dir != "" {
-			if err := r.write(dir); err != nil {
-				t.Fatal(err)
-			}
-		}
 		if len(o.Problems) > 0 {
 			w.again(t)
 		}
+		r.begun++
+		note := func() {
+			r.begun--
+			if ended != nil {
+				o.Cluster = ended.at.Seconds()
+				o.problem("session", ended.err)
+			}
+			t.Logf("%s %s", f.name, o)
+			if o.disturbed() && r.Disturbed < len(r.Rounds)+tries {
+				r.Disturbed++
+				t.Logf("%s: that round does not count, the machine was busy: %v %v", f.name, o.Problems, o.broken(f))
+				return
+			}
+			r.Rounds = append(r.Rounds, o)
+			for _, p := range append(o.Problems, o.broken(f)...) {
+				t.Errorf("%s: %s", f.name, p)
+			}
+			if dir != "" {
+				if err := r.write(dir); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		if ended != nil {
+			ended.note = note
+		} else {
+			note()
+		}
 	}
+	w.collect(true)
 	w.load.stop()
 	w.l.run(t, "doppel", "quit", "-s")
 }
+
+// next is whose turn it is: who has done the smallest share of its rounds, so that what is interrupted has some of each; among those that have done
+// about as much, one for which nothing has to be changed or waited for.
+func (w *torture) next(plan []*results) *results {
+	least := slices.MinFunc(plan, func(a, b *results) int { return cmp.Compare(a.share(), b.share()) })
+	bother := func(r *results) (n int) {
+		f := r.fault()
+		if cmp.Or(f.managers, 1) != w.managers {
+			n += 2
+		}
+		if !f.beside && len(w.ending) > 0 {
+			n++
+		}
+		return n
+	}
+	for _, r := range plan {
+		if r.share() < min(least.share()+about, 1) && bother(r) < bother(least) {
+			least = r
+		}
+	}
+	return least
+}
+
+// about is how much more of its rounds one may have done than others.
+const about = 0.05
 
 // again makes the next round possible, whatever the last one has left.
 func (w *torture) again(t *testing.T) {
