@@ -37,8 +37,6 @@ type fault struct {
 	managers int
 	// back is by when the laptop is to be as it was; default laptopResidue.
 	back time.Duration
-	// mend undoes what the fault leaves by its nature, before the next one.
-	mend func(*torture, *testing.T)
 }
 
 // Programs, as pgrep -f finds them; the brackets keep the shell itself out.
@@ -55,19 +53,20 @@ var faults = []fault{
 	{name: "kill -9 of the user daemon", short: 1, long: 100, beside: true, do: killOnLaptop(userDaemon), gone: []string{"doppel daemon"}},
 	{name: "kill -9 of the root daemon", short: 1, long: 100, beside: true, do: killOnLaptop(rootDaemon), back: 5 * time.Second},
 	{name: "kill -9 of both daemons", long: 100, beside: true, do: killOnLaptop(userDaemon, rootDaemon), gone: []string{"doppel daemon", "doppel-rootd"}},
-	{name: "kill -9 of the agent", short: 1, long: 100, beside: true, do: killInCluster("traffic-agent"), ends: true, mend: (*torture).freshPods},
-	{name: "kill -9 of the manager", short: 1, long: 100, do: killInCluster("traffic-manager"), mend: (*torture).freshPods},
-	{name: "kill -9 of the manager that leads of two", short: 1, long: 100, managers: 2, do: killManagers(func(leads bool) bool { return leads }), mend: (*torture).freshPods},
-	{name: "kill -9 of the manager that stands by", short: 1, long: 100, managers: 2, do: killManagers(func(leads bool) bool { return !leads }), unseen: true, mend: (*torture).freshPods},
-	{name: "kill -9 of both managers", short: 1, long: 100, managers: 2, do: killManagers(func(bool) bool { return true }), mend: (*torture).freshPods},
+	{name: "kill -9 of the agent", short: 1, long: 100, beside: true, do: killInCluster("traffic-agent"), ends: true},
+	{name: "kill -9 of the manager", short: 1, long: 100, do: killInCluster("traffic-manager")},
+	{name: "kill -9 of the manager that leads of two", short: 1, long: 100, managers: 2, do: killManagers(func(leads bool) bool { return leads })},
+	{name: "kill -9 of the manager that stands by", short: 1, long: 100, managers: 2, do: killManagers(func(leads bool) bool { return !leads }), unseen: true},
+	{name: "kill -9 of both managers", short: 1, long: 100, managers: 2, do: killManagers(func(bool) bool { return true })},
 	{name: "kill -9 of the relay", short: 1, long: 100, beside: true, do: killRelay, unseen: true},
-	{name: "node of the manager that leads cut off", short: 1, long: 10, nodes: 2, managers: 2, prepare: (*torture).leaderAway, do: nodeCutOff, hangs: true, mend: (*torture).freshPods},
+	{name: "node of the manager that leads cut off", short: 1, long: 10, nodes: 2, managers: 2, prepare: (*torture).leaderAway, do: nodeCutOff, hangs: true},
 	{name: "API server restarted", short: 1, long: 10, do: restartAPI},
 	{name: "laptop's link down", short: 1, long: 10, do: linkDown, hangs: true, back: 5 * time.Second},
 	{name: "laptop's address changed", short: 1, long: 10, do: newAddress, hangs: true, back: 5 * time.Second},
 	{name: "laptop's line loses 30 %", short: 1, long: 10, do: badLine("--loss", "30%"), lasts: true, back: 5 * time.Second},
 	{name: "laptop's line delays 300 ms", long: 10, do: badLine("--delay", "300ms"), lasts: true, back: 5 * time.Second},
 	{name: "user daemon out of descriptors", long: 10, do: noDescriptors},
+	{name: "agent out of memory", long: 10, beside: true, do: agentOutOfMemory, ends: true},
 	{name: "state directory full", long: 3, do: diskFull, lasts: true},
 	{name: "laptop asleep", long: 3, do: asleep, hangs: true, back: 5 * time.Second},
 	{name: "kubelet stopped", long: 3, do: kubeletStopped},
@@ -107,6 +106,41 @@ func killInCluster(program string) func(*testing.T, *torture) time.Time {
 	}
 }
 
+// squeeze lowers the memory limit of a process's control group, of either version, until the process is gone. It prints the group's name, which is
+// that of the container.
+const squeeze = `
+pid=%s
+v1=$(sed -n 's/^[0-9]*:memory://p' /proc/$pid/cgroup)
+if [ "$v1" ]; then cd "/sys/fs/cgroup/memory$v1"; else cd "/sys/fs/cgroup$(sed -n s/^0:://p /proc/$pid/cgroup)"; fi || exit 1
+basename "$PWD"
+for i in $(seq 200); do
+	if [ "$v1" ]; then echo $(($(cat memory.usage_in_bytes) - 65536)) > memory.limit_in_bytes; else echo 1M > memory.max; fi 2> /dev/null
+	kill -0 $pid 2> /dev/null || exit 0
+	sleep 0.02
+done
+exit 1`
+
+// agentOutOfMemory leaves one of the agents so little memory that the kernel kills it, as at its container's limit.
+func agentOutOfMemory(t *testing.T, w *torture) time.Time {
+	t.Helper()
+	pids := strings.Fields(w.c.node(t, "pgrep", "-f", "^[^ ]*traffic-agent"))
+	id := strings.TrimSpace(w.c.node(t, "sh", "-c", fmt.Sprintf(squeeze, pids[w.rand.IntN(len(pids))])))
+	over := time.Now()
+	eventually(t, 10*time.Second, func() error {
+		for _, p := range ok(w.c.core.CoreV1().Pods(w.ns).List(t.Context(), metav1.ListOptions{}))(t).Items {
+			for _, s := range append(p.Status.InitContainerStatuses, p.Status.ContainerStatuses...) {
+				for _, e := range []*corev1.ContainerStateTerminated{s.State.Terminated, s.LastTerminationState.Terminated} {
+					if e != nil && strings.HasSuffix(e.ContainerID, "/"+id) && e.Reason == "OOMKilled" {
+						return nil
+					}
+				}
+			}
+		}
+		return fmt.Errorf("container %s was not killed for want of memory", id)
+	})
+	return over
+}
+
 // killManagers kills those replicas of the manager that which wants, by whether it leads.
 func killManagers(which func(leads bool) bool) func(*testing.T, *torture) time.Time {
 	return func(t *testing.T, w *torture) time.Time {
@@ -131,49 +165,9 @@ func (c *cluster) managers(ctx context.Context) ([]corev1.Pod, error) {
 // leads says whether the Services lead to a pod of the manager.
 func leads(p corev1.Pod) bool { return p.Labels["app.kubernetes.io/part-of"] == "doppel" }
 
-// freshPods replaces the pods whose containers were started again: the next time the kubelet would wait before it does.
-func (w *torture) freshPods(t *testing.T) {
-	t.Helper()
-	for _, ns := range []string{w.ns, managerNS} {
-		var old []string
-		for _, p := range ok(w.c.core.CoreV1().Pods(ns).List(t.Context(), metav1.ListOptions{}))(t).Items {
-			for _, s := range append(p.Status.ContainerStatuses, p.Status.InitContainerStatuses...) {
-				if s.RestartCount > 0 && p.DeletionTimestamp == nil {
-					old = append(old, p.Name)
-					break
-				}
-			}
-		}
-		for _, name := range old {
-			if err := w.c.core.CoreV1().Pods(ns).Delete(t.Context(), name, metav1.DeleteOptions{}); err != nil {
-				t.Fatal(err)
-			}
-		}
-		for _, name := range old {
-			eventually(t, time.Minute, func() error { return w.replaced(t, ns, name) })
-		}
-	}
-}
-
-// replaced is nil if a pod is gone and all others are ready.
-func (w *torture) replaced(t *testing.T, ns, name string) error {
-	t.Helper()
-	for _, p := range ok(w.c.core.CoreV1().Pods(ns).List(t.Context(), metav1.ListOptions{}))(t).Items {
-		ready := false
-		for _, c := range p.Status.Conditions {
-			ready = ready || c.Type == corev1.PodReady && c.Status == corev1.ConditionTrue
-		}
-		if p.Name == name || !ready {
-			return fmt.Errorf("pod %s is there, ready: %v", p.Name, ready)
-		}
-	}
-	return nil
-}
-
 // leaderAway has a manager lead that is on another node than the callers and the apps. What it knows of that node may be old: it was cut off.
 func (w *torture) leaderAway(t *testing.T) {
 	t.Helper()
-	w.freshPods(t) // before one leads: who is replaced later does not
 	home := w.c.nodeName(1)
 	var killed time.Time
 	eventually(t, time.Minute, func() error {

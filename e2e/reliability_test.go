@@ -226,11 +226,12 @@ Each fault happens at a random moment. A request is *in flight* if it runs at th
 something hangs and does not end, a second and a half. For a bad line, which goes on, that is all the time. Requests that are not taken are never in flight: none of them may fail. A fault is over when what was broken has come back by
 itself or was brought back (a link, an address, a server of the cluster). *Normal* is when the last answer has come that was an error or from
 somebody else than it should be from: the laptop, or the app if the laptop's session has ended. *Gap* is the longest time in which a kind of caller got no answer at all.
+What is killed in the cluster is started again at once, as the first time on any cluster: the lab's kubelets do not wait longer each time.
 
 *As before* is when laptop or cluster equal a picture that was taken before: of the laptop links, addresses, routes, rules, redirects, resolver, mounts, processes and files outside the state directory; of the
 cluster doppel's objects, pods, workloads, services, config maps, names of secrets, and the redirects in all pods. After the death of a user daemon the laptop has to look as
-if it had never been connected, and the cluster's time is that of its session's end; rounds of faults
-that leave manager and API server alone go on meanwhile. Otherwise the cluster is looked at when the callers have been well for 3.2 s, so that no figure is smaller.
+if it had never been connected, and the cluster's time is that of its session's end; rounds of faults that
+leave manager and API server alone go on meanwhile. Otherwise the cluster is looked at when the callers have been well for 3.2 s, so that no figure is smaller.
 
 `
 

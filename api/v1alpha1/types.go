@@ -254,7 +254,7 @@ type InterceptState string
 
 // The states of an intercept.
 const (
-	InterceptPending InterceptState = "Pending" // accepted; agents are being installed
+	InterceptPending InterceptState = "Pending" // accepted; agents are being installed, or, with the reason Interrupted, some are away
 	InterceptActive  InterceptState = "Active"  // every ready pod of the workload has an agent that knows the intercept
 	InterceptFailed  InterceptState = "Failed"  // will not become active; Message says why
 )

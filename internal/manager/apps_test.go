@@ -148,5 +148,5 @@ func TestIngest(t *testing.T) {
 	wantStatus(t, "one pod, while the old one is still there", st, v1alpha1.InterceptActive, "", "")
 	r.must(r.kc.Delete(t.Context(), &corev1.Pod{ObjectMeta: meta("shop", "one")}))
 	st, _ = r.look("in-1")
-	wantStatus(t, "none", st, v1alpha1.InterceptPending, "", "waiting for")
+	wantStatus(t, "none", st, v1alpha1.InterceptPending, reasonInterrupted, "waiting for")
 }

@@ -172,6 +172,9 @@ func (r *interceptReconciler) look(ctx context.Context, in *v1alpha1.Intercept) 
 		return reconcile.Result{}, err
 	}
 	r.m.lookedAt(in)
+	if st.State == v1alpha1.InterceptPending && r.wasActive(in) {
+		st.Reason = reasonInterrupted
+	}
 	if in.Spec.Session == "" {
 		st.Session = string(sess.UID)
 	}
@@ -194,6 +197,15 @@ func (r *interceptReconciler) look(ctx context.Context, in *v1alpha1.Intercept) 
 	case v1alpha1.InterceptFailed:
 	}
 	return reconcile.Result{}, nil
+}
+
+// reasonInterrupted is why an intercept is pending that was active.
+const reasonInterrupted = "Interrupted"
+
+// wasActive says so also of what was active under another leader.
+func (r *interceptReconciler) wasActive(in *v1alpha1.Intercept) bool {
+	_, ok := r.inForce[in.UID]
+	return ok || in.Status.State == v1alpha1.InterceptActive || in.Status.Reason == reasonInterrupted
 }
 
 // hasFailed says so for good.
@@ -442,6 +454,10 @@ func (r *interceptReconciler) progress(ctx context.Context, in *v1alpha1.Interce
 	}
 	if in.Spec.Mode == v1alpha1.ModeIngest && view.serving > 0 { // one pod has all that there is to have; the others may be as they are
 		return r.activated(in.UID, st), nil
+	}
+	if view.trouble != "" && r.wasActive(in) && !restarted { // it may get over it, as a container does that has been killed twice; the other agents go on
+		st.Message = view.trouble
+		return st, nil
 	}
 	if view.trouble != "" {
 		if p, _ := w.broken(); p != nil && w.How != kinds.ByController {

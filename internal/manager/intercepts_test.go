@@ -170,7 +170,7 @@ func TestIntercept(t *testing.T) {
 	// A pod that comes up without an agent much later is worth another restart, but only one.
 	r.addPod("late-1", "rs-2", ready1)
 	st, _ = r.look("in-1")
-	wantStatus(t, "missed injection later", st, v1alpha1.InterceptPending, "", "restarting")
+	wantStatus(t, "missed injection later", st, v1alpha1.InterceptPending, reasonInterrupted, "restarting")
 	if r.restarts() != 2 {
 		t.Errorf("%d restarts", r.restarts())
 	}
@@ -189,6 +189,35 @@ func TestIntercept(t *testing.T) {
 	if st, _ := r.look("in-1"); st.State != "gone" || len(r.seen)+len(r.restarted) != 0 {
 		t.Errorf("%v, remembered %v %v", st, r.seen, r.restarted)
 	}
+}
+
+// An agent that does not start keeps an intercept from becoming active, but does not end one that was: the others serve it, and it may come back.
+func TestInterceptOutlivesItsAgents(t *testing.T) {
+	r := newReconciler(t, intercept("in-1", "ada", "mine"))
+	r.addPod("a", "rs-1", withAgent(8080), ready1)
+	r.acknowledge("a", "in-1")
+	st, _ := r.look("in-1")
+	wantStatus(t, "all there", st, v1alpha1.InterceptActive, "", "")
+
+	set := func(opts ...podOption) {
+		p := webPod("a", "rs-1", append([]podOption{withAgent(8080)}, opts...)...)
+		r.must(r.kc.Status().Update(t.Context(), &p))
+	}
+	set()
+	st, _ = r.look("in-1")
+	wantStatus(t, "killed", st, v1alpha1.InterceptPending, reasonInterrupted, "waiting for the traffic-agents of 1 pods (0 ready)")
+	set(waiting(agentcfg.Container, "CrashLoopBackOff", "back-off 10s"))
+	st, again := r.look("in-1")
+	wantStatus(t, "killed again", st, v1alpha1.InterceptPending, reasonInterrupted, "the traffic-agent of pod a does not start: CrashLoopBackOff")
+	if again != pendingPoll || len(r.engaged.of(web)) != 1 {
+		t.Errorf("looked at again after %s, in force: %v", again, r.engaged.of(web))
+	}
+	clear(r.inForce) // as another leader
+	st, _ = r.look("in-1")
+	wantStatus(t, "another leader", st, v1alpha1.InterceptPending, reasonInterrupted, "the traffic-agent of pod a does not start")
+	set(ready1)
+	st, _ = r.look("in-1")
+	wantStatus(t, "back", st, v1alpha1.InterceptActive, "", "")
 }
 
 // With agents in place nothing is restarted; with no pods wanted it is active at once.
@@ -746,5 +775,5 @@ func TestInterceptOfAnotherLeader(t *testing.T) {
 	}
 	r.started = time.Now().Add(-leaderNew)
 	st, _ = r.look("in-1")
-	wantStatus(t, "its agent does not come", st, v1alpha1.InterceptPending, "", "waiting for the traffic-agents")
+	wantStatus(t, "its agent does not come", st, v1alpha1.InterceptPending, reasonInterrupted, "waiting for the traffic-agents")
 }

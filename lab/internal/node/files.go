@@ -73,7 +73,8 @@ disabled_plugins = ["io.containerd.snapshotter.v1.aufs", "io.containerd.snapshot
 `, containerdSock, c.PauseImage, cniPrograms, filepath.Join(c.Dir, "cni.d"))
 }
 
-// failCgroupV1: machines with version 1 groups still run this line of Kubernetes.
+// failCgroupV1: machines with version 1 groups still run this line of Kubernetes. crashLoopBackOff: what is killed again and again is started again
+// at once, as it is the first time (KEP-4603); tests are what kills it.
 func (c Config) kubelet() string {
 	pki := filepath.Join(c.LabDir, "pki")
 	return fmt.Sprintf(`apiVersion: kubelet.config.k8s.io/v1beta1
@@ -101,6 +102,8 @@ serializeImagePulls: false
 kubeAPIQPS: 500
 kubeAPIBurst: 500
 shutdownGracePeriod: 0s
+featureGates: {KubeletCrashLoopBackOffMax: true}
+crashLoopBackOff: {maxContainerRestartPeriod: 1s}
 `, pki, c.Node.Short, containerdSock, c.Cgroup(), plan.ClusterDNS, plan.ClusterDomain, c.Dir)
 }
 
