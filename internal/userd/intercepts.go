@@ -51,10 +51,10 @@ type intercepts struct {
 	mu sync.Mutex
 	// guarded by mu
 	byName   map[string]*intercept
-	states   map[string]control.Intercept // by UID, as the manager last said
+	states   map[string]control.Intercept // by UID, as the manager last said; nil: it has not yet
 	change   chan struct{}                // closed when states is replaced
 	problems []string                     // what the manager says is wrong with itself
-	relay    *control.Relay               // that the manager is to join; nil: none, or it has not said yet
+	relay    *control.Relay               // that the manager is to join; nil: none
 	lost     map[string]string            // by name: why an intercept ended that nobody here left
 }
 
@@ -88,7 +88,7 @@ type target struct {
 func (in *intercept) declared() bool { return in.object.UID != "" && in.object.Spec.Session == "" }
 
 func newIntercepts(s *session) *intercepts {
-	return &intercepts{s: s, byName: map[string]*intercept{}, lost: map[string]string{}, states: map[string]control.Intercept{}, change: make(chan struct{})}
+	return &intercepts{s: s, byName: map[string]*intercept{}, lost: map[string]string{}, change: make(chan struct{})}
 }
 
 // create makes an intercept and waits until it is active. Whatever ends the wait otherwise removes what was created.
@@ -497,6 +497,25 @@ func (x *intercepts) resume(ctx context.Context, session string) {
 		x.mu.Lock()
 		in.object = o
 		x.mu.Unlock()
+	}
+}
+
+// told waits until the manager has said something: a session has just begun, or its tunnel is away.
+func (x *intercepts) told(ctx context.Context) error {
+	for {
+		x.mu.Lock()
+		told, change := x.states != nil, x.change
+		x.mu.Unlock()
+		if told {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-x.s.group.Context().Done():
+			return uerr.New(uerr.NotConnected, "connect again with: doppel connect", "the session ended")
+		case <-change:
+		}
 	}
 }
 

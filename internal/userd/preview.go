@@ -20,6 +20,9 @@ func (d *Daemon) relay(ctx context.Context, req localapi.RelayRequest, _ localap
 		return localapi.RelayResult{}, err
 	}
 	out := localapi.RelayResult{Namespace: s.cluster.Namespace}
+	if err := s.intercepts.told(ctx); err != nil {
+		return out, err
+	}
 	s.intercepts.mu.Lock()
 	if r := s.intercepts.relay; r != nil {
 		out.URL, out.Cluster, out.Problem = r.URL, r.Cluster, r.Problem

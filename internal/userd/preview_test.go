@@ -1,8 +1,11 @@
 package userd
 
 import (
+	"context"
+	"errors"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/doppel-dev/doppel/api/v1alpha1"
 	"github.com/doppel-dev/doppel/internal/control"
@@ -103,9 +106,10 @@ func TestPreviewOfOld(t *testing.T) {
 	}
 }
 
-// The relay is the one that the manager tells of.
+// The relay is the one that the manager tells of, which may take a moment when a session has begun.
 func TestRelay(t *testing.T) {
 	c := newCluster(t)
+	c.mute = true
 	s := c.connect()
 	d := &Daemon{sessions: []*session{s}}
 	ask := func() localapi.RelayResult {
@@ -115,6 +119,12 @@ func TestRelay(t *testing.T) {
 		}
 		return r
 	}
+	soon, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	if r, err := d.relay(soon, localapi.RelayRequest{}, nil); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("before the manager has said anything: %+v, %v", r, err)
+	}
+	c.set(func() { c.mute = false })
 	if r := ask(); r.URL != "" || r.Namespace != "shop" {
 		t.Errorf("%+v", r)
 	}

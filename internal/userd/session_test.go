@@ -61,6 +61,7 @@ type cluster struct {
 	keep       bool                         // the manager goes on with what was deleted
 	states     map[string]control.Intercept // what the manager says of intercepts, by UID; nil: it is silent
 	relay      *control.Relay
+	mute       bool // says nothing of intercepts
 	count      int
 	refuse     string       // methods that are forbidden, such as "POST intercepts"
 	reject     error        // what the manager says to a laptop that attaches
@@ -210,13 +211,15 @@ func (c *cluster) serveTunnel(raw net.Conn) {
 		}
 		for {
 			c.mu.Lock()
-			m, changed := control.Intercepts{Items: []control.Intercept{}, Relay: c.relay}, c.changed
+			m, changed, mute := control.Intercepts{Items: []control.Intercept{}, Relay: c.relay}, c.changed, c.mute
 			for _, st := range c.states {
 				m.Items = append(m.Items, st)
 			}
 			c.mu.Unlock()
-			if err := send(m); err != nil {
-				return err
+			if !mute {
+				if err := send(m); err != nil {
+					return err
+				}
 			}
 			select {
 			case <-ctx.Done():
@@ -659,6 +662,9 @@ func TestLeaveReplaced(t *testing.T) {
 func TestTargets(t *testing.T) {
 	s := newCluster(t).connect()
 	x := s.intercepts
+	if err := x.told(t.Context()); err != nil {
+		t.Fatal(err)
+	}
 	_, targets, _, err := x.plan(localapi.InterceptRequest{Name: "web", Ports: []string{"3000:http", "9000:grpc", "5353:dns/udp"}})
 	if err != nil {
 		t.Fatal(err)
