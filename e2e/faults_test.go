@@ -106,25 +106,24 @@ func killInCluster(program string) func(*testing.T, *torture) time.Time {
 	}
 }
 
-// squeeze lowers the memory limit of a process's control group, of either version, until the process is gone. It prints the group's name, which is
-// that of the container.
-const squeeze = `
+// hog has something that the kernel does not kill take all the memory that a process's control group (of either version) may have, until the process is
+// gone. It prints the group's name, which is that of the container.
+const hog = `
 pid=%s
 v1=$(sed -n 's/^[0-9]*:memory://p' /proc/$pid/cgroup)
 if [ "$v1" ]; then cd "/sys/fs/cgroup/memory$v1"; else cd "/sys/fs/cgroup$(sed -n s/^0:://p /proc/$pid/cgroup)"; fi || exit 1
 basename "$PWD"
-for i in $(seq 200); do
-	if [ "$v1" ]; then echo $(($(cat memory.usage_in_bytes) - 65536)) > memory.limit_in_bytes; else echo 1M > memory.max; fi 2> /dev/null
-	kill -0 $pid 2> /dev/null || exit 0
-	sleep 0.02
-done
-exit 1`
+sh -c 'echo -1000 > /proc/self/oom_score_adj; echo $$ > cgroup.procs; exec tail /dev/zero' > /dev/null 2>&1 &
+for i in $(seq 500); do kill -0 $pid 2> /dev/null || break; sleep 0.01; done
+kill -9 $!
+wait
+! kill -0 $pid 2> /dev/null`
 
-// agentOutOfMemory leaves one of the agents so little memory that the kernel kills it, as at its container's limit.
+// agentOutOfMemory has the kernel kill one of the agents, as it does when the container needs more than its limit.
 func agentOutOfMemory(t *testing.T, w *torture) time.Time {
 	t.Helper()
 	pids := strings.Fields(w.c.node(t, "pgrep", "-f", "^[^ ]*traffic-agent"))
-	id := strings.TrimSpace(w.c.node(t, "sh", "-c", fmt.Sprintf(squeeze, pids[w.rand.IntN(len(pids))])))
+	id := strings.TrimSpace(w.c.node(t, "sh", "-c", fmt.Sprintf(hog, pids[w.rand.IntN(len(pids))])))
 	over := time.Now()
 	eventually(t, 10*time.Second, func() error {
 		for _, p := range ok(w.c.core.CoreV1().Pods(w.ns).List(t.Context(), metav1.ListOptions{}))(t).Items {

@@ -310,6 +310,8 @@ const reliabilityFound = `
   comes for 4 to 5 s after something was sent, and is there as soon as there is a leader.
 - When such a node was back its manager, which leads no more, ended its sessions, and agents trusted it for the moment until what was open on them had ended: requests on open HTTP/2 connections were reset. Now they trust
   the next session only.
+- An agent that died a second time within seconds was in CrashLoopBackOff, and the intercept failed for good. Now it is interrupted, and goes on when the agent is back.
+- doppel intercept --preview-url right after doppel connect said, in one of some twenty, that the cluster has no relay. Now it waits for the manager's first word.
 - doppel quit -s came back when the daemons listened no more, and one of them still had its log open. Now it waits until they have ended.
 `
 
