@@ -448,12 +448,13 @@ func (w *torture) next(plan []*results) *results {
 		}
 		return n
 	}
+	turn, below := least, min(least.share()+about, 1)
 	for _, r := range plan {
-		if r.share() < min(least.share()+about, 1) && bother(r) < bother(least) {
-			least = r
+		if r.share() < below && bother(r) < bother(turn) {
+			turn = r
 		}
 	}
-	return least
+	return turn
 }
 
 // about is how much more of its rounds one may have done than others.

@@ -287,12 +287,14 @@ func (a *app) install(ctx context.Context, k *kubeFlags) error {
 // runCommand runs the user's command with our terminal and passes its exit code on.
 func (a *app) runCommand(cmd *exec.Cmd) error {
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = a.In, a.Out, a.Err
-	return attend(cmd, func() error {
-		if err := cmd.Start(); err != nil {
-			return uerr.Wrap(err, uerr.Usage, "", "run %s", cmd.Args[0])
-		}
-		return nil
-	})
+	return attend(cmd, func() error { return startCommand(cmd) })
+}
+
+func startCommand(cmd *exec.Cmd) error {
+	if err := cmd.Start(); err != nil {
+		return uerr.Wrap(err, uerr.Usage, "", "run %s", cmd.Args[0])
+	}
+	return nil
 }
 
 // attend starts a command, and ends with it and not before: an interrupt is the command's to deal with (the terminal sends it to both of us),

@@ -63,18 +63,12 @@ func (a *app) sftpCommand(st localapi.Stream, command []string) error {
 		return err
 	}
 	pumped := make(chan struct{})
-	err = attend(cmd, func() error {
-		if err := cmd.Start(); err != nil {
-			close(pumped)
-			return uerr.Wrap(err, uerr.Usage, "", "run %s", command[0])
-		}
-		go func() {
-			defer close(pumped)
-			_ = pump(st, out, in) // the command says how it took that
-			_ = in.Close()        // so that it sees that nobody answers any more
-		}()
-		return nil
-	})
+	go func() {
+		defer close(pumped)
+		_ = pump(st, out, in) // the command says how it took that; one that did not start has closed pipes
+		_ = in.Close()        // so that it sees that nobody answers any more
+	}()
+	err = attend(cmd, func() error { return startCommand(cmd) })
 	_ = st.Close()
 	<-pumped
 	return err

@@ -500,7 +500,7 @@ func (x *intercepts) resume(ctx context.Context, session string) {
 	}
 }
 
-// told waits until the manager has said something: a session has just begun, or its tunnel is away.
+// told waits until the manager has said something, which it has not when a session has only just begun.
 func (x *intercepts) told(ctx context.Context) error {
 	for {
 		x.mu.Lock()
