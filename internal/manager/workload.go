@@ -324,7 +324,7 @@ func agentTrouble(p *corev1.Pod) string {
 		if w := cs.State.Waiting; w != nil && slices.Contains(hopeless, w.Reason) {
 			msg := w.Message
 			if t := cs.LastTerminationState.Terminated; t != nil && t.Message != "" {
-				msg = strings.TrimSpace(t.Message)
+				msg = strings.Join(strings.Fields(t.Message), " ") // its last lines, in one
 			}
 			return fmt.Sprintf("the %s of pod %s does not start: %s: %s", cs.Name, p.Name, w.Reason, msg)
 		}

@@ -129,7 +129,7 @@ func TestView(t *testing.T) {
 			want: podsView{waiting: 1, draining: 1, trouble: "the traffic-agent of pod a does not start: ErrImagePull: not found", unready: "container traffic-agent of pod a does not start: ErrImagePull: not found"},
 		},
 		"the redirect fails, and said why": {
-			pods: []corev1.Pod{webPod("a", "new", agent, waiting(agentcfg.InitContainer, "CrashLoopBackOff", "back-off"), said(agentcfg.InitContainer, "no nftables\n"))},
+			pods: []corev1.Pod{webPod("a", "new", agent, waiting(agentcfg.InitContainer, "CrashLoopBackOff", "back-off"), said(agentcfg.InitContainer, "no\nnftables\n"))},
 			want: podsView{waiting: 1, trouble: "the doppel-redirect of pod a does not start: CrashLoopBackOff: no nftables", unready: "container doppel-redirect of pod a does not start: CrashLoopBackOff: back-off"},
 		},
 		"the agent is being created": {pods: []corev1.Pod{webPod("a", "new", agent, waiting(agentcfg.Container, "ContainerCreating", ""))}, want: podsView{waiting: 1}},
