@@ -322,14 +322,23 @@ func agentTrouble(p *corev1.Pod) string {
 			continue
 		}
 		if w := cs.State.Waiting; w != nil && slices.Contains(hopeless, w.Reason) {
-			msg := w.Message
-			if t := cs.LastTerminationState.Terminated; t != nil && t.Message != "" {
-				msg = strings.Join(strings.Fields(t.Message), " ") // its last lines, in one
-			}
-			return fmt.Sprintf("the %s of pod %s does not start: %s: %s", cs.Name, p.Name, w.Reason, msg)
+			return fmt.Sprintf("the %s of pod %s does not start: %s: %s", cs.Name, p.Name, w.Reason, cmp.Or(lastWords(cs.LastTerminationState.Terminated), w.Message))
 		}
 	}
 	return ""
+}
+
+// lastWords says how a container ended, or "". What is killed says nothing of it: its last lines are of something else.
+func lastWords(t *corev1.ContainerStateTerminated) string {
+	switch {
+	case t == nil:
+		return ""
+	case t.Reason == "OOMKilled":
+		return "it needed more memory than its limit (OOMKilled)"
+	case t.ExitCode > 128: // as a shell counts (POSIX, exit status)
+		return fmt.Sprintf("it was ended by signal %d", t.ExitCode-128)
+	}
+	return strings.Join(strings.Fields(t.Message), " ")
 }
 
 // notReady says why a pod is not ready where waiting may still help: the scheduler's words, or those about the app's containers.

@@ -82,11 +82,15 @@ func waiting(container, reason, msg string) podOption {
 }
 
 func said(container, msg string) podOption {
+	return ended(container, corev1.ContainerStateTerminated{Message: msg})
+}
+
+func ended(container string, how corev1.ContainerStateTerminated) podOption {
 	return func(p *corev1.Pod) {
 		for _, list := range [][]corev1.ContainerStatus{p.Status.InitContainerStatuses, p.Status.ContainerStatuses} {
 			for i := range list {
 				if list[i].Name == container {
-					list[i].LastTerminationState.Terminated = &corev1.ContainerStateTerminated{Message: msg}
+					list[i].LastTerminationState.Terminated = &how
 				}
 			}
 		}
@@ -131,6 +135,14 @@ func TestView(t *testing.T) {
 		"the redirect fails, and said why": {
 			pods: []corev1.Pod{webPod("a", "new", agent, waiting(agentcfg.InitContainer, "CrashLoopBackOff", "back-off"), said(agentcfg.InitContainer, "no\nnftables\n"))},
 			want: podsView{waiting: 1, trouble: "the doppel-redirect of pod a does not start: CrashLoopBackOff: no nftables", unready: "container doppel-redirect of pod a does not start: CrashLoopBackOff: back-off"},
+		},
+		"the agent was killed": {
+			pods: []corev1.Pod{webPod("a", "new", agent, waiting(agentcfg.Container, "CrashLoopBackOff", "back-off"), ended(agentcfg.Container, corev1.ContainerStateTerminated{ExitCode: 137, Reason: "Error", Message: "listening"}))},
+			want: podsView{waiting: 1, trouble: "the traffic-agent of pod a does not start: CrashLoopBackOff: it was ended by signal 9", unready: "container traffic-agent of pod a does not start: CrashLoopBackOff: back-off"},
+		},
+		"the agent was killed for want of memory": {
+			pods: []corev1.Pod{webPod("a", "new", agent, waiting(agentcfg.Container, "CrashLoopBackOff", "back-off"), ended(agentcfg.Container, corev1.ContainerStateTerminated{ExitCode: 137, Reason: "OOMKilled", Message: "listening"}))},
+			want: podsView{waiting: 1, trouble: "the traffic-agent of pod a does not start: CrashLoopBackOff: it needed more memory than its limit (OOMKilled)", unready: "container traffic-agent of pod a does not start: CrashLoopBackOff: back-off"},
 		},
 		"the agent is being created": {pods: []corev1.Pod{webPod("a", "new", agent, waiting(agentcfg.Container, "ContainerCreating", ""))}, want: podsView{waiting: 1}},
 		"the app does not start": {

@@ -255,10 +255,10 @@ func (x *intercepts) reserve(in *intercept) error {
 
 // wait follows the intercept's state until it is active or has failed, or until the manager has had nothing new to say of it for the timeout.
 func (x *intercepts) wait(ctx context.Context, in *intercept, timeout time.Duration, progress localapi.Progress) (control.Intercept, error) {
-	said, seen, replaced := "", "", ""
+	seen, replaced := "", ""
 	stuck := time.NewTimer(timeout)
 	defer stuck.Stop()
-	old := map[string]bool{} // a pod that comes and goes is no progress
+	said := map[string]bool{} // a pod that comes and goes is no progress
 	var last control.Intercept
 	for {
 		x.mu.Lock()
@@ -284,13 +284,10 @@ func (x *intercepts) wait(ctx context.Context, in *intercept, timeout time.Durat
 			return last, uerr.New(kindOf(last.Reason), hintFor(last), "%s", last.Message)
 		case v1alpha1.InterceptPending:
 		}
-		if last.Message != "" && last.Message != said {
-			said = last.Message
-			if !old[said] {
-				old[said] = true
-				stuck.Reset(timeout)
-			}
-			progress("%s", strings.ToUpper(said[:1])+said[1:])
+		if m := last.Message; m != "" && !said[m] {
+			said[m] = true
+			stuck.Reset(timeout)
+			progress("%s", strings.ToUpper(m[:1])+m[1:])
 		}
 		select {
 		case <-ctx.Done():

@@ -402,6 +402,46 @@ func TestIntercept(t *testing.T) {
 	wantError(t, leave(t, s, "web"), uerr.NotFound, "no intercept", "")
 }
 
+// What the manager says again on the way is not told again: an app that crashes in a loop has two texts by turns.
+func TestInterceptSaysOnce(t *testing.T) {
+	c := newCluster(t)
+	s := c.connect()
+	steps, done := make(chan string, 10), make(chan error, 1)
+	go func() {
+		_, err := s.intercepts.create(t.Context(), localapi.InterceptRequest{Name: "web", Ports: []string{"3000:http"}}, func(format string, args ...any) { steps <- fmt.Sprintf(format, args...) })
+		done <- err
+	}()
+	expect := func(want string) {
+		t.Helper()
+		select {
+		case got := <-steps:
+			if got != want {
+				t.Errorf("told %q, want %q", got, want)
+			}
+		case <-time.After(deadline):
+			t.Fatalf("nothing told, want %q", want)
+		}
+	}
+	expect("Creating intercept web in namespace shop")
+	c.until("the object is there", func() bool { return strings.Contains(c.names(), "intercepts-2") })
+	say := func(msg string) {
+		c.say("intercepts-2", "Pending", "", msg)
+		c.until("it was heard", func() bool { list, _ := s.intercepts.all(); return len(list) == 1 && list[0].Message == msg })
+	}
+	say("waiting for the app")
+	expect("Waiting for the app")
+	say("the app does not start")
+	expect("The app does not start")
+	say("waiting for the app")
+	say("the app does not start")
+	say("waiting for the agent")
+	expect("Waiting for the agent")
+	c.say("intercepts-2", "Active", "", "")
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+}
+
 // A session knows the whole cluster, whether it hears all of it or what has changed; a manager of before says all of it at each change.
 func TestClusterNews(t *testing.T) {
 	c := newCluster(t)
