@@ -56,7 +56,6 @@ func (s *Session) readFrame(br *bufio.Reader) error {
 	}
 	_, _ = br.Discard(wire.HeaderLen)
 	s.frames.Add(1)
-	s.w.heard()
 	switch h.Type {
 	case wire.TypeData:
 		return s.readData(br, h)
@@ -83,9 +82,9 @@ func (s *Session) readFrame(br *bufio.Reader) error {
 func (s *Session) onControl(h wire.Header, p []byte) error {
 	switch h.Type {
 	case wire.TypePing:
-		return s.reply(func(b []byte) []byte {
+		return replied(s.w.pong(func(b []byte) []byte {
 			return append(wire.Header{Type: wire.TypePong, Len: len(p)}.Append(b), p...)
-		})
+		}))
 	case wire.TypePong:
 		s.onPong(p)
 		return nil
@@ -149,7 +148,11 @@ func (s *Session) onControl(h wire.Header, p []byte) error {
 
 // reply queues a small frame from the reader goroutine.
 func (s *Session) reply(appendTo func([]byte) []byte) error {
-	err := s.w.control(false, appendTo)
+	return replied(s.w.control(false, appendTo))
+}
+
+// replied is what an error of the writer means to the reader goroutine.
+func replied(err error) error {
 	if errors.Is(err, errNotReading) {
 		return err
 	}

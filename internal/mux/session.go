@@ -66,7 +66,7 @@ func New(conn net.Conn, cfg Config) (*Session, error) {
 		s.nextID = 1
 	}
 	s.w = newWriter(s.c, func(err error) { s.terminate(fmt.Errorf("write: %w", err), nil) })
-	s.c.lost, s.c.ackDue = s.suspend, s.w.acknowledge
+	s.c.lost, s.c.ackDue, s.c.heard = s.suspend, s.w.acknowledge, s.w.heard
 	s.budget = newBudget(cfg.Budget-cfg.Resend, cfg.MaxStreams, s.poke)
 	s.run("mux writer", s.w.run)
 	s.run("mux reader", s.read)
@@ -201,13 +201,8 @@ func (s *Session) Accept(ctx context.Context) (*Request, error) {
 // Traffic counts the bytes that were sent and received so far, whatever they were.
 func (s *Session) Traffic() (sent, received uint64) { return s.c.traffic() }
 
-// Silent is how long the peer has said nothing to what it was sent first since it said something; 0: it was sent nothing.
-func (s *Session) Silent() time.Duration {
-	if t := s.w.unheard.Load(); t != 0 {
-		return time.Duration(time.Now().UnixNano() - t)
-	}
-	return 0
-}
+// Silent is how long the peer has said nothing to what it was sent first since it said something, answers left aside; 0: it was sent nothing.
+func (s *Session) Silent() time.Duration { return s.w.silent() }
 
 // ping is one that was not answered yet.
 type ping struct {

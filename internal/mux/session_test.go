@@ -11,6 +11,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"go.uber.org/goleak"
@@ -368,4 +369,41 @@ func TestContextEndsWithStream(t *testing.T) {
 			t.Fatalf("write %v, cause %v", e.write, e.cause)
 		}
 	}
+}
+
+// TestSilent: a peer is silent when it says nothing to what wants an answer, and not any more as soon as a piece of a frame comes.
+func TestSilent(t *testing.T) {
+	t.Run("it has the answer that it wanted", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			p := newPair(t, muxtest.Config{Delay: time.Millisecond}, mux.Config{KeepAlive: -1}, mux.Config{KeepAlive: -1})
+			if _, err := p.b.Ping(context.Background()); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(time.Minute)
+			if d := p.a.Silent(); d != 0 {
+				t.Errorf("%v after a PONG was sent", d)
+			}
+		})
+	})
+	t.Run("a frame comes slowly", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			p := newRawPeer(t, mux.Config{})
+			p.send(frame(wire.TypeOpen, 16, 1, 'x'))
+			st := p.acceptOne()
+			p.send(wire.Header{Type: wire.TypeData, Len: 100, Stream: 1}.Append(nil))
+			synctest.Wait()
+			if _, err := st.Write([]byte("question")); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(5 * time.Second)
+			if d := p.s.Silent(); d != 5*time.Second {
+				t.Errorf("%v when nothing has come", d)
+			}
+			p.send([]byte{1})
+			synctest.Wait()
+			if d := p.s.Silent(); d != 0 {
+				t.Errorf("%v when a byte has come", d)
+			}
+		})
+	})
 }

@@ -56,7 +56,9 @@ type writer struct {
 	c      *carrier
 	failed func(error) // called once, unlocked, when the transport fails
 
-	unheard atomic.Int64 // when the first write since the last read began, Unix nanoseconds; 0: none
+	// As moment has them; 0: none.
+	unheard atomic.Int64 // when the first write since the last read began
+	unsaid  atomic.Int64 // when the first write began since then that the peer will say something to
 
 	mu   sync.Mutex
 	wake *sync.Cond // the writer goroutine waits here
@@ -67,6 +69,7 @@ type writer struct {
 	goAway  []byte // the last frame, while closing
 	err     error
 	ack     bool // an ACK is due
+	asks    bool // what is queued is more than answers, to which the peer says nothing
 	gen     uint64
 	small   []byte
 	spare   []byte // small's other buffer
@@ -127,6 +130,7 @@ func (w *writer) put(t *turn, hdr wire.Header, p []byte, cancel <-chan struct{})
 	default:
 		return w.waitLocked(t, hdr, p, cancel)
 	}
+	w.asks = true
 	w.kickLocked(true)
 	w.mu.Unlock()
 	return nil
@@ -134,6 +138,13 @@ func (w *writer) put(t *turn, hdr wire.Header, p []byte, cancel <-chan struct{})
 
 // control queues a whole small frame that must not wait. inline says that the caller may write it himself.
 func (w *writer) control(inline bool, appendTo func([]byte) []byte) error {
+	return w.queue(inline, true, appendTo)
+}
+
+// pong is control of the reader's goroutine, of a frame to which the peer says nothing: two ends would ask each other for ever.
+func (w *writer) pong(appendTo func([]byte) []byte) error { return w.queue(false, false, appendTo) }
+
+func (w *writer) queue(inline, asks bool, appendTo func([]byte) []byte) error {
 	w.mu.Lock()
 	if err := w.errLocked(); err != nil {
 		w.mu.Unlock()
@@ -145,6 +156,7 @@ func (w *writer) control(inline bool, appendTo func([]byte) []byte) error {
 		return errNotReading
 	}
 	w.small = appendTo(w.small)
+	w.asks = w.asks || asks
 	w.kickLocked(inline)
 	w.mu.Unlock()
 	return nil
@@ -167,6 +179,7 @@ func (w *writer) inOrder(inline bool, t *turn, hdr wire.Header, p []byte) error 
 	default:
 		w.later = append(hdr.Append(w.later), p...)
 	}
+	w.asks = true
 	w.kickLocked(inline)
 	return nil
 }
@@ -201,10 +214,16 @@ func (w *writer) kickLocked(inline bool) {
 	}
 }
 
+// origin is where moments count from.
+var origin = time.Now()
+
+// moment is now, in nanoseconds. It is not 0, and does not care about somebody who sets the clock.
+func moment() int64 { return int64(time.Since(origin)) + 1 }
+
 // lively reports whether the peer was heard of lately.
 func (w *writer) lively() bool {
 	t := w.unheard.Load()
-	return t == 0 || time.Now().UnixNano()-t < int64(patience)
+	return t == 0 || moment()-t < int64(patience)
 }
 
 // heard notes that something was received.
@@ -212,6 +231,17 @@ func (w *writer) heard() {
 	if w.unheard.Load() != 0 {
 		w.unheard.Store(0)
 	}
+	if w.unsaid.Load() != 0 {
+		w.unsaid.Store(0)
+	}
+}
+
+// silent is how long the peer has said nothing to what it should; 0: there is nothing.
+func (w *writer) silent() time.Duration {
+	if t := w.unsaid.Load(); t != 0 {
+		return time.Duration(moment() - t)
+	}
+	return 0
 }
 
 // waitLocked waits in turn until somebody has copied the frame into the queue. It unlocks.
@@ -302,12 +332,13 @@ func (w *writer) flushLocked(inline bool) {
 			w.ack = false
 			w.small = w.c.appendAck(w.small)
 		}
-		small, bulk, n := w.small, w.bulk, w.bulkLen
-		w.small, w.spare, w.bulk, w.bulkLen = append(w.spare[:0], w.later...), nil, nil, 0
+		small, bulk, n, asks := w.small, w.bulk, w.bulkLen, w.asks
+		w.small, w.spare, w.bulk, w.bulkLen, w.asks = append(w.spare[:0], w.later...), nil, nil, 0, false
 		w.later = w.later[:0]
 		w.gen++
 		w.fillLocked()
 		w.mu.Unlock()
+		w.writing(asks || n > 0)
 		err := w.transmit(small, bulk, n)
 		if bulk != nil {
 			bulkPool.Put(bulk)
@@ -385,11 +416,20 @@ func (w *writer) awakeLocked() {
 	w.wake.Signal()
 }
 
+// writing notes when a write begins; asks says that the peer will say something to it.
+func (w *writer) writing(asks bool) {
+	if w.unheard.Load() != 0 && (!asks || w.unsaid.Load() != 0) {
+		return
+	}
+	now := moment()
+	w.unheard.CompareAndSwap(0, now)
+	if asks {
+		w.unsaid.CompareAndSwap(0, now)
+	}
+}
+
 // transmit writes small and then the first n bytes of bulk, in one write if it can: under TLS each write ends a record.
 func (w *writer) transmit(small []byte, bulk *bulkBuf, n int) error {
-	if w.unheard.Load() == 0 {
-		w.unheard.Store(time.Now().UnixNano())
-	}
 	if n == 0 {
 		return w.c.write(small)
 	}

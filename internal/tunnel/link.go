@@ -32,11 +32,11 @@ type LinkConfig struct {
 	// (ClientConfig.Resume); nil: none.
 	Dial    func(ctx context.Context, old *mux.Session) (*mux.Session, wire.HelloReply, error)
 	OnUp    func(*mux.Session, wire.HelloReply)       // a tunnel is there, or has a connection again
-	OnDown  func(error)                               // that was lost; called once for each OnUp
+	OnDown  func(error)                               // that was lost, or is of no use; called once for each OnUp
 	OnRetry func(err error, pause time.Duration)      // an attempt failed; the next comes after pause
 	Serve   func(context.Context, *mux.Session) error // runs while the tunnel lives, also without connection; its error ends this tunnel
 	// OnSilent is called, perhaps again and again, when the other end was sent something, says nothing and does not answer a ping within a second. Without
-	// it such a tunnel gets another connection, a little later: to be wrong costs little if it can be resumed.
+	// it such a tunnel gets another connection, a little later, and keeps the old one until the other is there: to be wrong costs little if it can be resumed.
 	OnSilent  func(*mux.Session)
 	Permanent func(error) bool // nil: IsPermanent
 	Log       *slog.Logger
@@ -179,6 +179,9 @@ func (l *Link) run(ctx context.Context) error {
 		if l.cfg.Permanent(err) {
 			return err
 		}
+		if next == nil && cur != nil { // a silent end's connection was kept for a better one's sake
+			cur.s.Drop(err)
+		}
 		if checked {
 			pause = firstPause
 			continue
@@ -264,8 +267,9 @@ func (l *Link) up(ctx context.Context, cur *life, reply wire.HelloReply) (*life,
 		l.cfg.OnUp(cur.s, reply)
 	}
 	wctx, cancel := context.WithCancel(ctx)
-	var watching sync.WaitGroup
-	watching.Go(func() { l.watch(wctx, cur.s) })
+	silent := make(chan error, 1)
+	go func() { silent <- l.watch(wctx, cur.s) }()
+	watched := false
 	var err error
 	down := cur.s.Down()
 	for up := true; up; {
@@ -273,6 +277,10 @@ func (l *Link) up(ctx context.Context, cur *life, reply wire.HelloReply) (*life,
 		case <-l.check:
 			l.probe(ctx, cur.s)
 			continue
+		case err = <-silent:
+			if watched = true; err == nil { // nobody watches
+				continue
+			}
 		case <-down:
 			err = cur.s.Why()
 		case <-ctx.Done():
@@ -284,7 +292,9 @@ func (l *Link) up(ctx context.Context, cur *life, reply wire.HelloReply) (*life,
 		up = false
 	}
 	cancel()
-	watching.Wait()
+	if !watched {
+		<-silent
+	}
 	l.set(nil, nil)
 	if ctx.Err() != nil || cur.s.Err() != nil {
 		l.finish(cur)

@@ -19,14 +19,14 @@ const (
 	slowest = 64 << 10
 )
 
-// errSilent is why a tunnel loses its connection when the other end says nothing.
+// errSilent is why a tunnel gets another connection.
 var errSilent = errors.New("the other end is silent")
 
 // watch notices, while s has a connection, that the other end is silent: the mux's keepalive takes a minute, and a node that is cut off or
-// a router that forgets says nothing at all.
-func (l *Link) watch(ctx context.Context, s *mux.Session) {
+// a router that forgets says nothing at all. It returns errSilent when s is to get another connection.
+func (l *Link) watch(ctx context.Context, s *mux.Session) error {
 	if l.cfg.OnSilent == nil && s.ID() == "" { // to be wrong would cost all that is open
-		return
+		return nil
 	}
 	tick := time.NewTicker(silentFor)
 	defer tick.Stop()
@@ -34,7 +34,7 @@ func (l *Link) watch(ctx context.Context, s *mux.Session) {
 	for {
 		select {
 		case <-ctx.Done():
-			return
+			return nil
 		case <-tick.C:
 		}
 		sent, _ := s.Traffic()
@@ -54,8 +54,7 @@ func (l *Link) watch(ctx context.Context, s *mux.Session) {
 			continue
 		}
 		l.patience = min(2*l.patience, maxAnswerTimeout)
-		s.Drop(errSilent)
-		return
+		return errSilent
 	}
 }
 

@@ -2,6 +2,7 @@ package tunnel_test
 
 import (
 	"context"
+	"errors"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -21,8 +22,10 @@ func silent(t *testing.T, id string, onSilent func(*mux.Session)) (l *tunnel.Lin
 	var dials atomic.Int64
 	l = tunnel.NewLink(tunnel.LinkConfig{
 		OnSilent: onSilent,
-		Dial: func(context.Context, *mux.Session) (*mux.Session, wire.HelloReply, error) {
-			dials.Add(1)
+		Dial: func(_ context.Context, old *mux.Session) (*mux.Session, wire.HelloReply, error) {
+			if dials.Add(1) > 1 && id != "" && !errors.Is(old.Why(), mux.ErrKeepAlive) && old.Why() != nil {
+				t.Errorf("the old connection was given up before there is another: %v", old.Why())
+			}
 			m := muxtest.NewLink(muxtest.Config{})
 			cfg := mux.Config{Initiator: true, ID: id}
 			if id != "" {
@@ -79,6 +82,48 @@ func TestLinkSilent(t *testing.T) {
 			if dialled() != 2 || l.Session() == nil {
 				t.Errorf("dialled %d times, a tunnel: %v", dialled(), l.Session() != nil)
 			}
+		})
+	})
+	t.Run("no other connection can be made: given up", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			way := muxtest.NewLink(muxtest.Config{})
+			cfg := mux.Config{Initiator: true, ID: "x", Resume: time.Minute}
+			s, err := mux.New(way.A, cfg)
+			if err != nil {
+				t.Fatal(err)
+			}
+			cfg.Initiator = false
+			peer, err := mux.New(way.B, cfg)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var why []error // at each attempt after the first
+			first := true
+			l := tunnel.NewLink(tunnel.LinkConfig{Dial: func(context.Context, *mux.Session) (*mux.Session, wire.HelloReply, error) {
+				if first {
+					first = false
+					return s, wire.HelloReply{}, nil
+				}
+				why = append(why, s.Why())
+				return nil, wire.HelloReply{}, errors.New("no way")
+			}})
+			ctx, cancel := context.WithCancel(t.Context())
+			done := make(chan error, 1)
+			go func() { done <- l.Run(ctx) }()
+			if _, err := l.Wait(ctx); err != nil {
+				t.Fatal(err)
+			}
+			way.BlackHole()
+			ask(l)
+			time.Sleep(7 * time.Second)
+			cancel()
+			if err := <-done; err != nil {
+				t.Error(err)
+			}
+			if len(why) < 2 || why[0] != nil || why[1] == nil {
+				t.Errorf("at the attempts: %v", why)
+			}
+			_ = peer.Close()
 		})
 	})
 	t.Run("nothing was sent: not before the keepalive asks", func(t *testing.T) {
