@@ -145,7 +145,7 @@ func (p *appFlags) inPlace(ctx context.Context, a *app, req localapi.InterceptRe
 		return nil
 	}
 	if err == nil {
-		err = p.command(a, command, env)
+		err = p.command(ctx, a, command, env)
 	}
 	lerr := a.call(context.WithoutCancel(ctx), localapi.MethodLeave, localapi.LeaveRequest{Choice: req.Choice, Name: req.Name}, nil)
 	if e := new(uerr.Error); errors.As(lerr, &e) && e.Kind == uerr.Conflict { // somebody ended it meanwhile
@@ -157,7 +157,7 @@ func (p *appFlags) inPlace(ctx context.Context, a *app, req localapi.InterceptRe
 
 // command runs a command in the app's place: with its environment, and with its volumes at their own paths where this machine has nothing
 // there. So what an app finds without asking, its service account's token above all, is where it looks.
-func (p *appFlags) command(a *app, command []string, env environ.Env) error {
+func (p *appFlags) command(ctx context.Context, a *app, command []string, env environ.Env) error {
 	full := env.Over(os.Environ())
 	run := func() *exec.Cmd {
 		cmd := exec.Command(command[0], command[1:]...)
@@ -169,14 +169,14 @@ func (p *appFlags) command(a *app, command []string, env environ.Env) error {
 	}
 	root, volumes := env["DOPPEL_ROOT"], env["DOPPEL_MOUNTS"]
 	if root == "" || volumes == "" || !p.ownPaths {
-		return a.runCommand(run())
+		return a.runCommand(ctx, run())
 	}
 	cmd := run()
 	sandbox.WithVolumes(cmd, []string{volumesCommand}, root, strings.Split(volumes, ":"))
-	err := a.runCommand(cmd)
+	err := a.runCommand(ctx, cmd)
 	if errors.Is(err, fs.ErrPermission) && cmd.Process == nil { // this machine lets nobody make namespaces
 		fmt.Fprintf(a.Err, "doppel: warning: the volumes are below %s only, not at their own paths: %s\n", root, oneLine(err.Error()))
-		return a.runCommand(run())
+		return a.runCommand(ctx, run())
 	}
 	return err
 }

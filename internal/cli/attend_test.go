@@ -4,6 +4,7 @@ package cli
 
 import (
 	"bufio"
+	"context"
 	"errors"
 	"os"
 	"os/exec"
@@ -25,7 +26,7 @@ func TestAttendFromTheStart(t *testing.T) {
 	}
 	giveUp := time.AfterFunc(10*time.Second, func() { _ = cmd.Process.Kill() })
 	defer giveUp.Stop()
-	err = attend(cmd, func() error {
+	err = attend(t.Context(), cmd, func() error {
 		if err := cmd.Start(); err != nil {
 			return err
 		}
@@ -41,5 +42,14 @@ func TestAttendFromTheStart(t *testing.T) {
 	var code exitCode
 	if !errors.As(err, &code) || code != 9 {
 		t.Errorf("got %v, want exit code 9", err)
+	}
+}
+
+// A command is not started when a signal has come before: nobody would hand it on.
+func TestAttendAfterTheEnd(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := attend(ctx, exec.Command("true"), func() error { t.Error("started"); return nil }); !errors.Is(err, context.Canceled) {
+		t.Error(err)
 	}
 }

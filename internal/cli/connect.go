@@ -183,7 +183,7 @@ func (a *app) connectRun(ctx context.Context, base localapi.ConnectRequest, k *k
 	if len(command) == 0 {
 		return nil
 	}
-	runErr := a.runCommand(exec.Command(command[0], command[1:]...))
+	runErr := a.runCommand(ctx, exec.Command(command[0], command[1:]...))
 	if out.Reused {
 		return runErr
 	}
@@ -285,9 +285,9 @@ func (a *app) install(ctx context.Context, k *kubeFlags) error {
 }
 
 // runCommand runs the user's command with our terminal and passes its exit code on.
-func (a *app) runCommand(cmd *exec.Cmd) error {
+func (a *app) runCommand(ctx context.Context, cmd *exec.Cmd) error {
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = a.In, a.Out, a.Err
-	return attend(cmd, func() error { return startCommand(cmd) })
+	return attend(ctx, cmd, func() error { return startCommand(cmd) })
 }
 
 func startCommand(cmd *exec.Cmd) error {
@@ -298,11 +298,14 @@ func startCommand(cmd *exec.Cmd) error {
 }
 
 // attend starts a command, and ends with it and not before: an interrupt is the command's to deal with (the terminal sends it to both of us),
-// other signals are handed on, from the start.
-func attend(cmd *exec.Cmd, start func() error) error {
+// other signals are handed on, from the start. It does not start it if a signal has come before (it has ended ctx).
+func attend(ctx context.Context, cmd *exec.Cmd, start func() error) error {
 	signals := make(chan os.Signal, 1)
 	signal.Notify(signals, syscall.SIGTERM, syscall.SIGHUP)
 	defer signal.Stop(signals)
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
 	if err := start(); err != nil {
 		return err
 	}

@@ -89,7 +89,7 @@ func (a *app) runInside(ctx context.Context, k *kubeFlags, command []string) err
 		return err
 	}
 	defer s.Close()
-	return attend(box.Cmd(), box.Go)
+	return attend(ctx, box.Cmd(), box.Go)
 }
 
 func (a *app) insideCmd() *cobra.Command {

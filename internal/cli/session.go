@@ -7,6 +7,7 @@ import (
 	"io"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -59,8 +60,13 @@ func (a *app) stopDaemons(ctx context.Context) error {
 	return spawn.WaitStopped(ctx, pids...)
 }
 
+// pidTimeout bounds the question who the daemons are.
+const pidTimeout = 2 * time.Second
+
 // daemonPIDs are the processes of the daemons that run, but for a root daemon that stays: the system's service.
 func (a *app) daemonPIDs(ctx context.Context) (pids []int) {
+	ctx, cancel := context.WithTimeout(ctx, pidTimeout) // one that hangs keeps the others from nothing
+	defer cancel()
 	var st localapi.Status
 	if err := a.client.Call(ctx, localapi.MethodStatus, localapi.StatusRequest{}, &st, nil); err == nil {
 		pids = append(pids, st.PID)

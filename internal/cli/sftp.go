@@ -44,14 +44,14 @@ func (a *app) sftpRun(ctx context.Context, req localapi.FilesRequest, command []
 	}
 	defer st.Close()
 	if len(command) > 0 {
-		return a.sftpCommand(st, command)
+		return a.sftpCommand(ctx, st, command)
 	}
 	defer context.AfterFunc(ctx, func() { _ = st.Close() })()
 	return pump(st, a.In, a.Out)
 }
 
 // sftpCommand ends with the command.
-func (a *app) sftpCommand(st localapi.Stream, command []string) error {
+func (a *app) sftpCommand(ctx context.Context, st localapi.Stream, command []string) error {
 	cmd := exec.Command(command[0], command[1:]...)
 	cmd.Stderr = a.Err
 	in, err := cmd.StdinPipe()
@@ -65,10 +65,11 @@ func (a *app) sftpCommand(st localapi.Stream, command []string) error {
 	pumped := make(chan struct{})
 	go func() {
 		defer close(pumped)
-		_ = pump(st, out, in) // the command says how it took that; one that did not start has closed pipes
+		_ = pump(st, out, in) // the command says how it took that
 		_ = in.Close()        // so that it sees that nobody answers any more
 	}()
-	err = attend(cmd, func() error { return startCommand(cmd) })
+	err = attend(ctx, cmd, func() error { return startCommand(cmd) })
+	_ = out.Close() // if it was not started
 	_ = st.Close()
 	<-pumped
 	return err
