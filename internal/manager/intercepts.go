@@ -455,7 +455,7 @@ func (r *interceptReconciler) progress(ctx context.Context, in *v1alpha1.Interce
 	if in.Spec.Mode == v1alpha1.ModeIngest && view.serving > 0 { // one pod has all that there is to have; the others may be as they are
 		return r.activated(in.UID, st), nil
 	}
-	if view.trouble != "" && r.wasActive(in) && !restarted { // it may get over it, as a container does that has been killed twice; the other agents go on
+	if view.trouble != "" && view.ran && r.wasActive(in) && !restarted { // a container that was killed twice comes back; the other agents go on
 		st.Message = view.trouble
 		return st, nil
 	}

@@ -218,6 +218,11 @@ func TestInterceptOutlivesItsAgents(t *testing.T) {
 	set(ready1)
 	st, _ = r.look("in-1")
 	wantStatus(t, "back", st, v1alpha1.InterceptActive, "", "")
+
+	// An agent that has never run in its pod may keep the others' rollout from going on.
+	set(waiting(agentcfg.Container, "ImagePullBackOff", "not found"))
+	st, _ = r.look("in-1")
+	wantStatus(t, "never ran", st, v1alpha1.InterceptFailed, "AgentNotStarted", "ImagePullBackOff")
 }
 
 // With agents in place nothing is restarted; with no pods wanted it is active at once.

@@ -163,6 +163,7 @@ type podsView struct {
 	missingPod string // one of them
 	draining   int    // old pods that clients may still reach
 	trouble    string // why an agent will not come up
+	ran        bool   // that agent has run in its pod, and may again
 	unready    string // why one of the waiting pods does not get ready, if it says so
 }
 
@@ -203,7 +204,10 @@ func (w *workload) view(c *clock, f fit, old map[types.UID]bool, serves func(typ
 			}
 		case covers(p):
 			v.waiting++
-			v.trouble = cmp.Or(agentTrouble(p), v.trouble)
+			if trouble, ran := agentTrouble(p); trouble != "" {
+				v.ran = ran && (v.ran || v.trouble == "")
+				v.trouble = trouble
+			}
 			v.unready = cmp.Or(notReady(p), v.unready)
 		case old[p.UID]:
 			v.draining++ // the rollout has not come to it yet
@@ -213,7 +217,7 @@ func (w *workload) view(c *clock, f fit, old map[types.UID]bool, serves func(typ
 		}
 	}
 	if w.Failure != "" {
-		v.trouble = w.Name() + " cannot create pods: " + w.Failure
+		v.trouble, v.ran = w.Name()+" cannot create pods: "+w.Failure, false
 	}
 	return v
 }
@@ -249,7 +253,8 @@ func (w *workload) next(old map[types.UID]bool) *corev1.Pod {
 // broken says whether an agent keeps pods of the workload from coming up, and which one.
 func (w *workload) broken() (*corev1.Pod, bool) {
 	for i := range w.pods {
-		if p := &w.pods[i]; p.DeletionTimestamp == nil && inject.Injected(p) && agentTrouble(p) != "" {
+		p := &w.pods[i]
+		if trouble, _ := agentTrouble(p); p.DeletionTimestamp == nil && inject.Injected(p) && trouble != "" {
 			return p, true
 		}
 	}
@@ -313,19 +318,23 @@ func readySince(p *corev1.Pod) time.Time {
 }
 
 // hopeless are the waiting reasons of a container that do not mend themselves within seconds.
-var hopeless = []string{"ErrImagePull", "ImagePullBackOff", "ErrImageNeverPull", "InvalidImageName", "CreateContainerConfigError", "CreateContainerError", "RunContainerError", "CrashLoopBackOff"}
+var hopeless = []string{"ErrImagePull", "ImagePullBackOff", "ErrImageNeverPull", "InvalidImageName", "CreateContainerConfigError", "CreateContainerError", "RunContainerError", crashLoop}
 
-// agentTrouble says why the pod's agent or init container will not start, with the kubelet's words, or "".
-func agentTrouble(p *corev1.Pod) string {
+// crashLoop is the waiting reason of a container that has run, and that the kubelet will start again.
+const crashLoop = "CrashLoopBackOff"
+
+// agentTrouble says why the pod's agent or init container will not start, with the kubelet's words, or "", and whether the agent has run in the pod.
+func agentTrouble(p *corev1.Pod) (trouble string, ran bool) {
 	for _, cs := range slices.Concat(p.Status.InitContainerStatuses, p.Status.ContainerStatuses) {
 		if cs.Name != agentcfg.Container && cs.Name != agentcfg.InitContainer {
 			continue
 		}
 		if w := cs.State.Waiting; w != nil && slices.Contains(hopeless, w.Reason) {
-			return fmt.Sprintf("the %s of pod %s does not start: %s: %s", cs.Name, p.Name, w.Reason, cmp.Or(lastWords(cs.LastTerminationState.Terminated), w.Message))
+			trouble = fmt.Sprintf("the %s of pod %s does not start: %s: %s", cs.Name, p.Name, w.Reason, cmp.Or(lastWords(cs.LastTerminationState.Terminated), w.Message))
+			return trouble, cs.Name == agentcfg.Container && w.Reason == crashLoop
 		}
 	}
-	return ""
+	return "", false
 }
 
 // lastWords says how a container ended, or "". What is killed says nothing of it: its last lines are of something else.

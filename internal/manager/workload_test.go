@@ -138,11 +138,18 @@ func TestView(t *testing.T) {
 		},
 		"the agent was killed": {
 			pods: []corev1.Pod{webPod("a", "new", agent, waiting(agentcfg.Container, "CrashLoopBackOff", "back-off"), ended(agentcfg.Container, corev1.ContainerStateTerminated{ExitCode: 137, Reason: "Error", Message: "listening"}))},
-			want: podsView{waiting: 1, trouble: "the traffic-agent of pod a does not start: CrashLoopBackOff: it was ended by signal 9", unready: "container traffic-agent of pod a does not start: CrashLoopBackOff: back-off"},
+			want: podsView{waiting: 1, trouble: "the traffic-agent of pod a does not start: CrashLoopBackOff: it was ended by signal 9", ran: true, unready: "container traffic-agent of pod a does not start: CrashLoopBackOff: back-off"},
 		},
 		"the agent was killed for want of memory": {
 			pods: []corev1.Pod{webPod("a", "new", agent, waiting(agentcfg.Container, "CrashLoopBackOff", "back-off"), ended(agentcfg.Container, corev1.ContainerStateTerminated{ExitCode: 137, Reason: "OOMKilled", Message: "listening"}))},
-			want: podsView{waiting: 1, trouble: "the traffic-agent of pod a does not start: CrashLoopBackOff: it needed more memory than its limit (OOMKilled)", unready: "container traffic-agent of pod a does not start: CrashLoopBackOff: back-off"},
+			want: podsView{waiting: 1, trouble: "the traffic-agent of pod a does not start: CrashLoopBackOff: it needed more memory than its limit (OOMKilled)", ran: true, unready: "container traffic-agent of pod a does not start: CrashLoopBackOff: back-off"},
+		},
+		"one agent was killed, another has no image": {
+			pods: []corev1.Pod{
+				webPod("a", "new", agent, waiting(agentcfg.Container, "CrashLoopBackOff", "back-off")), webPod("b", "new", agent, waiting(agentcfg.Container, "ErrImagePull", "not found")),
+				webPod("c", "new", agent, waiting(agentcfg.Container, "CrashLoopBackOff", "back-off")),
+			},
+			want: podsView{waiting: 3, trouble: "the traffic-agent of pod c does not start: CrashLoopBackOff: back-off", unready: "container traffic-agent of pod c does not start: CrashLoopBackOff: back-off"},
 		},
 		"the agent is being created": {pods: []corev1.Pod{webPod("a", "new", agent, waiting(agentcfg.Container, "ContainerCreating", ""))}, want: podsView{waiting: 1}},
 		"the app does not start": {
