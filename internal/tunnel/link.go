@@ -268,8 +268,12 @@ func (l *Link) up(ctx context.Context, cur *life, reply wire.HelloReply) (*life,
 	}
 	wctx, cancel := context.WithCancel(ctx)
 	silent := make(chan error, 1)
-	go func() { silent <- l.watch(wctx, cur.s) }()
-	watched := false
+	var watching sync.WaitGroup
+	watching.Go(func() {
+		if err := l.watch(wctx, cur.s); err != nil {
+			silent <- err
+		}
+	})
 	var err error
 	down := cur.s.Down()
 	for up := true; up; {
@@ -278,9 +282,6 @@ func (l *Link) up(ctx context.Context, cur *life, reply wire.HelloReply) (*life,
 			l.probe(ctx, cur.s)
 			continue
 		case err = <-silent:
-			if watched = true; err == nil { // nobody watches
-				continue
-			}
 		case <-down:
 			err = cur.s.Why()
 		case <-ctx.Done():
@@ -292,9 +293,7 @@ func (l *Link) up(ctx context.Context, cur *life, reply wire.HelloReply) (*life,
 		up = false
 	}
 	cancel()
-	if !watched {
-		<-silent
-	}
+	watching.Wait()
 	l.set(nil, nil)
 	if ctx.Err() != nil || cur.s.Err() != nil {
 		l.finish(cur)
