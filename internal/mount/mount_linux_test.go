@@ -472,6 +472,60 @@ func TestPodReplacedOnTheWay(t *testing.T) {
 	}
 }
 
+// forOpen is a stream that has something happen, once, before a file is opened over it.
+type forOpen struct {
+	net.Conn
+	then func()
+}
+
+func (o *forOpen) Write(p []byte) (int, error) {
+	if o.then != nil && len(p) > 4 && p[4] == 3 { // SSH_FXP_OPEN
+		o.then()
+		o.then = nil
+	}
+	return o.Conn.Write(p)
+}
+
+// What was found is gone when it is opened: in the next pod it may lie elsewhere, and otherwise it is not there.
+func TestGoneBeforeOpen(t *testing.T) {
+	w := newWorld(t)
+	before := func(then func(net.Conn)) {
+		w.mu.Lock()
+		w.wrap = func(c net.Conn) io.ReadWriteCloser {
+			w.wrap = nil
+			return &forOpen{Conn: c, then: func() { then(c) }}
+		}
+		w.mu.Unlock()
+		w.cut(false)
+	}
+	must(t, os.Mkdir(filepath.Join(w.conf, "..v1"), 0o755))
+	w.write(filepath.Join(w.conf, "..v1", "k"), "old")
+	must(t, os.Symlink("..v1", filepath.Join(w.conf, "..data")))
+	must(t, os.Symlink("..data/k", filepath.Join(w.conf, "k")))
+	before(func(c net.Conn) {
+		must(t, os.RemoveAll(filepath.Join(w.conf, "..v1")))
+		must(t, os.Remove(filepath.Join(w.conf, "..data")))
+		must(t, os.Mkdir(filepath.Join(w.conf, "..v2"), 0o755))
+		w.write(filepath.Join(w.conf, "..v2", "k"), "new")
+		must(t, os.Symlink("..v2", filepath.Join(w.conf, "..data")))
+		_ = c.Close()
+	})
+	if b, err := os.ReadFile(w.in("etc", "app", "k")); string(b) != "new" {
+		t.Errorf("%q, %v", b, err)
+	}
+
+	w.write(filepath.Join(w.data, "f"), "text")
+	before(func(net.Conn) { must(t, os.Remove(filepath.Join(w.data, "f"))) })
+	if _, err := os.ReadDir(w.in("data")); err != nil { // it knows of the file from now on
+		t.Fatal(err)
+	}
+	for range 2 {
+		if _, err := os.ReadFile(w.in("data", "f")); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("a file that is gone: %v", err)
+		}
+	}
+}
+
 // Nobody hangs when the mount is closed while the pod is away and files are open.
 func TestCloseWhileAway(t *testing.T) {
 	w := newWorld(t)

@@ -27,8 +27,9 @@ type node struct {
 
 	mu sync.Mutex
 	// guarded by mu
-	open []*file
-	seen stamp // what is in the kernel's page cache
+	open   []*file
+	seen   stamp     // what is in the kernel's page cache
+	missed time.Time // when it was not there any more to be opened
 }
 
 // stamp changes with a file's contents, as far as its times tell.
@@ -464,7 +465,7 @@ func (n *node) Open(ctx context.Context, flags uint32) (fs.FileHandle, uint32, s
 		return nil, 0, number(err)
 	}
 	if err := f.openNow(ctx); err != nil {
-		return nil, 0, number(err)
+		return nil, 0, n.unopened(number(err))
 	}
 	if flags&syscall.O_TRUNC != 0 {
 		n.m.known.changed(path.Dir(f.path))
@@ -482,6 +483,24 @@ func (n *node) Open(ctx context.Context, flags uint32) (fs.FileHandle, uint32, s
 	}
 	n.add(f)
 	return f, out, 0
+}
+
+// unopened is the error for a file that was not opened. One that is not there any more was found in the last cacheTime, perhaps in a pod that has been
+// replaced since: after ESTALE the kernel goes all the way again (do_filp_open in namei.c), and believes nothing that it has found before. Only once: if
+// the way leads here again, the file is gone.
+func (n *node) unopened(errno syscall.Errno) syscall.Errno {
+	if errno != syscall.ENOENT {
+		return errno
+	}
+	n.m.known.changed(path.Dir(n.path()))
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	again := time.Since(n.missed) < cacheTime
+	n.missed = time.Now()
+	if again {
+		return syscall.ENOENT
+	}
+	return syscall.ESTALE
 }
 
 // unchanged says whether what the kernel has of the file is what is in it. Times are in seconds: what was changed in the second in which it was
