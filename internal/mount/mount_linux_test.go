@@ -510,9 +510,18 @@ func TestGoneBeforeOpen(t *testing.T) {
 		must(t, os.Symlink("..v2", filepath.Join(w.conf, "..data")))
 		_ = c.Close()
 	})
-	if b, err := os.ReadFile(w.in("etc", "app", "k")); string(b) != "new" {
-		t.Errorf("%q, %v", b, err)
+	if _, err := os.Stat(w.in("etc", "app", "k")); err != nil { // the kernel knows the way from now on
+		t.Fatal(err)
 	}
+	var wg sync.WaitGroup
+	for range 4 { // programs at once
+		wg.Go(func() {
+			if b, err := os.ReadFile(w.in("etc", "app", "k")); string(b) != "new" {
+				t.Errorf("%q, %v", b, err)
+			}
+		})
+	}
+	wg.Wait()
 
 	w.write(filepath.Join(w.data, "f"), "text")
 	before(func(net.Conn) { must(t, os.Remove(filepath.Join(w.data, "f"))) })

@@ -27,9 +27,8 @@ type node struct {
 
 	mu sync.Mutex
 	// guarded by mu
-	open   []*file
-	seen   stamp     // what is in the kernel's page cache
-	missed time.Time // when it was not there any more to be opened
+	open []*file
+	seen stamp // what is in the kernel's page cache
 }
 
 // stamp changes with a file's contents, as far as its times tell.
@@ -486,20 +485,12 @@ func (n *node) Open(ctx context.Context, flags uint32) (fs.FileHandle, uint32, s
 }
 
 // unopened is the error for a file that was not opened. One that is not there any more was found in the last cacheTime, perhaps in a pod that has been
-// replaced since: after ESTALE the kernel goes all the way again (do_filp_open in namei.c), and believes nothing that it has found before. Only once: if
-// the way leads here again, the file is gone.
+// replaced since: after ESTALE the kernel goes all the way again (do_filp_open in namei.c), once, and believes nothing that it has found before.
 func (n *node) unopened(errno syscall.Errno) syscall.Errno {
-	if errno != syscall.ENOENT {
+	if errno != syscall.ENOENT || n.deleted() {
 		return errno
 	}
 	n.m.known.changed(path.Dir(n.path()))
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	again := time.Since(n.missed) < cacheTime
-	n.missed = time.Now()
-	if again {
-		return syscall.ENOENT
-	}
 	return syscall.ESTALE
 }
 

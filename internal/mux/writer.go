@@ -333,7 +333,7 @@ func (w *writer) flushLocked(inline bool) {
 			w.small = w.c.appendAck(w.small)
 		}
 		small, bulk, n, asks := w.small, w.bulk, w.bulkLen, w.asks
-		w.small, w.spare, w.bulk, w.bulkLen, w.asks = append(w.spare[:0], w.later...), nil, nil, 0, false
+		w.small, w.spare, w.bulk, w.bulkLen, w.asks = append(w.spare[:0], w.later...), nil, nil, 0, len(w.later) > 0
 		w.later = w.later[:0]
 		w.gen++
 		w.fillLocked()
