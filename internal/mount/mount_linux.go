@@ -15,7 +15,6 @@ import (
 type FS struct {
 	remote *remote
 	known  listings
-	links  links
 	reads  *room
 	writes *room
 	point  string

@@ -14,9 +14,9 @@ import (
 	"path/filepath"
 	"runtime"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -274,6 +274,10 @@ func TestFileSystem(t *testing.T) {
 	f, err = os.Open(filepath.Join(d, "hard"))
 	must(t, err)
 	must(t, os.Remove(filepath.Join(d, "hard")))
+	time.Sleep(cacheTime + 100*time.Millisecond) // until the kernel asks again
+	if fi, err := f.Stat(); err != nil || fi.Size() != 3 {
+		t.Errorf("deleted: %v, %v", fi, err)
+	}
 	if b, err := io.ReadAll(f); string(b) != "one" {
 		t.Errorf("deleted: %q, %v", b, err)
 	}
@@ -411,128 +415,84 @@ func TestPodReplaced(t *testing.T) {
 	}
 }
 
-// forLinks is a stream that has something happen, once, before whoever has read a link over it asks more.
-type forLinks struct {
+// inPlaceOf is a stream that has something happen in the place of one of its writes.
+type inPlaceOf struct {
 	net.Conn
-	read, done bool
-	then       func()
-}
-
-func (l *forLinks) Write(p []byte) (int, error) {
-	if l.read && !l.done {
-		l.done = true
-		l.then()
-	}
-	l.read = l.read || len(p) > 4 && p[4] == 19 // SSH_FXP_READLINK
-	return l.Conn.Write(p)
-}
-
-// The pod is replaced by one that has its ConfigMap's files elsewhere, while a program is on its way to one over links.
-func TestPodReplacedOnTheWay(t *testing.T) {
-	w := newWorld(t)
-	version := func(v string) {
-		for _, old := range []string{"..v1", "..v2", "..data", "k"} {
-			must(t, os.RemoveAll(filepath.Join(w.conf, old)))
-		}
-		must(t, os.Mkdir(filepath.Join(w.conf, v), 0o755))
-		w.write(filepath.Join(w.conf, v, "k"), v)
-		must(t, os.Symlink(v, filepath.Join(w.conf, "..data")))
-		must(t, os.Symlink("..data/k", filepath.Join(w.conf, "k")))
-	}
-	version("..v1")
-	for _, links := range []int{1, 2} { // k, and ..data
-		w.cut(false)
-		version("..v1")
-		w.mu.Lock()
-		w.wrap = func(c net.Conn) io.ReadWriteCloser {
-			w.wrap = nil
-			left := links
-			f := &forLinks{Conn: c}
-			f.then = func() {
-				if left--; left > 0 {
-					f.read, f.done = false, false
-					return
-				}
-				version("..v2")
-				_ = c.Close()
-			}
-			return f
-		}
-		w.mu.Unlock()
-		if b, err := os.ReadFile(w.in("etc", "app", "k")); string(b) != "..v2" {
-			t.Errorf("after %d links: %q, %v", links, b, err)
-		}
-		if _, err := os.Stat(w.in("etc", "app", "none")); !errors.Is(err, fs.ErrNotExist) {
-			t.Errorf("what is not there: %v", err)
-		}
-		w.cut(false)
-		if err := os.Mkdir(w.in("data", strconv.Itoa(links)), 0o755); err != nil {
-			t.Errorf("a directory is made in the next pod: %v", err)
-		}
-	}
-}
-
-// forOpen is a stream that has something happen, once, before a file is opened over it.
-type forOpen struct {
-	net.Conn
+	left *atomic.Int64
 	then func()
 }
 
-func (o *forOpen) Write(p []byte) (int, error) {
-	if o.then != nil && len(p) > 4 && p[4] == 3 { // SSH_FXP_OPEN
-		o.then()
-		o.then = nil
+func (s *inPlaceOf) Write(p []byte) (int, error) {
+	if s.left.Add(-1) == 0 {
+		s.then()
 	}
-	return o.Conn.Write(p)
+	return s.Conn.Write(p)
 }
 
-// What was found is gone when it is opened: in the next pod it may lie elsewhere, and otherwise it is not there.
-func TestGoneBeforeOpen(t *testing.T) {
-	w := newWorld(t)
-	before := func(then func(net.Conn)) {
-		w.mu.Lock()
-		w.wrap = func(c net.Conn) io.ReadWriteCloser {
-			w.wrap = nil
-			return &forOpen{Conn: c, then: func() { then(c) }}
+// A pod that has its ConfigMap's files elsewhere takes the place of the one before, whatever a program has just asked for.
+func TestPodReplacedAtEveryStep(t *testing.T) {
+	cat := func(name string) (string, error) {
+		out, err := exec.Command("cat", name).CombinedOutput()
+		return string(out), err
+	}
+	stat := func(name string) (string, error) {
+		fi, err := os.Stat(name)
+		if err != nil {
+			return "", err
 		}
-		w.mu.Unlock()
-		w.cut(false)
+		return strings.Repeat("x", int(fi.Size())), nil
 	}
-	must(t, os.Mkdir(filepath.Join(w.conf, "..v1"), 0o755))
-	w.write(filepath.Join(w.conf, "..v1", "k"), "old")
-	must(t, os.Symlink("..v1", filepath.Join(w.conf, "..data")))
-	must(t, os.Symlink("..data/k", filepath.Join(w.conf, "k")))
-	before(func(c net.Conn) {
-		must(t, os.RemoveAll(filepath.Join(w.conf, "..v1")))
-		must(t, os.Remove(filepath.Join(w.conf, "..data")))
-		must(t, os.Mkdir(filepath.Join(w.conf, "..v2"), 0o755))
-		w.write(filepath.Join(w.conf, "..v2", "k"), "new")
-		must(t, os.Symlink("..v2", filepath.Join(w.conf, "..data")))
-		_ = c.Close()
-	})
-	if _, err := os.Stat(w.in("etc", "app", "k")); err != nil { // the kernel knows the way from now on
-		t.Fatal(err)
+	for name, do := range map[string]func(string) (string, error){"cat": cat, "stat": stat} {
+		for _, before := range []int{0, 1} { // how often a program has been there in this pod, so that the kernel knows the way
+			t.Run(fmt.Sprint(name, " after ", before), func(t *testing.T) {
+				for step := int64(1); replacedAt(t, step, do, before); step++ {
+					if step > 100 {
+						t.Fatal("it asks for ever")
+					}
+				}
+			})
+		}
 	}
-	var wg sync.WaitGroup
-	for range 4 { // programs at once
-		wg.Go(func() {
-			if b, err := os.ReadFile(w.in("etc", "app", "k")); string(b) != "new" {
-				t.Errorf("%q, %v", b, err)
-			}
-		})
-	}
-	wg.Wait()
+}
 
-	w.write(filepath.Join(w.data, "f"), "text")
-	before(func(net.Conn) { must(t, os.Remove(filepath.Join(w.data, "f"))) })
-	if _, err := os.ReadDir(w.in("data")); err != nil { // it knows of the file from now on
+// replacedAt has the pod replaced instead of the program's message of that number, and returns whether there was one.
+func replacedAt(t *testing.T, step int64, do func(string) (string, error), before int) bool {
+	w := newWorld(t)
+	pod := func(dir string) {
+		names, err := os.ReadDir(w.conf)
+		must(t, err)
+		for _, n := range names {
+			must(t, os.RemoveAll(filepath.Join(w.conf, n.Name())))
+		}
+		must(t, os.Mkdir(filepath.Join(w.conf, dir), 0o755))
+		w.write(filepath.Join(w.conf, dir, "k"), "xxxx")
+		must(t, os.Symlink(dir, filepath.Join(w.conf, "..data")))
+		must(t, os.Symlink("..data/k", filepath.Join(w.conf, "k")))
+	}
+	pod("..2026_11_27_01_00_00.1")
+	var left atomic.Int64
+	w.mu.Lock()
+	w.wrap = func(c net.Conn) io.ReadWriteCloser {
+		return &inPlaceOf{Conn: c, left: &left, then: func() {
+			pod("..2026_11_27_02_00_00.2")
+			_ = c.Close()
+		}}
+	}
+	w.mu.Unlock()
+	w.cut(false)
+	if _, err := os.ReadDir(w.in("data")); err != nil { // by the client that is counted
 		t.Fatal(err)
 	}
-	for range 2 {
-		if _, err := os.ReadFile(w.in("data", "f")); !errors.Is(err, fs.ErrNotExist) {
-			t.Errorf("a file that is gone: %v", err)
+	for range before {
+		if _, err := do(w.in("etc", "app", "k")); err != nil {
+			t.Fatal(err)
 		}
 	}
+	left.Store(step)
+	if got, err := do(w.in("etc", "app", "k")); err != nil || got != "xxxx" {
+		t.Errorf("replaced at step %d: %q, %v", step, got, err)
+	}
+	return left.Load() <= 0
 }
 
 // Nobody hangs when the mount is closed while the pod is away and files are open.
@@ -590,6 +550,10 @@ func TestVanished(t *testing.T) {
 	must(t, os.Remove(filepath.Join(w.data, "big")))
 	if _, err := f.ReadAt(p, 4<<20); err != nil || !bytes.Equal(p, big[4<<20:][:len(p)]) {
 		t.Errorf("open, and deleted in the pod: %v", err)
+	}
+	time.Sleep(cacheTime + 100*time.Millisecond) // until the kernel asks again
+	if fi, err := f.Stat(); err != nil || fi.Size() != int64(len(big)) {
+		t.Errorf("open, and deleted in the pod: %v, %v", fi, err)
 	}
 	w.cut(false)
 	start := time.Now()

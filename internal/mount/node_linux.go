@@ -131,7 +131,7 @@ func (n *node) Lookup(ctx context.Context, name string, out *fuse.EntryOut) (*fs
 			fi, known, _ = n.m.known.find(dir, name)
 		}
 	}
-	if !known {
+	if !known || fi == nil && strings.HasPrefix(name, "..") { // which the server may know though it is in no list
 		var err error
 		if fi, err = n.m.lstat(ctx, path.Join(dir, name)); errors.Is(err, syscall.ENOENT) {
 			fi = nil
@@ -140,48 +140,9 @@ func (n *node) Lookup(ctx context.Context, name string, out *fuse.EntryOut) (*fs
 		}
 	}
 	if fi == nil {
-		return nil, n.m.absent(name)
+		return nil, syscall.ENOENT
 	}
 	return n.child(ctx, name, fi, out), 0
-}
-
-// absent is the error for a name that is not there. The way to it may have led over a link that was read in a pod which has been replaced
-// meanwhile, and whose ConfigMaps have their files elsewhere: after ESTALE the kernel goes all the way again (path_lookupat in namei.c), once.
-// Only then, since mkdir(2) and others like it do not try again, and their callers see ESTALE.
-func (m *FS) absent(name string) syscall.Errno {
-	if m.links.stale(name, m.remote.generation()) {
-		return syscall.ESTALE
-	}
-	return syscall.ENOENT
-}
-
-// links are the names that links led to lately, each with the number of the client that read the link.
-type links struct {
-	mu   sync.Mutex
-	read map[string]int64 // guarded by mu
-}
-
-// linksMax bounds how many names are remembered; a name that is forgotten too early is ENOENT to a program that is on its way to it.
-const linksMax = 1024
-
-func (l *links) add(target string, gen int64) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.read == nil || len(l.read) > linksMax {
-		l.read = map[string]int64{}
-	}
-	for name := range strings.SplitSeq(target, "/") {
-		l.read[name] = gen
-	}
-}
-
-// stale is true once for a name that a link of an earlier client led to.
-func (l *links) stale(name string, gen int64) bool {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	read, ok := l.read[name]
-	delete(l.read, name)
-	return ok && read != gen
 }
 
 func (m *FS) lstat(ctx context.Context, p string) (iofs.FileInfo, error) {
@@ -242,21 +203,22 @@ func (n *node) Getattr(ctx context.Context, _ fs.FileHandle, out *fuse.AttrOut) 
 }
 
 func (n *node) attr(ctx context.Context, out *fuse.Attr) syscall.Errno {
-	p := n.path()
-	if f := n.anyOpen(); f != nil && n.deleted() { // its path is no more, but it is still there
-		fi, err := f.stat(ctx)
-		if err != nil {
-			return number(err)
+	p, f := n.path(), n.anyOpen()
+	var fi iofs.FileInfo
+	err := error(syscall.ENOENT)
+	if f == nil || !n.deleted() {
+		var known bool
+		if fi, known, _ = n.m.known.find(path.Dir(p), path.Base(p)); known && fi != nil {
+			err = nil
+		} else {
+			fi, err = n.m.lstat(ctx, p)
 		}
-		fill(out, p, fi)
-		return 0
 	}
-	fi, known, _ := n.m.known.find(path.Dir(p), path.Base(p))
-	if !known || fi == nil {
-		var err error
-		if fi, err = n.m.lstat(ctx, p); err != nil {
-			return number(err)
-		}
+	if f != nil && errors.Is(err, syscall.ENOENT) { // its path is no more, but it is still there
+		fi, err = f.stat(ctx)
+	}
+	if err != nil {
+		return number(err)
 	}
 	fill(out, p, fi)
 	return 0
@@ -419,10 +381,9 @@ func (n *node) Symlink(ctx context.Context, target, name string, out *fuse.Entry
 func (n *node) Readlink(ctx context.Context) ([]byte, syscall.Errno) {
 	p := n.path()
 	found := make(chan string, 2)
-	err := n.m.remote.againGen(ctx, func(c *sftp.Client, gen int) error {
+	err := n.m.remote.again(ctx, func(c *sftp.Client) error {
 		to, err := c.ReadLink(p)
 		if err == nil {
-			n.m.links.add(to, int64(gen))
 			found <- to
 		}
 		return err
@@ -464,7 +425,7 @@ func (n *node) Open(ctx context.Context, flags uint32) (fs.FileHandle, uint32, s
 		return nil, 0, number(err)
 	}
 	if err := f.openNow(ctx); err != nil {
-		return nil, 0, n.unopened(number(err))
+		return nil, 0, number(err)
 	}
 	if flags&syscall.O_TRUNC != 0 {
 		n.m.known.changed(path.Dir(f.path))
@@ -482,16 +443,6 @@ func (n *node) Open(ctx context.Context, flags uint32) (fs.FileHandle, uint32, s
 	}
 	n.add(f)
 	return f, out, 0
-}
-
-// unopened is the error for a file that was not opened. One that is not there any more was found in the last cacheTime, perhaps in a pod that has been
-// replaced since: after ESTALE the kernel goes all the way again (do_filp_open in namei.c), once, and believes nothing that it has found before.
-func (n *node) unopened(errno syscall.Errno) syscall.Errno {
-	if errno != syscall.ENOENT || n.deleted() {
-		return errno
-	}
-	n.m.known.changed(path.Dir(n.path()))
-	return syscall.ESTALE
 }
 
 // unchanged says whether what the kernel has of the file is what is in it. Times are in seconds: what was changed in the second in which it was

@@ -69,13 +69,6 @@ func (r *remote) get(ctx context.Context) (*sftp.Client, int, error) {
 	}
 }
 
-// generation is the number of the client that there is, or was last.
-func (r *remote) generation() int64 {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return int64(r.gen)
-}
-
 // connect makes one attempt. After one that failed it waits a moment, so that whoever wants the server tries at that pace.
 func (r *remote) connect(dialled chan struct{}) {
 	ctx, cancel := context.WithTimeout(r.stop, patience)

@@ -50,12 +50,14 @@ func (s *server) writable(p string) (place, error) {
 // file is an open file or directory; it counts until it is closed.
 type file struct {
 	*os.File
-	s    *server
-	once sync.Once
+	s  *server
+	at place
 }
 
 func (f *file) Close() error {
-	f.once.Do(func() { f.s.handles.Add(-1) })
+	f.s.mu.Lock()
+	delete(f.s.open, f)
+	f.s.mu.Unlock()
 	return bare(f.File.Close())
 }
 
@@ -69,18 +71,44 @@ func (f *file) WriteAt(p []byte, off int64) (int, error) {
 	return n, bare(err)
 }
 
-// open opens a regular file or a directory. Nothing else: opening a FIFO waits, and opening a device may do things.
-func (s *server) open(at place, flags int, perm os.FileMode) (*file, error) {
-	if s.handles.Add(1) > MaxHandles {
-		s.handles.Add(-1)
+// openAt opens a regular file or a directory. Nothing else: opening a FIFO waits, and opening a device may do things.
+func (s *server) openAt(at place, flags int, perm os.FileMode) (*file, error) {
+	f := &file{s: s, at: at}
+	s.mu.Lock()
+	full := len(s.open) >= MaxHandles
+	if !full {
+		s.open[f] = struct{}{}
+	}
+	s.mu.Unlock()
+	if full {
 		return nil, syscall.EMFILE
 	}
-	f, err := at.open(flags|syscall.O_NONBLOCK, perm)
-	if err == nil {
-		return &file{File: f, s: s}, nil
+	opened, err := at.open(flags|syscall.O_NONBLOCK, perm)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err != nil {
+		delete(s.open, f)
+		return nil, bare(err)
 	}
-	s.handles.Add(-1)
-	return nil, bare(err)
+	f.File = opened
+	return f, nil
+}
+
+// statOpen returns what a file is that was opened at a path where it is no more: the library has the file's path asked for where its client asks
+// for an open file (fstat(2)).
+func (s *server) statOpen(p string) (fs.FileInfo, error) {
+	at, err := s.tree.look(p)
+	if err != nil {
+		return nil, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for f := range s.open {
+		if f.at == at && f.File != nil {
+			return f.Stat()
+		}
+	}
+	return nil, syscall.ENOENT
 }
 
 func (p place) open(flags int, perm os.FileMode) (*os.File, error) {
@@ -114,11 +142,11 @@ func (p place) open(flags int, perm os.FileMode) (*os.File, error) {
 
 // Fileread implements sftp.FileReader.
 func (s *server) Fileread(r *sftp.Request) (io.ReaderAt, error) {
-	at, err := s.tree.find(r.Filepath)
+	at, err := s.tree.look(r.Filepath)
 	if err != nil {
 		return nil, err
 	}
-	return s.open(at, os.O_RDONLY, 0)
+	return s.openAt(at, os.O_RDONLY, 0)
 }
 
 // Filewrite implements sftp.FileWriter.
@@ -150,7 +178,7 @@ func (s *server) OpenFile(r *sftp.Request) (sftp.WriterAtReaderAt, error) {
 	if len(r.Attrs) == 4 {
 		perm = os.FileMode(binary.BigEndian.Uint32(r.Attrs)).Perm()
 	}
-	return s.open(at, flags, perm)
+	return s.openAt(at, flags, perm)
 }
 
 // Filecmd implements sftp.FileCmder.
@@ -163,7 +191,11 @@ func (s *server) Filecmd(r *sftp.Request) error {
 		}
 		return bare(at.vol.root.Symlink(r.Filepath, at.rel))
 	case "Rename": // which version 3 of the protocol does not let replace anything
-		if _, err := s.tree.stat(r.Target, false); err == nil {
+		to, err := s.changeable(r.Target)
+		if err != nil {
+			return err
+		}
+		if _, err := to.vol.root.Lstat(to.rel); err == nil {
 			return syscall.EEXIST
 		}
 		return s.PosixRename(r)
@@ -250,7 +282,7 @@ func (s *server) setstat(r *sftp.Request) error {
 		}
 	}
 	if want.Size || at.vol.root == nil {
-		f, err := s.open(at, os.O_WRONLY, 0)
+		f, err := s.openAt(at, os.O_WRONLY, 0)
 		if err != nil {
 			return err
 		}
@@ -286,7 +318,7 @@ func (s *server) Filelist(r *sftp.Request) (sftp.ListerAt, error) {
 	if r.Method == "Stat" {
 		return s.one(r.Filepath, true)
 	}
-	at, err := s.tree.find(r.Filepath)
+	at, err := s.tree.look(r.Filepath)
 	if err != nil {
 		return nil, err
 	}
@@ -299,7 +331,7 @@ func (s *server) Filelist(r *sftp.Request) (sftp.ListerAt, error) {
 		l.first = append(l.first, fi)
 	}
 	if at.vol != nil {
-		l.f, err = s.open(at, os.O_RDONLY|syscall.O_DIRECTORY, 0)
+		l.f, err = s.openAt(at, os.O_RDONLY|syscall.O_DIRECTORY, 0)
 		if err != nil && (len(l.first) == 0 || !errors.Is(err, fs.ErrNotExist)) {
 			return nil, err
 		}
@@ -312,6 +344,9 @@ func (s *server) Lstat(r *sftp.Request) (sftp.ListerAt, error) { return s.one(r.
 
 func (s *server) one(p string, follow bool) (sftp.ListerAt, error) {
 	fi, err := s.tree.stat(p, follow)
+	if follow && errors.Is(err, fs.ErrNotExist) {
+		fi, err = s.statOpen(p)
+	}
 	if err != nil {
 		return nil, bare(err)
 	}
@@ -320,7 +355,7 @@ func (s *server) one(p string, follow bool) (sftp.ListerAt, error) {
 
 // Readlink implements sftp.ReadlinkFileLister.
 func (s *server) Readlink(p string) (string, error) {
-	at, err := s.tree.find(p)
+	at, err := s.tree.look(p)
 	if err != nil {
 		return "", err
 	}

@@ -6,7 +6,7 @@ import (
 	"errors"
 	"io"
 	"slices"
-	"sync/atomic"
+	"sync"
 
 	"github.com/pkg/sftp"
 )
@@ -19,7 +19,7 @@ const maxData = 256<<10 - 1<<10 // the library takes packets of 256 KiB
 
 // Serve serves exports on one stream until its client hangs up. It closes the stream.
 func Serve(stream io.ReadWriteCloser, exports []Export) error {
-	s := &server{}
+	s := &server{open: map[*file]struct{}{}}
 	defer s.close()
 	for _, e := range exports {
 		v, err := openVolume(e)
@@ -41,8 +41,11 @@ func Serve(stream io.ReadWriteCloser, exports []Export) error {
 
 // server answers the requests of one client.
 type server struct {
-	tree    tree
-	handles atomic.Int64
+	tree tree
+
+	mu sync.Mutex
+	// guarded by mu
+	open map[*file]struct{} // also those that are about to be
 }
 
 func (s *server) close() {

@@ -157,6 +157,50 @@ func TestAtomicUpdate(t *testing.T) {
 	if got, err := read(c, "/etc/app/key"); err != nil || got != "value 2" {
 		t.Errorf("%q, %v", got, err)
 	}
+
+	// Who found the old contents gets the new ones when those are gone, and nothing else, whatever ..data says.
+	old := "/etc/app/..2026_1/key"
+	if got, err := read(c, old); err != nil || got != "value 1" {
+		t.Errorf("%q, %v", got, err)
+	}
+	must(t, os.RemoveAll(filepath.Join(config, "..2026_1")))
+	if got, err := read(c, old); err != nil || got != "value 2" {
+		t.Errorf("%q, %v", got, err)
+	}
+	if fi, err := c.Lstat("/etc/app/..2026_1"); err != nil || !fi.IsDir() {
+		t.Errorf("%v, %v", fi, err)
+	}
+	if fis, err := c.ReadDir("/etc/app/..2026_1"); err != nil || len(fis) != 1 {
+		t.Errorf("%v, %v", fis, err)
+	}
+	if _, err := c.Lstat("/etc/app/..2026_1/none"); !errors.Is(err, fs.ErrNotExist) {
+		t.Error(err)
+	}
+	for _, to := range []string{"..", "../" + filepath.Base(w.outside), w.outside, "..gone", "..data"} {
+		must(t, os.Remove(filepath.Join(config, "..data")))
+		must(t, os.Symlink(to, filepath.Join(config, "..data")))
+		for _, name := range []string{old, "/etc/app/..2026_1/secret", "/etc/app/..2026_1"} {
+			if got, err := read(c, name); err == nil {
+				t.Errorf("..data -> %s: %s is %q", to, name, got)
+			}
+			if fi, err := c.Stat(name); err == nil {
+				t.Errorf("..data -> %s: %s is %v", to, name, fi)
+			}
+		}
+	}
+
+	// Nothing is written where it was not said to be.
+	must(t, os.Mkdir(filepath.Join(w.dir, "..new"), 0o755))
+	must(t, os.Symlink("..new", filepath.Join(w.dir, "..data")))
+	if _, err := c.Create("/data/..old/f"); !errors.Is(err, fs.ErrNotExist) {
+		t.Error(err)
+	}
+	if err := c.Rename("/data/a", "/data/..b"); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Stat(filepath.Join(w.dir, "..b")); err != nil {
+		t.Error(err)
+	}
 }
 
 func TestWrites(t *testing.T) {

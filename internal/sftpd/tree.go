@@ -72,6 +72,33 @@ func (t *tree) find(p string) (place, error) {
 	return place{rel: "."}, nil
 }
 
+// look is find for who only reads. In a volume that the kubelet writes, whoever has been led into contents that are no more is led to the newest.
+func (t *tree) look(p string) (place, error) {
+	at, err := t.find(p)
+	if err == nil && at.vol != nil && at.vol.root != nil {
+		at.rel = at.vol.newest(at.rel)
+	}
+	return at, err
+}
+
+// newest is where a name leads that was found in earlier contents of a ConfigMap, Secret or another volume that the kubelet writes: as a whole, each
+// time in a new directory, to which it has the link ..data lead (AtomicWriter in pkg/volume/util of Kubernetes; all names that begin with ".." are
+// its own). The client has names and open files in the directory of before, which is gone after an update, and which the next pod never had.
+func (v *volume) newest(rel string) string {
+	dir, rest, _ := strings.Cut(rel, "/")
+	if !strings.HasPrefix(dir, "..") {
+		return rel
+	}
+	if _, err := v.root.Lstat(dir); !os.IsNotExist(err) {
+		return rel
+	}
+	to, err := v.root.Readlink("..data")
+	if err != nil || !strings.HasPrefix(to, "..") || strings.Contains(to, "/") {
+		return rel
+	}
+	return path.Join(to, rest)
+}
+
 // children are the names in a directory that lead to volumes deeper down.
 func (t *tree) children(dir string) []string {
 	var names []string
@@ -100,7 +127,7 @@ func below(dir, p string) (string, bool) {
 
 // stat returns what is at a path; follow has the last symbolic link followed, as far as it stays in its volume.
 func (t *tree) stat(p string, follow bool) (fs.FileInfo, error) {
-	at, err := t.find(p)
+	at, err := t.look(p)
 	if err != nil {
 		return nil, err
 	}
