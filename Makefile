@@ -69,7 +69,7 @@ TORTURE_TESTS := ^Test(Soak|Torture)$$
 # The fault that needs two nodes.
 CUT_OFF := cut off
 SKEW_TESTS  := ^TestSkew$$
-# On demand: make scale.
+# With a small crowd; make scale and make torture have the large one.
 SCALE_TESTS := ^TestScale$$
 # What the tests use beside Go; the lab installs its own packages.
 TEST_PKGS := chromium csh curl dbus-daemon dnsutils fuse3 iproute2 iputils-ping nftables procps sudo netcat-openbsd openssl sshfs
@@ -79,7 +79,7 @@ NGINX     := bin/tools/nginx
 POSTGRES  := bin/tools/postgres
 GRPCURL   := bin/tools/grpcurl-v1.9.3
 
-.PHONY: deps lint vuln unit fuzz bench-smoke bench-allocs bench-compare cross lab-test e2e e2e-lab e2e-doppel e2e-net e2e-take e2e-chart e2e-nodes e2e-relay e2e-skew e2e-torture
+.PHONY: deps lint vuln unit fuzz bench-smoke bench-allocs bench-compare cross lab-test e2e e2e-lab e2e-doppel e2e-net e2e-take e2e-chart e2e-nodes e2e-relay e2e-scale e2e-skew e2e-torture
 
 test: deps build images lint vuln unit lab-test fuzz bench-smoke bench-allocs cross e2e ## everything: lint, known vulnerabilities, unit with the race detector, fuzz smoke, end to end on a real Kubernetes
 	@echo "make test: all green"
@@ -179,7 +179,7 @@ cross: ## the laptop's programs compile for the other systems
 ## The parts wait more than they compute: two run beside each other, each on a lab of its own. take and nodes, whose tests run beside each
 ## other themselves, are kept apart, and from chart: TestChart says how soon an install tells what is wrong. TestSkew builds programs: alone.
 e2e: $(TESTSUM) build images dist-here ## end to end: the lab itself, the README's commands (and so the demo), doppel on a lab
-	+$(MAKE) --no-print-directory -j2 --output-sync=target e2e-chart e2e-net e2e-take e2e-relay e2e-doppel e2e-lab e2e-nodes
+	+$(MAKE) --no-print-directory -j2 --output-sync=target e2e-chart e2e-net e2e-take e2e-relay e2e-doppel e2e-lab e2e-nodes e2e-scale
 	+$(MAKE) --no-print-directory e2e-skew
 	+$(MAKE) --no-print-directory e2e-torture # counts seconds: alone
 
@@ -202,6 +202,9 @@ e2e-nodes:
 e2e-relay:
 	DOPPEL_E2E=1 DOPPEL_E2E_LAB=e2e-relay $(TESTSUM) --format testname -- -count=1 -timeout 25m -run '$(RELAY_TESTS)' ./e2e
 
+e2e-scale:
+	DOPPEL_E2E=1 DOPPEL_E2E_LAB=e2e-scale $(TESTSUM) --format testname -- -count=1 -timeout 25m -run '$(SCALE_TESTS)' ./e2e
+
 e2e-skew: $(TESTSUM)
 	DOPPEL_E2E=1 DOPPEL_E2E_LAB=e2e-skew $(TESTSUM) --format testname -- -count=1 -timeout 25m -run '$(SKEW_TESTS)' ./e2e
 
@@ -215,10 +218,12 @@ e2e-chart:
 ## ---- faults: docs/reliability.md says what they are ----
 
 .PHONY: torture scale torture-report
-torture: build images ## a shortened day, and every fault many times amid traffic, in up to 90 minutes, and write docs/reliability.md; go on where an earlier run ended
+torture: build images ## a shortened day, every fault many times amid traffic, and a large crowd, in up to 90 minutes, and write docs/reliability.md; go on where an earlier run ended
 	DOPPEL_E2E=1 DOPPEL_E2E_LAB=torture DOPPEL_TORTURE=$(CURDIR)/docs/reliability DOPPEL_TORTURE_WITHIN=50m $(GO) test -count=1 -timeout 80m -v -run '$(TORTURE_TESTS)' ./e2e; \
 	status=$$?; DOPPEL_E2E=1 DOPPEL_E2E_LAB=torture DOPPEL_E2E_NODES=2 DOPPEL_TORTURE=$(CURDIR)/docs/reliability DOPPEL_TORTURE_ONLY='$(CUT_OFF)' DOPPEL_TORTURE_WITHIN=7m \
-	  $(GO) test -count=1 -timeout 10m -v -run '^TestTorture$$' ./e2e || status=$$?; $(MAKE) --no-print-directory torture-report && exit $$status
+	  $(GO) test -count=1 -timeout 10m -v -run '^TestTorture$$' ./e2e || status=$$?; \
+	DOPPEL_E2E=1 DOPPEL_E2E_LAB=torture DOPPEL_TORTURE=$(CURDIR)/docs/reliability $(GO) test -count=1 -timeout 10m -v -run '$(SCALE_TESTS)' ./e2e || status=$$?; \
+	$(MAKE) --no-print-directory torture-report && exit $$status
 
 scale: build images ## 1,000 sessions and 3,000 intercepts on one traffic-manager, in up to 30 minutes, and write docs/reliability.md
 	DOPPEL_E2E=1 DOPPEL_E2E_LAB=torture DOPPEL_TORTURE=$(CURDIR)/docs/reliability $(GO) test -count=1 -timeout 30m -v -run '$(SCALE_TESTS)' ./e2e; \

@@ -2,6 +2,8 @@ package e2e
 
 import (
 	"context"
+	"encoding/json"
+	"errors"
 	"fmt"
 	"strings"
 	"testing"
@@ -9,6 +11,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 )
 
 // fault is something that breaks.
@@ -23,8 +26,13 @@ type fault struct {
 	lasts bool
 	// hangs: what is broken says nothing.
 	hangs bool
-	// ends: connections of everybody through what is killed end with it, as if it were the app.
+	// ends: connections of everybody through what is killed end with it, as if it were the app, and none can be made until it is back (endsBack).
 	ends bool
+	// renews: the session is another one afterwards.
+	renews bool
+	// app: the app answers afterwards, until mend has brought the rest back.
+	app  bool
+	mend func(*testing.T, *torture)
 	// beside: it leaves alone what ends sessions, which may go on meanwhile.
 	beside bool
 	// unseen: nobody is to notice anything.
@@ -35,8 +43,6 @@ type fault struct {
 	nodes int
 	// managers are how many replicas of the manager there are; default 1.
 	managers int
-	// back is by when the laptop is to be as it was; default laptopResidue.
-	back time.Duration
 }
 
 // Programs, as pgrep -f finds them; the brackets keep the shell itself out.
@@ -45,14 +51,17 @@ const (
 	rootDaemon = "[d]oppel-rootd"
 )
 
+// endsBack bounds how long an agent is away that was killed: its container is started again at once.
+const endsBack = 10 * time.Second
+
 // previewBack bounds how long a preview may be away when the relay was killed.
 const previewBack = 10 * time.Second
 
 var faults = []fault{
 	{name: "kill -9 of the CLI", short: 1, long: 100, beside: true, do: killCLI},
 	{name: "kill -9 of the user daemon", short: 1, long: 100, beside: true, do: killOnLaptop(userDaemon), gone: []string{"doppel daemon"}},
-	{name: "kill -9 of the root daemon", short: 1, long: 100, beside: true, do: killOnLaptop(rootDaemon), back: 5 * time.Second},
-	{name: "kill -9 of both daemons", long: 100, beside: true, do: killOnLaptop(userDaemon, rootDaemon), gone: []string{"doppel daemon", "doppel-rootd"}},
+	{name: "kill -9 of the root daemon", short: 1, long: 100, beside: true, do: killOnLaptop(rootDaemon)},
+	{name: "kill -9 of both daemons", short: 1, long: 100, beside: true, do: killOnLaptop(userDaemon, rootDaemon), gone: []string{"doppel daemon", "doppel-rootd"}},
 	{name: "kill -9 of the agent", short: 1, long: 100, beside: true, do: killInCluster("traffic-agent"), ends: true},
 	{name: "kill -9 of the manager", short: 1, long: 100, do: killInCluster("traffic-manager")},
 	{name: "kill -9 of the manager that leads of two", short: 1, long: 100, managers: 2, do: killManagers(func(leads bool) bool { return leads })},
@@ -61,21 +70,22 @@ var faults = []fault{
 	{name: "kill -9 of the relay", short: 1, long: 100, beside: true, do: killRelay, unseen: true},
 	{name: "node of the manager that leads cut off", short: 1, long: 10, nodes: 2, managers: 2, prepare: (*torture).leaderAway, do: nodeCutOff, hangs: true},
 	{name: "API server restarted", short: 1, long: 10, do: restartAPI},
-	{name: "laptop's link down", short: 1, long: 10, do: linkDown, hangs: true, back: 5 * time.Second},
-	{name: "laptop's address changed", short: 1, long: 10, do: newAddress, hangs: true, back: 5 * time.Second},
-	{name: "laptop's line loses 30 %", short: 1, long: 10, do: badLine("--loss", "30%"), lasts: true, back: 5 * time.Second},
-	{name: "laptop's line delays 300 ms", long: 10, do: badLine("--delay", "300ms"), lasts: true, back: 5 * time.Second},
-	{name: "user daemon out of descriptors", long: 10, do: noDescriptors},
-	{name: "agent out of memory", long: 10, beside: true, do: agentOutOfMemory, ends: true},
-	{name: "state directory full", long: 3, do: diskFull, lasts: true},
-	{name: "laptop asleep", long: 3, do: asleep, hangs: true, back: 5 * time.Second},
+	{name: "laptop's link down", short: 1, long: 10, do: linkDown, hangs: true},
+	{name: "laptop's address changed", short: 1, long: 10, do: newAddress, hangs: true},
+	{name: "laptop's line loses 30 %", short: 1, long: 10, do: badLine("--loss", "30%"), lasts: true},
+	{name: "laptop's line delays 300 ms", long: 10, do: badLine("--delay", "300ms"), lasts: true},
+	{name: "user daemon out of descriptors", short: 1, long: 10, do: noDescriptors},
+	{name: "agent out of memory", short: 1, long: 10, beside: true, do: agentOutOfMemory, ends: true},
+	{name: "state directory full", long: 3, do: diskFull, lasts: true, renews: true},
+	{name: "laptop asleep", long: 3, do: asleep, hangs: true, renews: true},
 	{name: "kubelet stopped", long: 3, do: kubeletStopped},
+	{name: "manager's key and certificate exchanged", long: 3, do: exchangeKey, app: true, mend: oldKey},
 }
 
 func killOnLaptop(programs ...string) func(*testing.T, *torture) time.Time {
 	return func(t *testing.T, w *torture) time.Time {
 		t.Helper()
-		w.l.sh(t, "kill -9 $(pgrep -f '"+strings.Join(programs, "|")+"')")
+		w.l.sh(t, "pkill -9 -f '"+strings.Join(programs, "|")+"'") // not kill $(pgrep): what begins another program bears their name for a moment
 		return time.Now()
 	}
 }
@@ -326,4 +336,42 @@ func kubeletStopped(t *testing.T, w *torture) time.Time {
 		t.Fatalf("%v\n%s", err, out)
 	}
 	return time.Now()
+}
+
+// exchangeKey gives the manager another key, and with it the certificate of its webhook, as docs/security.md says. Agents go on with the old one: they leave all to
+// the app until their pods are replaced, or the manager has the old key again.
+func exchangeKey(t *testing.T, w *torture) time.Time {
+	t.Helper()
+	w.keys = ok(w.c.core.CoreV1().Secrets(managerNS).Get(t.Context(), "traffic-manager", metav1.GetOptions{}))(t).Data
+	w.restartWith(t, nil)
+	return time.Now()
+}
+
+// oldKey brings the old key back.
+func oldKey(t *testing.T, w *torture) { w.restartWith(t, w.keys) }
+
+// restartWith restarts the manager with other keys.
+func (w *torture) restartWith(t *testing.T, keys map[string][]byte) {
+	t.Helper()
+	old := w.c.managerKey(t)
+	patch := ok(json.Marshal(map[string]any{"data": keys}))(t)
+	ok(w.c.core.CoreV1().Secrets(managerNS).Patch(t.Context(), "traffic-manager", types.MergePatchType, patch, metav1.PatchOptions{}))(t)
+	for _, p := range ok(w.c.managers(t.Context()))(t) {
+		if err := w.c.core.CoreV1().Pods(managerNS).Delete(t.Context(), p.Name, metav1.DeleteOptions{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	eventually(t, time.Minute, func() error {
+		if w.c.managerKey(t) == old {
+			return errors.New("the manager has its old key")
+		}
+		return nil
+	})
+	w.c.available(t, managerNS, "traffic-manager")
+}
+
+// managerKey is the manager's public key, as everybody may read it.
+func (c *cluster) managerKey(t *testing.T) string {
+	t.Helper()
+	return ok(c.core.CoreV1().ConfigMaps(managerNS).Get(t.Context(), "traffic-manager", metav1.GetOptions{}))(t).Data["key"]
 }

@@ -226,8 +226,10 @@ func ourLogs(c *cluster) map[string]string {
 			if p.Status.Phase != corev1.PodRunning || !slices.Contains([]string{"traffic-manager", "traffic-agent", "doppel-relay"}, con.Name) {
 				continue
 			}
-			if r, err := c.core.CoreV1().Pods(p.Namespace).GetLogs(p.Name, &corev1.PodLogOptions{Container: con.Name}).Stream(ctx); err == nil {
-				out[con.Name+" of pod "+p.Namespace+"/"+p.Name] = drain(r)
+			for _, previous := range []bool{false, true} { // of a container that was killed
+				if r, err := c.core.CoreV1().Pods(p.Namespace).GetLogs(p.Name, &corev1.PodLogOptions{Container: con.Name, Previous: previous}).Stream(ctx); err == nil {
+					out[fmt.Sprintf("%s of pod %s/%s, before its restart: %t", con.Name, p.Namespace, p.Name, previous)] = drain(r)
+				}
 			}
 		}
 	}

@@ -32,7 +32,7 @@ func helper(name string, args []string) int {
 	if name == "lookups" && len(args) == 4 {
 		return lookups(args)
 	}
-	helpers := map[string]func(string) int{"load": loadHelper, "rate": rateHelper, "traffic": trafficHelper, "serve": serveHelper, "keep": keepHelper, "fetch": fetchHelper, "download": downloadHelper, "proxy": proxyHelper, "forward": forwardHelper, "people": peopleHelper, "crowd": crowdHelper}
+	helpers := map[string]func(string) int{"load": loadHelper, "rate": rateHelper, "traffic": trafficHelper, "serve": serveHelper, "keep": keepHelper, "fetch": fetchHelper, "download": downloadHelper, "proxy": proxyHelper, "forward": forwardHelper, "people": peopleHelper, "crowd": crowdHelper, "silently": silentlyHelper, "swallow": swallowHelper}
 	if helpers[name] == nil || len(args) != 1 {
 		fmt.Fprintln(os.Stderr, "unknown helper", name, args)
 		return 2
@@ -74,6 +74,9 @@ func ask(c *http.Client, url string) answer {
 	req, err := http.NewRequest(http.MethodGet, url, io.NopCloser(strings.NewReader("once")))
 	if err != nil {
 		return answer{Err: err.Error()}
+	}
+	if name, value, ok := strings.Cut(req.URL.Fragment, "="); ok { // a header; no server gets to see a fragment
+		req.Header.Set(name, value)
 	}
 	req.ContentLength = int64(len("once")) // or the body comes after the answer: the sample application does not read it
 	resp, err := c.Do(req)

@@ -26,10 +26,7 @@ func TestKeyExchange(t *testing.T) {
 	if got := c.color(t, svc); got != "blue" {
 		t.Fatalf("the cluster gets %q", got)
 	}
-	key := func() string {
-		return ok(c.core.CoreV1().ConfigMaps(managerNS).Get(t.Context(), "traffic-manager", metav1.GetOptions{}))(t).Data["key"]
-	}
-	old := key()
+	old := c.managerKey(t)
 	restart := func(ns, name string) {
 		t.Helper()
 		patch := fmt.Appendf(nil, `{"spec":{"template":{"metadata":{"annotations":{"restarted":%q}}}}}`, time.Now())
@@ -41,7 +38,7 @@ func TestKeyExchange(t *testing.T) {
 	at := time.Now()
 	restart(managerNS, "traffic-manager")
 	eventually(t, 20*time.Second, func() error {
-		if key() == old {
+		if c.managerKey(t) == old {
 			return errors.New("it is the old key")
 		}
 		return c.is(t, svc, "green")

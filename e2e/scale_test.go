@@ -103,12 +103,15 @@ func TestScale(t *testing.T) {
 	}
 	out.RSS, out.Heap, out.Most = memory()
 	t.Logf("the traffic-manager has %.0f MiB, at most %.0f, live heap %.0f", out.RSS, out.Most, out.Heap)
+	if out.Most > goalMemory {
+		t.Errorf("promised are %d MiB", goalMemory)
+	}
 	if !quiet {
-		t.Logf("that does not count, the machine was busy")
+		t.Logf("the times do not count, the machine was busy")
 		return
 	}
-	if out.Most > goalMemory || out.Connect.P99 > goalConnect.Seconds() || out.Seen.P99 > goalSeen.Seconds() {
-		t.Errorf("promised are %d MiB, connect p99 %v, changes p99 %v", goalMemory, goalConnect, goalSeen)
+	if out.Connect.P99 > goalConnect.Seconds() || out.Seen.P99 > goalSeen.Seconds() {
+		t.Errorf("promised are connect p99 %v, changes p99 %v", goalConnect, goalSeen)
 	}
 	if dir != "" {
 		if err := writeJSON(scaleFile(dir), out); err != nil {
@@ -361,7 +364,7 @@ func scalePage(s *scaled) string {
 
 %d sessions, %d intercepts by request of %d workloads, each with an agent, on one traffic-manager. API server, traffic-manager, protocols and objects are real; laptops and agents are their ends of
 the tunnels alone, and the workloads are pods on a node that nobody runs. Connects are %d at a time; then, with all of it there, %d intercepts are made and ended one after the other.
-All of it shares the machine's processors.
+All of it shares the machine's processors. A connect amid 5,000 namespaces and 10,000 services is in [performance.md](performance.md#a-large-cluster).
 
 | | promised | measured |
 |---|---|---|

@@ -7,6 +7,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -134,7 +135,11 @@ func TestSkew(t *testing.T) {
 	join(t, today)
 
 	sessions := map[*laptop]string{elder: elder.sessionUID(t), today: today.sessionUID(t)}
-	load := c.load(t, "http://"+svc+"/color") // the rest of the team
+	team := c.load(t, "http://"+svc+"/color") // the rest of it
+	mine := map[*laptop]*load{}
+	for _, l := range users {
+		mine[l] = c.load(t, "http://"+svc+"/color#x-user="+l.name)
+	}
 	alive := func(t *testing.T, when string) {
 		t.Helper()
 		intercepted(t, when)
@@ -148,7 +153,7 @@ func TestSkew(t *testing.T) {
 	}
 	served := c.served(t)
 	began := time.Now()
-	today.run(t, "doppel", "helm", "upgrade")
+	today.run(t, "doppel", "helm", "upgrade", "--set", "manager.replicas=2")
 	alive(t, "after the upgrade of the traffic-manager")
 	t.Logf("upgraded, and all as before, in %v", time.Since(began).Round(time.Millisecond))
 	served()
@@ -160,14 +165,36 @@ func TestSkew(t *testing.T) {
 		}
 	}
 
+	// From now on one stands by, and a rolling restart has each of the two lead once more.
+	c.available(t, managerNS, "traffic-manager")
+	ok(c.core.AppsV1().Deployments(managerNS).Patch(t.Context(), "traffic-manager", types.MergePatchType, kinds.RestartPatch(kinds.Deployment, time.Now()), metav1.PatchOptions{}))(t)
+	c.available(t, managerNS, "traffic-manager")
+	alive(t, "after a rolling restart of two traffic-managers")
+
 	// The agents of pods that are there are older until their workload is restarted.
 	ok(c.core.AppsV1().Deployments(ns).Patch(t.Context(), app, types.MergePatchType, kinds.RestartPatch(kinds.Deployment, time.Now()), metav1.PatchOptions{}))(t)
 	c.available(t, ns, app)
 	eventually(t, time.Minute, func() error { return c.noOldAgents(t, ns, app) })
 	alive(t, "after the agents' upgrade")
-	for _, a := range load.stop() {
+	for _, a := range team.stop() {
 		if a.Err != "" || a.Status != http.StatusOK || a.Body != `"green"` {
 			t.Errorf("somebody's request at %v: %+v", a.Start.Sub(began), a)
+		}
+	}
+
+	for l, load := range mine {
+		failed := 0
+		for _, a := range load.stop() {
+			switch {
+			case a.Err != "":
+				t.Logf("the request of laptop %s at %v: %+v", l.name, a.Start.Sub(began), a)
+				failed++
+			case a.Body != `"green"` && a.Body != strconv.Quote(color[l]):
+				t.Errorf("the request of laptop %s at %v: %+v", l.name, a.Start.Sub(began), a)
+			}
+		}
+		if failed > 3 { // one at a time is in flight, and the one that leads has ended three times
+			t.Errorf("%d requests of laptop %s failed", failed, l.name)
 		}
 	}
 

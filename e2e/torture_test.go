@@ -21,6 +21,7 @@ import (
 	"k8s.io/apimachinery/pkg/api/resource"
 	"k8s.io/apimachinery/pkg/util/intstr"
 
+	"github.com/doppel-dev/doppel/api/v1alpha1"
 	"github.com/doppel-dev/doppel/internal/agentcfg"
 )
 
@@ -59,6 +60,8 @@ type torture struct {
 	managers int       // replicas of the manager
 	calm     bool      // all was well at the end of the last round, and nothing was changed since
 	ending   []*ending // sessions that the cluster is about to end
+
+	keys map[string][]byte // of the manager, while it has others
 
 	relay   *relay
 	person  *browser // of a member of its team
@@ -240,7 +243,7 @@ func (w *torture) round(t *testing.T, f fault) (o outcome, ended *ending) {
 	if len(o.Problems) > 0 {
 		return o, nil
 	}
-	session := w.l.sessionUID(t)
+	session, same := w.l.sessionUID(t), w.identities(t)
 	time.Sleep(time.Duration(w.rand.Int64N(int64(time.Second)))) // the random moment
 	o.Began = time.Now()
 	w.struck = time.Time{}
@@ -261,7 +264,10 @@ func (w *torture) round(t *testing.T, f fault) (o outcome, ended *ending) {
 			expected = expected.without(p)
 		}
 	}
-	at, err := settles(cmp.Or(f.back, laptopResidue)-time.Since(over), expected, func() (picture, error) { return w.l.picture(t), nil })
+	if f.app {
+		who = "app"
+	}
+	at, err := settles(laptopResidue-time.Since(over), expected, func() (picture, error) { return w.l.picture(t), nil })
 	o.Laptop = at.Sub(over).Seconds()
 	o.problem("laptop", err)
 	all, normal, err := w.well(over, who)
@@ -275,6 +281,15 @@ func (w *torture) round(t *testing.T, f fault) (o outcome, ended *ending) {
 		_, _, err = w.well(time.Now(), taker)
 		o.problem("connected again", err)
 	}
+	if f.mend != nil {
+		f.mend(t, w)
+		w.load.take()
+		_, _, err = w.well(time.Now(), taker)
+		o.problem("mended", err)
+	}
+	if now := w.identities(t); len(f.gone) == 0 && !f.renews && !maps.Equal(same, now) {
+		o.Problems = append(o.Problems, fmt.Sprintf("the session, or one of its intercepts, is another: %v, before %v", now, same))
+	}
 	var ending []string
 	for _, e := range w.ending {
 		ending = append(ending, e.session)
@@ -286,6 +301,20 @@ func (w *torture) round(t *testing.T, f fault) (o outcome, ended *ending) {
 	o.problem("cluster", err)
 	w.calm = len(o.Problems) == 0
 	return o, ended
+}
+
+// identities are the UIDs of the session and its intercepts, by name. One that the command which is killed begins is not among them.
+func (w *torture) identities(t *testing.T) map[string]string {
+	t.Helper()
+	out := map[string]string{"session": w.l.sessionUID(t)}
+	var list v1alpha1.InterceptList
+	w.c.get(t, "/apis/doppel.dev/v1alpha1/namespaces/"+w.ns+"/intercepts", &list)
+	for _, in := range list.Items {
+		if in.Spec.Name != "spare" {
+			out[in.Spec.Name] = string(in.UID)
+		}
+	}
+	return out
 }
 
 // ending is a session that the cluster is about to end, since its laptop's daemon died.

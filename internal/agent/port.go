@@ -14,6 +14,7 @@ import (
 	"github.com/doppel-dev/doppel/internal/agentcfg"
 	"github.com/doppel-dev/doppel/internal/flow"
 	"github.com/doppel-dev/doppel/internal/httproute"
+	"github.com/doppel-dev/doppel/internal/lifecycle"
 	"github.com/doppel-dev/doppel/internal/match"
 	"github.com/doppel-dev/doppel/internal/mux"
 	"github.com/doppel-dev/doppel/internal/wire"
@@ -273,23 +274,15 @@ func acceptLoop(ctx context.Context, l net.Listener, handle func(*net.TCPConn)) 
 	stop := context.AfterFunc(ctx, func() { _ = l.Close() })
 	defer stop()
 	for {
-		c, err := l.Accept()
+		c, err := lifecycle.Accept(l.Accept)
 		if err != nil {
 			if ctx.Err() != nil {
 				return nil
-			}
-			if isTemporary(err) {
-				time.Sleep(10 * time.Millisecond) // out of descriptors: let some connections end
-				continue
 			}
 			return fmt.Errorf("accept on %s: %w", l.Addr(), err)
 		}
 		go handle(c.(*net.TCPConn))
 	}
-}
-
-func isTemporary(err error) bool {
-	return errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.ENFILE) || errors.Is(err, syscall.ECONNABORTED) || errors.Is(err, syscall.ENOBUFS)
 }
 
 func addrPort(a net.Addr) netip.AddrPort {

@@ -12,6 +12,7 @@ import (
 
 	"github.com/doppel-dev/doppel/internal/agentcfg"
 	"github.com/doppel-dev/doppel/internal/flow"
+	"github.com/doppel-dev/doppel/internal/lifecycle"
 	"github.com/doppel-dev/doppel/internal/tunnel"
 	"github.com/doppel-dev/doppel/internal/wire"
 )
@@ -75,7 +76,7 @@ func (p *udpPort) serve(ctx context.Context, a *Agent) error {
 			if ctx.Err() != nil {
 				return nil
 			}
-			if isTemporary(err) {
+			if lifecycle.Passes(err) {
 				continue
 			}
 			return fmt.Errorf("read UDP on %s: %w", p.conn.LocalAddr(), err)

@@ -464,6 +464,51 @@ func findTest(tests map[string]map[string]string, name string) error {
 	return nil
 }
 
+// TestFuzzCorpora: what is fuzzed begins with inputs that are kept, in testdata/fuzz of its package; and none are kept for what is gone.
+func TestFuzzCorpora(t *testing.T) {
+	targets, corpora := map[string]bool{}, map[string]bool{} // by the directory of the inputs
+	err := filepath.WalkDir(root, func(path string, d os.DirEntry, err error) error {
+		switch {
+		case err != nil:
+			return err
+		case d.IsDir() && path != root:
+			_, err := os.Stat(filepath.Join(path, "go.mod"))
+			if err == nil || path == filepath.Join(root, "bin") || strings.HasPrefix(d.Name(), ".") { // another module, or none of ours
+				return filepath.SkipDir
+			}
+		case strings.HasSuffix(path, "_test.go"):
+			b, err := os.ReadFile(path)
+			if err != nil {
+				return err
+			}
+			for _, m := range funcRE.FindAllStringSubmatch(string(b), -1) {
+				if strings.HasPrefix(m[1], "Fuzz") {
+					targets[filepath.Join(filepath.Dir(path), "testdata", "fuzz", m[1])] = true
+				}
+			}
+		case filepath.Base(filepath.Dir(filepath.Dir(path))) == "fuzz":
+			corpora[filepath.Dir(path)] = true
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, dir := range slices.Sorted(maps.Keys(targets)) {
+		if !corpora[dir] {
+			t.Errorf("no input is kept in %s", dir)
+		}
+	}
+	for _, dir := range slices.Sorted(maps.Keys(corpora)) {
+		if !targets[dir] {
+			t.Errorf("%s is of no fuzz test", dir)
+		}
+	}
+	if len(targets) < 40 {
+		t.Errorf("only %d fuzz tests were found", len(targets))
+	}
+}
+
 var imageRE = regexp.MustCompile(`(?m)^\tbin/lab image build (.*)$`)
 
 // TestImages: each image is one program, which no root runs: there is no shell, and nothing else to run, in it.

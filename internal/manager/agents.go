@@ -21,6 +21,7 @@ import (
 	"github.com/doppel-dev/doppel/internal/agentcfg"
 	"github.com/doppel-dev/doppel/internal/buildinfo"
 	"github.com/doppel-dev/doppel/internal/control"
+	"github.com/doppel-dev/doppel/internal/lifecycle"
 	"github.com/doppel-dev/doppel/internal/mux"
 	"github.com/doppel-dev/doppel/internal/tunnel"
 	"github.com/doppel-dev/doppel/internal/wire"
@@ -67,7 +68,7 @@ func (a *agents) serve(ctx context.Context, l net.Listener) error {
 	stop := context.AfterFunc(ctx, func() { _ = l.Close() })
 	defer stop()
 	for {
-		c, err := l.Accept()
+		c, err := lifecycle.Accept(l.Accept)
 		if err != nil {
 			if ctx.Err() != nil {
 				return nil

@@ -11,6 +11,8 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/doppel-dev/doppel/internal/lifecycle"
 )
 
 const (
@@ -30,7 +32,7 @@ func (m *Manager) serveDirect(ctx context.Context, l net.Listener) error {
 	defer stop()
 	greeting := make(chan struct{}, maxGreeting)
 	for {
-		c, err := l.Accept()
+		c, err := lifecycle.Accept(l.Accept)
 		if err != nil {
 			return err
 		}

@@ -13,6 +13,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"sigs.k8s.io/controller-runtime/pkg/metrics"
 
+	"github.com/doppel-dev/doppel/internal/lifecycle"
 	"github.com/doppel-dev/doppel/internal/tunnel"
 )
 
@@ -50,7 +51,7 @@ func (s *splitter) run() error {
 	defer s.plain.Close()
 	defer s.tls.Close()
 	for {
-		c, err := s.l.Accept()
+		c, err := lifecycle.Accept(s.l.Accept)
 		if err != nil {
 			return err
 		}

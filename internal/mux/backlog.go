@@ -1,6 +1,9 @@
 package mux
 
-import "sync"
+import (
+	"slices"
+	"sync"
+)
 
 // backlog are the requests that Accept has not returned yet, at most so many. It takes memory for those that wait: a channel would take it for all that may,
 // in each session, and a manager has thousands of sessions in which nothing waits.
@@ -22,6 +25,9 @@ func (b *backlog) put(r *Request) bool {
 	defer b.mu.Unlock()
 	if len(b.waiting)-b.first >= b.max {
 		return false
+	}
+	if len(b.waiting) == cap(b.waiting) && b.first > len(b.waiting)/2 { // one that is never empty would grow for ever
+		b.waiting, b.first = slices.Delete(b.waiting, 0, b.first), 0
 	}
 	b.waiting = append(b.waiting, r)
 	b.wakeLocked()

@@ -91,7 +91,7 @@ func (s *Server) recheck() {
 
 func (s *Server) accept(ctx context.Context, g *lifecycle.Group, l *net.UnixListener) error {
 	for {
-		c, err := l.AcceptUnix()
+		c, err := lifecycle.Accept(l.AcceptUnix)
 		if err != nil {
 			if ctx.Err() != nil {
 				return nil
@@ -116,16 +116,19 @@ func (s *Server) admit(c *net.UnixConn) *session {
 	}
 	ss := newSession(s, c, p)
 	s.mu.Lock()
-	defer s.mu.Unlock()
 	if err == nil && len(s.sessions) >= maxConns {
 		err = uerr.New(uerr.Conflict, "end other doppel processes", "more than %d connections", maxConns)
 	}
-	if err != nil || s.sessions == nil {
+	admitted := err == nil && s.sessions != nil
+	if admitted {
+		s.sessions[ss] = struct{}{}
+	}
+	s.mu.Unlock()
+	if !admitted {
 		s.log.Warn("connection refused", "uid", p.uid, "pid", p.pid, "err", err)
 		ss.refuse(err)
 		return nil
 	}
-	s.sessions[ss] = struct{}{}
 	return ss
 }
 

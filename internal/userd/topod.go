@@ -13,6 +13,7 @@ import (
 
 	"github.com/doppel-dev/doppel/api/v1alpha1"
 	"github.com/doppel-dev/doppel/internal/flow"
+	"github.com/doppel-dev/doppel/internal/lifecycle"
 	"github.com/doppel-dev/doppel/internal/mux"
 	"github.com/doppel-dev/doppel/internal/tunnel"
 	"github.com/doppel-dev/doppel/internal/uerr"
@@ -96,7 +97,7 @@ func (t *toPod) serve(x *intercepts, in *intercept) {
 	for _, l := range t.tcp {
 		t.wg.Go(func() {
 			for {
-				c, err := l.AcceptTCP()
+				c, err := lifecycle.Accept(l.AcceptTCP)
 				if err != nil {
 					ended(l.Addr(), err)
 					return

@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/doppel-dev/doppel/internal/flow"
+	"github.com/doppel-dev/doppel/internal/lifecycle"
 	"github.com/doppel-dev/doppel/internal/mux"
 	"github.com/doppel-dev/doppel/internal/relay/links"
 	"github.com/doppel-dev/doppel/internal/relay/secret"
@@ -367,7 +368,7 @@ func (p *Peers) accept(ctx context.Context, l net.Listener) {
 	defer cancel()
 	strangers := make(chan struct{}, maxStrangers)
 	for {
-		conn, err := l.Accept()
+		conn, err := lifecycle.Accept(l.Accept)
 		if err != nil {
 			return
 		}
