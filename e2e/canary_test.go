@@ -109,7 +109,7 @@ func (c *cluster) stale(t *testing.T, l *laptop, ns string, broken func(...strin
 	}
 	startLines(t, onNode, "swallow", "0.0.0.0:"+port)
 	pods := ok(c.managers(t.Context()))(t)
-	c.node(t, "sh", "-c", fmt.Sprintf(`nft "table ip stale { chain in { type nat hook prerouting priority -200; ip daddr %s tcp dport 80 dnat to %s:%s; }; }"`,
+	c.node(t, "sh", "-c", fmt.Sprintf(`nft "table ip stale { chain in { type nat hook prerouting priority -150; ip daddr %s tcp dport 80 dnat to %s:%s; }; }"`,
 		strings.TrimSuffix(svc, ":80"), pods[0].Status.HostIP, port))
 	t.Cleanup(func() { _ = onNode(context.Background(), "nft", "delete", "table", "ip", "stale").Run() })
 	broken(elsewhere)
