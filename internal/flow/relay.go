@@ -8,10 +8,12 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/doppel-dev/doppel/internal/wire"
 )
 
 // bufferSize is what one copy moves: the payload of a full frame of the tunnel.
-const bufferSize = 64<<10 - 8
+const bufferSize = wire.FullPayload
 
 var buffers = sync.Pool{New: func() any { return new([bufferSize]byte) }}
 

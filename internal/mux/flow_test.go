@@ -365,7 +365,7 @@ func TestKeepAlive(t *testing.T) {
 
 func TestDeadlines(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		p := newPair(t, muxtest.Config{}, mux.Config{}, mux.Config{})
+		p := newPair(t, muxtest.Config{Buffer: 128 << 10}, mux.Config{}, mux.Config{}) // less than the credit of a stream
 		a, b := accepted(t, p)
 		other, otherEnd := accepted(t, p)
 		start := time.Now()

@@ -41,7 +41,9 @@ func (st *Stream) takeCredit(n int, whole bool) (int, error) {
 			return 0, errTimeout
 		}
 		if st.tx.credit >= least {
-			n = min(n, st.tx.credit-wire.HeaderLen, wire.MaxPayload)
+			if !whole {
+				n = min(n, st.tx.credit-wire.HeaderLen, wire.FullPayload)
+			}
 			st.tx.credit -= wire.HeaderLen + n
 			return n, nil
 		}
@@ -125,7 +127,7 @@ func (st *Stream) ReadFrom(r io.Reader) (int64, error) {
 	var total int64
 	for size := least; ; {
 		buf := getChunk(size)
-		n, err := r.Read(buf.b[:min(len(buf.b), wire.MaxPayload)])
+		n, err := r.Read(buf.b[:min(len(buf.b), wire.FullPayload)])
 		if n > 0 {
 			m, werr := st.Write(buf.b[:n])
 			total += int64(m)

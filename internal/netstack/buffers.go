@@ -4,11 +4,13 @@ import (
 	"errors"
 	"io"
 	"sync"
+
+	"github.com/doppel-dev/doppel/internal/wire"
 )
 
 const (
-	// copyBuffer is a mux frame's payload: 64 KiB less the frame's header, so that a full read becomes one frame.
-	copyBuffer = 64<<10 - 8
+	// copyBuffer is a mux frame's payload, so that a full read becomes one frame.
+	copyBuffer = wire.FullPayload
 	// waitBuffer is what a flow holds while it waits for bytes: 1,000 idle flows hold 4 MiB, not 64.
 	waitBuffer = 4 << 10
 	// udpBuffer takes any datagram.

@@ -9,11 +9,15 @@ import (
 	"unicode/utf8"
 )
 
-// Sizes of a frame. A full frame is 64 KiB, exactly four TLS records (RFC 8446, section 5.1: at most 2^14 bytes each).
+// Sizes of a frame.
 const (
 	HeaderLen  = 8
 	MaxFrame   = 64 << 10
 	MaxPayload = MaxFrame - HeaderLen
+	// FullPayload is what a DATA frame carries of a long stream of bytes. In TLS 1.3 the frame is four records, of 22 bytes more each (RFC 8446, sections 5.1
+	// and 5.2), together 64 KiB: they fill four records of another TLS around it, the API server's. Eight bytes more would be a fifth one, and each record is a write
+	// and a wake-up for whoever passes it on.
+	FullPayload = MaxFrame - 4*22 - HeaderLen
 	// MaxMessage is the longest text of an ERR or GOAWAY frame; a longer one is cut by the sender.
 	MaxMessage = 1024
 )
