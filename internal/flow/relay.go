@@ -12,8 +12,12 @@ import (
 	"github.com/doppel-dev/doppel/internal/wire"
 )
 
-// bufferSize is what one copy moves: the payload of a full frame of the tunnel.
-const bufferSize = wire.FullPayload
+const (
+	// bufferSize takes any datagram.
+	bufferSize = wire.MaxPayload
+	// streamSize is what is read of a stream of bytes at once: the payload of a full frame of the tunnel.
+	streamSize = wire.FullPayload
+)
 
 var buffers = sync.Pool{New: func() any { return new([bufferSize]byte) }}
 
@@ -82,7 +86,7 @@ func Copy(dst, src Stream) (int64, error) {
 	}
 	buf := buffers.Get().(*[bufferSize]byte)
 	defer buffers.Put(buf)
-	return io.CopyBuffer(struct{ io.Writer }{dst}, struct{ io.Reader }{src}, buf[:])
+	return io.CopyBuffer(struct{ io.Writer }{dst}, struct{ io.Reader }{src}, buf[:streamSize])
 }
 
 // ErrStopped is the error of CopyWhile when it was told to stop.
@@ -134,12 +138,12 @@ func (s shownTry) TryWrite(p []byte) (int, error) {
 
 // spliceWhile reads what is little and has the kernel copy what is much (splice(2) on Linux). It waits with neither a buffer nor a pipe.
 func spliceWhile(dst, src *net.TCPConn, pass func(p []byte) bool) (total int64, err error) {
-	r, err := newReadiness(src)
+	r, err := newReadiness(src, streamSize)
 	if err != nil {
 		return 0, err
 	}
 	for much := false; ; {
-		if n := unread(src, much); n >= bufferSize/4 {
+		if n := unread(src, much); n >= streamSize/4 {
 			if !pass(nil) {
 				return total, ErrStopped
 			}
@@ -151,7 +155,7 @@ func spliceWhile(dst, src *net.TCPConn, pass func(p []byte) bool) (total int64, 
 			continue
 		}
 		buf, n, err := r.read()
-		much = n == bufferSize
+		much = n == streamSize
 		if n > 0 {
 			if pass(buf[:n]) {
 				m, werr := dst.Write(buf[:n])
@@ -182,7 +186,7 @@ func CopyN(dst, src Stream, n int64) error {
 	if !ok {
 		buf := buffers.Get().(*[bufferSize]byte)
 		defer buffers.Put(buf)
-		m, err = io.CopyBuffer(struct{ io.Writer }{dst}, &io.LimitedReader{R: src, N: n}, buf[:])
+		m, err = io.CopyBuffer(struct{ io.Writer }{dst}, &io.LimitedReader{R: src, N: n}, buf[:streamSize])
 	}
 	if err == nil && m < n {
 		err = io.ErrUnexpectedEOF

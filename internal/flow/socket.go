@@ -32,7 +32,7 @@ func (t *tcpStream) Reset() {
 
 // WriteTo copies to w until EOF. No buffer is held while the connection is idle: ten thousand idle flows cost none.
 func (t *tcpStream) WriteTo(w io.Writer) (int64, error) {
-	r, err := newReadiness(t.c)
+	r, err := newReadiness(t.c, streamSize)
 	if err != nil {
 		return 0, err
 	}
@@ -89,7 +89,7 @@ func (u *udpPackets) ReadPacket(p []byte) (int, error) { return u.c.Read(p) }
 // NextPacket implements PacketSource, for one goroutine: an idle flow holds no buffer.
 func (u *udpPackets) NextPacket(fn func(p []byte) error) error {
 	if u.r == nil {
-		r, err := newReadiness(u.c)
+		r, err := newReadiness(u.c, bufferSize)
 		if err != nil {
 			return err
 		}

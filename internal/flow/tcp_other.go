@@ -6,14 +6,15 @@ import "net"
 
 // readiness reads with a buffer from the pool; elsewhere it is taken only when there is something to read.
 type readiness struct {
-	c net.Conn
+	c    net.Conn
+	size int // of what is read at once
 }
 
-func newReadiness(c net.Conn) (*readiness, error) { return &readiness{c}, nil }
+func newReadiness(c net.Conn, size int) (*readiness, error) { return &readiness{c, size}, nil }
 
 func (r *readiness) read() (*[bufferSize]byte, int, error) {
 	buf := buffers.Get().(*[bufferSize]byte)
-	n, err := r.c.Read(buf[:])
+	n, err := r.c.Read(buf[:r.size])
 	return buf, n, err
 }
 

@@ -10,19 +10,20 @@ import (
 
 // readiness reads from a connection with a buffer that it takes from the pool only when there is something to read.
 type readiness struct {
-	rc  syscall.RawConn
-	try func(fd uintptr) bool
-	buf *[bufferSize]byte
-	n   int
-	err error
+	rc   syscall.RawConn
+	size int // of what is read at once
+	try  func(fd uintptr) bool
+	buf  *[bufferSize]byte
+	n    int
+	err  error
 }
 
-func newReadiness(c syscall.Conn) (*readiness, error) {
+func newReadiness(c syscall.Conn, size int) (*readiness, error) {
 	rc, err := c.SyscallConn()
 	if err != nil {
 		return nil, err
 	}
-	r := &readiness{rc: rc}
+	r := &readiness{rc: rc, size: size}
 	r.try = r.tryRead
 	return r, nil
 }
@@ -30,7 +31,7 @@ func newReadiness(c syscall.Conn) (*readiness, error) {
 func (r *readiness) tryRead(fd uintptr) bool {
 	r.buf = buffers.Get().(*[bufferSize]byte)
 	for {
-		r.n, r.err = syscall.Read(int(fd), r.buf[:])
+		r.n, r.err = syscall.Read(int(fd), r.buf[:r.size])
 		switch r.err {
 		case syscall.EINTR:
 			continue
@@ -60,11 +61,12 @@ func (r *readiness) read() (*[bufferSize]byte, int, error) {
 
 // nonblocking is what a TCP stream needs for writes that never block. It is for one goroutine, the tunnel's reader.
 type nonblocking struct {
-	rc  syscall.RawConn
-	try func(fd uintptr) bool
-	p   []byte
-	n   int
-	err error
+	rc   syscall.RawConn
+	size int // of what is read at once
+	try  func(fd uintptr) bool
+	p    []byte
+	n    int
+	err  error
 }
 
 func (t *tcpStream) init() {

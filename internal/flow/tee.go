@@ -77,7 +77,7 @@ func copyTo(w io.Writer, src Stream) (int64, error) {
 	}
 	buf := buffers.Get().(*[bufferSize]byte)
 	defer buffers.Put(buf)
-	return io.CopyBuffer(struct{ io.Writer }{w}, struct{ io.Reader }{src}, buf[:])
+	return io.CopyBuffer(struct{ io.Writer }{w}, struct{ io.Reader }{src}, buf[:streamSize])
 }
 
 // teeWriter passes on what is written and then shows it.
