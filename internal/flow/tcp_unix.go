@@ -61,12 +61,11 @@ func (r *readiness) read() (*[bufferSize]byte, int, error) {
 
 // nonblocking is what a TCP stream needs for writes that never block. It is for one goroutine, the tunnel's reader.
 type nonblocking struct {
-	rc   syscall.RawConn
-	size int // of what is read at once
-	try  func(fd uintptr) bool
-	p    []byte
-	n    int
-	err  error
+	rc  syscall.RawConn
+	try func(fd uintptr) bool
+	p   []byte
+	n   int
+	err error
 }
 
 func (t *tcpStream) init() {
