@@ -222,7 +222,7 @@ torture: build images ## a shortened day, every fault many times amid traffic, a
 	DOPPEL_E2E=1 DOPPEL_E2E_LAB=torture DOPPEL_TORTURE=$(CURDIR)/docs/reliability DOPPEL_TORTURE_WITHIN=50m $(GO) test -count=1 -timeout 80m -v -run '$(TORTURE_TESTS)' ./e2e; \
 	status=$$?; DOPPEL_E2E=1 DOPPEL_E2E_LAB=torture DOPPEL_E2E_NODES=2 DOPPEL_TORTURE=$(CURDIR)/docs/reliability DOPPEL_TORTURE_ONLY='$(CUT_OFF)' DOPPEL_TORTURE_WITHIN=7m \
 	  $(GO) test -count=1 -timeout 10m -v -run '^TestTorture$$' ./e2e || status=$$?; \
-	DOPPEL_E2E=1 DOPPEL_E2E_LAB=torture DOPPEL_TORTURE=$(CURDIR)/docs/reliability $(GO) test -count=1 -timeout 10m -v -run '$(SCALE_TESTS)' ./e2e || status=$$?; \
+	DOPPEL_E2E=1 DOPPEL_E2E_LAB=torture DOPPEL_TORTURE=$(CURDIR)/docs/reliability $(GO) test -count=1 -timeout 20m -v -run '$(SCALE_TESTS)' ./e2e || status=$$?; \
 	$(MAKE) --no-print-directory torture-report && exit $$status
 
 scale: build images ## 1,000 sessions and 3,000 intercepts on one traffic-manager, in up to 30 minutes, and write docs/reliability.md

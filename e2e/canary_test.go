@@ -119,11 +119,11 @@ func (c *cluster) stale(t *testing.T, l *laptop, ns string, broken func(...strin
 	manager := strings.Fields(c.node(t, "pgrep", "-f", "^[^ ]*traffic-manager"))[0]
 	inManager := func(args ...string) { c.node(t, append([]string{"nsenter", "-n", "-t", manager}, args...)...) }
 	was := strings.TrimSpace(c.node(t, "nsenter", "-n", "-t", manager, "cat", "/proc/sys/net/ipv4/ip_local_port_range"))
-	inManager("sh", "-c", "echo 40000 40063 > /proc/sys/net/ipv4/ip_local_port_range")
 	t.Cleanup(func() {
 		_ = onNode(context.Background(), "nsenter", "-n", "-t", manager, "sh", "-c", "echo "+was+" > /proc/sys/net/ipv4/ip_local_port_range").Run()
 	})
 	inManager("env", envHelper+"=silently", self, svc)
+	inManager("sh", "-c", "echo 61000 61063 > /proc/sys/net/ipv4/ip_local_port_range")
 	c.node(t, "nft", "delete", "table", "ip", "stale")
 	broken(elsewhere)
 	inManager("sh", "-c", "echo "+was+" > /proc/sys/net/ipv4/ip_local_port_range")
@@ -138,7 +138,7 @@ func (c *cluster) stale(t *testing.T, l *laptop, ns string, broken func(...strin
 
 // silentlyHelper opens a connection from each port that the kernel would choose from, and has it vanish without a word to anybody.
 func silentlyHelper(addr string) int {
-	for port := 40000; port < 40064; port++ {
+	for port := 61000; port < 61064; port++ {
 		d := net.Dialer{LocalAddr: &net.TCPAddr{Port: port}, Timeout: 5 * time.Second}
 		c, err := d.Dial("tcp4", addr)
 		if err == nil {

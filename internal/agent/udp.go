@@ -77,6 +77,7 @@ func (p *udpPort) serve(ctx context.Context, a *Agent) error {
 				return nil
 			}
 			if lifecycle.Passes(err) {
+				time.Sleep(time.Millisecond)
 				continue
 			}
 			return fmt.Errorf("read UDP on %s: %w", p.conn.LocalAddr(), err)

@@ -86,7 +86,7 @@ func showApps(ac *agentcfg.Config, cfg Config, pod *corev1.Pod) (corev1.Containe
 			if access == NoAccess {
 				continue
 			}
-			v := agentcfg.Volume{Path: at, Dir: fmt.Sprintf("%s/%d/%d", volumesDir, i, j), ReadOnly: m.ReadOnly || access == ReadOnly}
+			v := agentcfg.Volume{Path: at, Dir: fmt.Sprintf("%s/%d/%d", volumesDir, i, j), ReadOnly: m.ReadOnly || access == ReadOnly || kubelets(&pod.Spec, m.Name)}
 			shown.Volumes = append(shown.Volumes, v)
 			m.MountPath, m.ReadOnly, m.SubPathExpr = v.Dir, v.ReadOnly, environ.Rename(m.SubPathExpr, shown.Prefix)
 			if !m.ReadOnly {
@@ -97,6 +97,13 @@ func showApps(ac *agentcfg.Config, cfg Config, pod *corev1.Pod) (corev1.Containe
 		ac.Apps = append(ac.Apps, shown)
 	}
 	return agent, nil
+}
+
+// kubelets says whether a volume is written by the kubelet, which mounts it for reading alone, whatever the mount says.
+func kubelets(spec *corev1.PodSpec, volume string) bool {
+	return slices.ContainsFunc(spec.Volumes, func(v corev1.Volume) bool {
+		return v.Name == volume && (v.ConfigMap != nil || v.Secret != nil || v.Projected != nil || v.DownwardAPI != nil)
+	})
 }
 
 // FindApp is the container that is meant: by its name or, without one, the one that kubectl exec means, or the only one.

@@ -206,7 +206,7 @@ func (n *node) attr(ctx context.Context, out *fuse.Attr) syscall.Errno {
 	p, f := n.path(), n.anyOpen()
 	var fi iofs.FileInfo
 	err := error(syscall.ENOENT)
-	if f == nil || !n.deleted() {
+	if f == nil || !n.deleted() && !strings.Contains(p, "/..") { // what lies below such a name does not change, but others may take its place (see Lookup)
 		var known bool
 		if fi, known, _ = n.m.known.find(path.Dir(p), path.Base(p)); known && fi != nil {
 			err = nil

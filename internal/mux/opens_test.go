@@ -30,7 +30,7 @@ func TestMillionOpens(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			p := newRawPeer(t, mux.Config{MaxStreams: tt.max})
-			_ = p.c.SetReadDeadline(time.Now().Add(time.Minute))
+			_ = p.c.SetReadDeadline(time.Now().Add(5 * time.Minute))
 			begin := func() {
 				serve(t, p.s, func(r *mux.Request) {
 					switch {

@@ -19,6 +19,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/doppel-dev/doppel/internal/mux"
+	"github.com/doppel-dev/doppel/internal/nettest"
 	"github.com/doppel-dev/doppel/internal/relayapi"
 	"github.com/doppel-dev/doppel/internal/tunnel"
 	"github.com/doppel-dev/doppel/internal/wire"
@@ -204,8 +205,15 @@ func TestHostileRelayAllowed(t *testing.T) {
 		t.Errorf("%+v", o)
 	}
 	close(m.hold)
+	nettest.Poll(t, 5*time.Second, "room for a wish", func() bool {
+		watch, err := tunnel.Watch(t.Context(), s, relayapi.LaptopIntercept, good)
+		var o relayapi.Outcome
+		for err == nil && o.State != relayapi.WishActive {
+			err = watch.Next(t.Context(), &o)
+		}
+		return err == nil
+	})
 	// It ends what it has started, once, and nothing else.
-	outcome(t, s, good, relayapi.WishActive)
 	another := good
 	another.Workload = "db"
 	end := func(w relayapi.Wish) error { return tunnel.Control(t.Context(), s, relayapi.LaptopLeave, w, nil) }

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"sync"
 	"syscall"
+	"time"
 
 	"github.com/pkg/sftp"
 )
@@ -50,8 +51,9 @@ func (s *server) writable(p string) (place, error) {
 // file is an open file or directory; it counts until it is closed.
 type file struct {
 	*os.File
-	s  *server
-	at place
+	s    *server
+	path string // as it was asked for
+	at   time.Time
 }
 
 func (f *file) Close() error {
@@ -72,8 +74,8 @@ func (f *file) WriteAt(p []byte, off int64) (int, error) {
 }
 
 // openAt opens a regular file or a directory. Nothing else: opening a FIFO waits, and opening a device may do things.
-func (s *server) openAt(at place, flags int, perm os.FileMode) (*file, error) {
-	f := &file{s: s, at: at}
+func (s *server) openAt(p string, at place, flags int, perm os.FileMode) (*file, error) {
+	f := &file{s: s, path: p, at: time.Now()}
 	s.mu.Lock()
 	full := len(s.open) >= MaxHandles
 	if !full {
@@ -94,21 +96,18 @@ func (s *server) openAt(at place, flags int, perm os.FileMode) (*file, error) {
 	return f, nil
 }
 
-// statOpen returns what a file is that was opened at a path where it is no more: the library has the file's path asked for where its client asks
-// for an open file (fstat(2)).
-func (s *server) statOpen(p string) (fs.FileInfo, error) {
-	at, err := s.tree.look(p)
-	if err != nil {
-		return nil, err
-	}
+// opened returns the file that was opened last at a path, whatever is there now, or nil: the library has that path asked for where its client asks for an
+// open file (fstat(2)).
+func (s *server) opened(p string) *file {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	var last *file
 	for f := range s.open {
-		if f.at == at && f.File != nil {
-			return f.Stat()
+		if f.path == p && f.File != nil && (last == nil || f.at.After(last.at)) {
+			last = f
 		}
 	}
-	return nil, syscall.ENOENT
+	return last
 }
 
 func (p place) open(flags int, perm os.FileMode) (*os.File, error) {
@@ -146,7 +145,7 @@ func (s *server) Fileread(r *sftp.Request) (io.ReaderAt, error) {
 	if err != nil {
 		return nil, err
 	}
-	return s.openAt(at, os.O_RDONLY, 0)
+	return s.openAt(r.Filepath, at, os.O_RDONLY, 0)
 }
 
 // Filewrite implements sftp.FileWriter.
@@ -178,7 +177,7 @@ func (s *server) OpenFile(r *sftp.Request) (sftp.WriterAtReaderAt, error) {
 	if len(r.Attrs) == 4 {
 		perm = os.FileMode(binary.BigEndian.Uint32(r.Attrs)).Perm()
 	}
-	return s.openAt(at, flags, perm)
+	return s.openAt(r.Filepath, at, flags, perm)
 }
 
 // Filecmd implements sftp.FileCmder.
@@ -282,7 +281,7 @@ func (s *server) setstat(r *sftp.Request) error {
 		}
 	}
 	if want.Size || at.vol.root == nil {
-		f, err := s.openAt(at, os.O_WRONLY, 0)
+		f, err := s.openAt(r.Filepath, at, os.O_WRONLY, 0)
 		if err != nil {
 			return err
 		}
@@ -331,7 +330,7 @@ func (s *server) Filelist(r *sftp.Request) (sftp.ListerAt, error) {
 		l.first = append(l.first, fi)
 	}
 	if at.vol != nil {
-		l.f, err = s.openAt(at, os.O_RDONLY|syscall.O_DIRECTORY, 0)
+		l.f, err = s.openAt(r.Filepath, at, os.O_RDONLY|syscall.O_DIRECTORY, 0)
 		if err != nil && (len(l.first) == 0 || !errors.Is(err, fs.ErrNotExist)) {
 			return nil, err
 		}
@@ -343,9 +342,12 @@ func (s *server) Filelist(r *sftp.Request) (sftp.ListerAt, error) {
 func (s *server) Lstat(r *sftp.Request) (sftp.ListerAt, error) { return s.one(r.Filepath, false) }
 
 func (s *server) one(p string, follow bool) (sftp.ListerAt, error) {
-	fi, err := s.tree.stat(p, follow)
-	if follow && errors.Is(err, fs.ErrNotExist) {
-		fi, err = s.statOpen(p)
+	var fi fs.FileInfo
+	var err error
+	if f := s.opened(p); follow && f != nil {
+		fi, err = f.Stat()
+	} else {
+		fi, err = s.tree.stat(p, follow)
 	}
 	if err != nil {
 		return nil, bare(err)

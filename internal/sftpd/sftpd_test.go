@@ -145,6 +145,28 @@ func TestReads(t *testing.T) {
 	}
 }
 
+// An open file is asked for what it is, whatever has taken its path.
+func TestStatOfOpenFile(t *testing.T) {
+	w := newWorld(t)
+	c := w.client()
+	f, err := c.Open("/data/a")
+	must(t, err)
+	must(t, os.Remove(filepath.Join(w.dir, "a")))
+	for range 2 {
+		if fi, err := f.Stat(); err != nil || fi.Size() != int64(len("in a")) {
+			t.Errorf("%v, %v", fi, err)
+		}
+		w.write(filepath.Join(w.dir, "a"), "another file")
+	}
+	if fi, err := c.Lstat("/data/a"); err != nil || fi.Size() != int64(len("another file")) {
+		t.Errorf("%v, %v", fi, err)
+	}
+	must(t, f.Close())
+	if fi, err := c.Stat("/data/a"); err != nil || fi.Size() != int64(len("another file")) {
+		t.Errorf("%v, %v", fi, err)
+	}
+}
+
 // The update of a ConfigMap is seen.
 func TestAtomicUpdate(t *testing.T) {
 	w := newWorld(t)
@@ -192,6 +214,9 @@ func TestAtomicUpdate(t *testing.T) {
 	// Nothing is written where it was not said to be.
 	must(t, os.Mkdir(filepath.Join(w.dir, "..new"), 0o755))
 	must(t, os.Symlink("..new", filepath.Join(w.dir, "..data")))
+	if _, err := c.Lstat("/data/..old"); !errors.Is(err, fs.ErrNotExist) {
+		t.Error(err)
+	}
 	if _, err := c.Create("/data/..old/f"); !errors.Is(err, fs.ErrNotExist) {
 		t.Error(err)
 	}

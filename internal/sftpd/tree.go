@@ -72,10 +72,10 @@ func (t *tree) find(p string) (place, error) {
 	return place{rel: "."}, nil
 }
 
-// look is find for who only reads. In a volume that the kubelet writes, whoever has been led into contents that are no more is led to the newest.
+// look is find for who only reads. In a volume that the kubelet writes, which is read-only, whoever was led to what is no more is led to the newest.
 func (t *tree) look(p string) (place, error) {
 	at, err := t.find(p)
-	if err == nil && at.vol != nil && at.vol.root != nil {
+	if err == nil && at.vol != nil && at.vol.root != nil && at.vol.ReadOnly {
 		at.rel = at.vol.newest(at.rel)
 	}
 	return at, err
@@ -89,7 +89,7 @@ func (v *volume) newest(rel string) string {
 	if !strings.HasPrefix(dir, "..") {
 		return rel
 	}
-	if _, err := v.root.Lstat(dir); !os.IsNotExist(err) {
+	if _, err := v.root.Lstat(rel); !os.IsNotExist(err) {
 		return rel
 	}
 	to, err := v.root.Readlink("..data")

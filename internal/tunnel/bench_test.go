@@ -126,7 +126,7 @@ func cpu() time.Duration {
 
 // BenchmarkBulk sends over TLS on loopback; both ends are in this process, so CPU is that of both.
 func BenchmarkBulk(b *testing.B) {
-	const block = 64<<10 - 8 // what the relay moves at once
+	const block = wire.FullPayload // what the relay moves at once
 	report := func(b *testing.B, run func()) {
 		var before, after runtime.MemStats
 		runtime.ReadMemStats(&before)
