@@ -92,6 +92,7 @@ type restart struct {
 	old      map[types.UID]bool // the pods that it is to replace
 	at       time.Time
 	done     bool // the intercept has been active since: pods that come up without an agent later are worth another
+	again    bool // its pods came up without an agent while this leader was new (see progress), and it is the second one
 }
 
 // problem is a reason for which an intercept can never become active.
@@ -468,7 +469,7 @@ func (r *interceptReconciler) progress(ctx context.Context, in *v1alpha1.Interce
 	switch {
 	case !w.Observed: // the controller has not seen the last change yet
 		st.Message = "waiting for the rolling restart to begin"
-	case view.missing > 0 && !restarted:
+	case view.missing > 0 && (!restarted || r.m.newLeader() && !re.again): // the API server may have asked the webhook of the leader before, which has just ended
 		if in.Status.State == v1alpha1.InterceptActive {
 			r.m.cfg.Log.Warn("pods without an agent behind an active intercept", "intercept", in.Namespace+"/"+in.Name, "pods", view.missing)
 		}
@@ -484,7 +485,7 @@ func (r *interceptReconciler) progress(ctx context.Context, in *v1alpha1.Interce
 				return st, fail("RestartRefused", "the workload could not be restarted: %v", err)
 			}
 		}
-		r.restarted[in.UID] = restart{workload: w.key, at: time.Now(), old: w.withoutAgent(f)}
+		r.restarted[in.UID] = restart{workload: w.key, at: time.Now(), old: w.withoutAgent(f), again: restarted}
 		st.Message = "restarting the workload to install the traffic-agent"
 	case view.missing > 0:
 		return st, fail("NotInjected", "pod %s came up without a traffic-agent: the API server did not reach the agent-injector webhook", view.missingPod)

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"reflect"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -188,6 +189,27 @@ func TestIntercept(t *testing.T) {
 	r.delete(in)
 	if st, _ := r.look("in-1"); st.State != "gone" || len(r.seen)+len(r.restarted) != 0 {
 		t.Errorf("%v, remembered %v %v", st, r.seen, r.restarted)
+	}
+}
+
+// Just after another leader has ended the API server may ask its webhook, in vain: what is restarted then without an agent is restarted once more.
+func TestMissedInjectionOfANewLeader(t *testing.T) {
+	r := newReconciler(t, intercept("in-1", "ada", "mine"))
+	r.started = time.Now()
+	r.addPod("old-1", "rs-1", ready1)
+	for i, pod := range []string{"missed-1", "missed-2"} {
+		st, _ := r.look("in-1")
+		wantStatus(t, "restart", st, v1alpha1.InterceptPending, "", "restarting the workload")
+		if r.restarts() != i+1 {
+			t.Errorf("%d restarts, want %d", r.restarts(), i+1)
+		}
+		r.rollout(strconv.Itoa(i + 2))
+		r.addPod(pod, fmt.Sprint("rs-", i+2), ready1)
+	}
+	st, _ := r.look("in-1")
+	wantStatus(t, "missed twice", st, v1alpha1.InterceptFailed, "NotInjected", "came up without a traffic-agent")
+	if r.restarts() != 2 {
+		t.Errorf("%d restarts", r.restarts())
 	}
 }
 
