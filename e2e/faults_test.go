@@ -61,7 +61,7 @@ var faults = []fault{
 	{name: "kill -9 of the CLI", short: 1, long: 100, beside: true, do: killCLI},
 	{name: "kill -9 of the user daemon", short: 1, long: 100, beside: true, do: killOnLaptop(userDaemon), gone: []string{"doppel daemon"}},
 	{name: "kill -9 of the root daemon", short: 1, long: 100, beside: true, do: killOnLaptop(rootDaemon)},
-	{name: "kill -9 of both daemons", short: 1, long: 100, beside: true, do: killOnLaptop(userDaemon, rootDaemon), gone: []string{"doppel daemon", "doppel-rootd"}},
+	{name: "kill -9 of both daemons", long: 100, beside: true, do: killOnLaptop(userDaemon, rootDaemon), gone: []string{"doppel daemon", "doppel-rootd"}},
 	{name: "kill -9 of the agent", short: 1, long: 100, beside: true, do: killInCluster("traffic-agent"), ends: true},
 	{name: "kill -9 of the manager", short: 1, long: 100, do: killInCluster("traffic-manager")},
 	{name: "kill -9 of the manager that leads of two", short: 1, long: 100, managers: 2, do: killManagers(func(leads bool) bool { return leads })},
