@@ -5,16 +5,14 @@ import (
 	"fmt"
 	"net"
 	"os"
-	"os/exec"
 	"strings"
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
-
-	"golang.org/x/sys/unix"
 )
 
 // reported is by when a fault on the way to an agent is to be reported, from when the intercept would be there without it.
@@ -44,7 +42,7 @@ func TestCanary(t *testing.T) {
 	intercept() // which brings the agent
 	l.run(t, "doppel", "leave", "web")
 	out, well := intercept()
-	// broken has an intercept begin whose way is broken, and ends it.
+	// broken has an intercept begin whose way is broken, and checks what is said of it, and when.
 	broken := func(problem ...string) {
 		t.Helper()
 		out, took := intercept()
@@ -104,14 +102,11 @@ func (c *cluster) stale(t *testing.T, l *laptop, ns string, broken func(...strin
 	self := ok(os.Executable())(t)
 	svc, port := c.clusterIP(t, ns, "web"), "9555"
 	elsewhere := "connections to service web, port 80 do not reach a traffic-agent, something else accepts them"
-	onNode := func(ctx context.Context, args ...string) *exec.Cmd {
-		return exec.CommandContext(ctx, c.bin("lab"), append([]string{"--name", labName, "node", "exec", "--"}, args...)...)
-	}
-	startLines(t, onNode, "swallow", "0.0.0.0:"+port)
+	startLines(t, c.onNode, "swallow", "0.0.0.0:"+port)
 	pods := ok(c.managers(t.Context()))(t)
 	c.node(t, "sh", "-c", fmt.Sprintf(`nft "table ip stale { chain in { type nat hook prerouting priority -150; ip daddr %s tcp dport 80 dnat to %s:%s; }; }"`,
 		strings.TrimSuffix(svc, ":80"), pods[0].Status.HostIP, port))
-	t.Cleanup(func() { _ = onNode(context.Background(), "nft", "delete", "table", "ip", "stale").Run() })
+	t.Cleanup(func() { _ = c.onNode(context.Background(), "nft", "delete", "table", "ip", "stale").Run() })
 	broken(elsewhere)
 	l.run(t, "doppel", "leave", "web")
 
@@ -120,7 +115,7 @@ func (c *cluster) stale(t *testing.T, l *laptop, ns string, broken func(...strin
 	inManager := func(args ...string) { c.node(t, append([]string{"nsenter", "-n", "-t", manager}, args...)...) }
 	was := strings.TrimSpace(c.node(t, "nsenter", "-n", "-t", manager, "cat", "/proc/sys/net/ipv4/ip_local_port_range"))
 	t.Cleanup(func() {
-		_ = onNode(context.Background(), "nsenter", "-n", "-t", manager, "sh", "-c", "echo "+was+" > /proc/sys/net/ipv4/ip_local_port_range").Run()
+		_ = c.onNode(context.Background(), "nsenter", "-n", "-t", manager, "sh", "-c", "echo "+was+" > /proc/sys/net/ipv4/ip_local_port_range").Run()
 	})
 	inManager("env", envHelper+"=silently", self, svc)
 	inManager("sh", "-c", "echo 61000 61063 > /proc/sys/net/ipv4/ip_local_port_range")

@@ -1,9 +1,7 @@
 package e2e
 
 import (
-	"context"
 	"fmt"
-	"os/exec"
 	"strings"
 	"testing"
 	"time"
@@ -21,10 +19,7 @@ func TestDirect(t *testing.T) {
 	l.run(t, "doppel", "helm", "upgrade", "--set", "direct.service=NodePort,direct.nodePort=30443")
 	t.Cleanup(func() { l.run(t, "doppel", "helm", "upgrade", "--reset-values") })
 	const server = "10.244.1.1:7008" // the node's end of the pods' links
-	onNode := func(ctx context.Context, args ...string) *exec.Cmd {
-		return exec.CommandContext(ctx, c.bin("lab"), append([]string{"--name", labName, "node", "exec", "--"}, args...)...)
-	}
-	startLines(t, onNode, "serve", "0.0.0.0:7008")
+	startLines(t, c.onNode, "serve", "0.0.0.0:7008")
 	by := func(parts ...string) {
 		t.Helper()
 		eventually(t, 15*time.Second, func() error {

@@ -189,10 +189,15 @@ func (c *cluster) pod(t *testing.T, args ...string) string {
 	return c.node(t, append([]string{"sh", "-c", `exec nsenter -t $(pgrep -of '[p]robe serve') -n "$@"`, "sh"}, args...)...)
 }
 
+// onNode prepares a command on a node.
+func (c *cluster) onNode(ctx context.Context, args ...string) *exec.Cmd {
+	return exec.CommandContext(ctx, c.bin("lab"), append([]string{"--name", labName, "node", "exec", "--"}, args...)...)
+}
+
 // node runs a command on a node and returns its standard output.
 func (c *cluster) node(t *testing.T, args ...string) string {
 	t.Helper()
-	out, err := exec.Command(c.bin("lab"), append([]string{"--name", labName, "node", "exec", "--"}, args...)...).Output()
+	out, err := c.onNode(context.Background(), args...).Output() // also from a Cleanup
 	if err != nil {
 		t.Fatalf("on a node: %v: %v %s", args, err, out)
 	}

@@ -1,11 +1,9 @@
 package e2e
 
 import (
-	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -29,10 +27,7 @@ func TestSessionsLast(t *testing.T) {
 	l.run(t, "doppel", "connect", "-n", ns)
 	// The node's end of the pods' links has an address that pods reach and the laptop only through the manager.
 	const server = "10.244.1.1:7007"
-	onNode := func(ctx context.Context, args ...string) *exec.Cmd {
-		return exec.CommandContext(ctx, c.bin("lab"), append([]string{"--name", labName, "node", "exec", "--"}, args...)...)
-	}
-	startLines(t, onNode, "serve", "0.0.0.0:7007")
+	startLines(t, c.onNode, "serve", "0.0.0.0:7007")
 	session := l.sessionUID(t)
 	svc := "dataprocessingservice." + ns + ":3000/color"
 

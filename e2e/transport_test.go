@@ -67,11 +67,8 @@ func TestTransports(t *testing.T) {
 	t.Cleanup(func() {
 		_ = c.core.RbacV1().ClusterRoleBindings().Delete(context.Background(), everywhere.Name, metav1.DeleteOptions{})
 	})
-	onNode := func(ctx context.Context, args ...string) *exec.Cmd {
-		return exec.CommandContext(ctx, c.bin("lab"), append([]string{"--name", labName, "node", "exec", "--"}, args...)...)
-	}
 	const server = "10.244.1.1:7007" // the node's end of the pods' links
-	startLines(t, onNode, "serve", "0.0.0.0:7007")
+	startLines(t, c.onNode, "serve", "0.0.0.0:7007")
 
 	dir := t.TempDir() // the laptop shares it
 	l.sh(t, "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=proxy -addext subjectAltName=IP:127.0.0.1 -keyout "+dir+"/key.pem -out "+dir+"/cert.pem 2>/dev/null")

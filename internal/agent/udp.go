@@ -77,7 +77,7 @@ func (p *udpPort) serve(ctx context.Context, a *Agent) error {
 				return nil
 			}
 			if lifecycle.Passes(err) {
-				time.Sleep(time.Millisecond)
+				time.Sleep(time.Millisecond) // what passes does not pass at once
 				continue
 			}
 			return fmt.Errorf("read UDP on %s: %w", p.conn.LocalAddr(), err)

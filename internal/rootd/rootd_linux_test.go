@@ -1,7 +1,6 @@
 package rootd
 
 import (
-	"context"
 	"errors"
 	"net"
 	"os"
@@ -116,24 +115,12 @@ func TestBrokenMessages(t *testing.T) {
 	if !nettest.Inside(t) {
 		return
 	}
-	socket := filepath.Join(t.TempDir(), "rootd.sock")
-	srv, err := New(Config{UID: NoUID, Socket: socket})
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan error, 1)
-	go func() { done <- srv.Run(ctx) }()
-	defer func() {
-		cancel()
-		if err := <-done; err != nil {
-			t.Error(err)
-		}
-	}()
+	socket := running(t)
 	var conn net.Conn
 	dial := func() *net.UnixConn {
 		nettest.Poll(t, 5*time.Second, "connected", func() bool {
-			conn, err = net.Dial("unixpacket", socket)
+			c, err := net.Dial("unixpacket", socket)
+			conn = c
 			return err == nil
 		})
 		t.Cleanup(func() { conn.Close() })

@@ -12,11 +12,9 @@ import (
 	"github.com/doppel-dev/doppel/internal/uerr"
 )
 
-// TestMaxConns has more connections than there may be: those beyond are told why and closed, the others go on, and one that ends makes room.
-func TestMaxConns(t *testing.T) {
-	if !nettest.Inside(t) {
-		return
-	}
+// running starts a root daemon, which ends with the test, and returns its socket.
+func running(t *testing.T) string {
+	t.Helper()
 	socket := filepath.Join(t.TempDir(), "rootd.sock")
 	srv, err := New(Config{UID: NoUID, Socket: socket})
 	if err != nil {
@@ -25,17 +23,27 @@ func TestMaxConns(t *testing.T) {
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- srv.Run(ctx) }()
-	defer func() {
+	t.Cleanup(func() {
 		cancel()
 		if err := <-done; err != nil {
 			t.Error(err)
 		}
-	}()
+	})
+	return socket
+}
+
+// TestMaxConns has more connections than there may be: those beyond are told why and closed, the others go on, and one that ends makes room.
+func TestMaxConns(t *testing.T) {
+	if !nettest.Inside(t) {
+		return
+	}
+	socket := running(t)
 	dial := func() *net.UnixConn {
 		t.Helper()
 		var conn net.Conn
 		nettest.Poll(t, 5*time.Second, "connected", func() bool {
-			conn, err = net.Dial("unixpacket", socket)
+			c, err := net.Dial("unixpacket", socket)
+			conn = c
 			return err == nil
 		})
 		t.Cleanup(func() { conn.Close() })

@@ -342,9 +342,13 @@ func (s *server) Filelist(r *sftp.Request) (sftp.ListerAt, error) {
 func (s *server) Lstat(r *sftp.Request) (sftp.ListerAt, error) { return s.one(r.Filepath, false) }
 
 func (s *server) one(p string, follow bool) (sftp.ListerAt, error) {
+	var f *file
+	if follow {
+		f = s.opened(p)
+	}
 	var fi fs.FileInfo
 	var err error
-	if f := s.opened(p); follow && f != nil {
+	if f != nil {
 		fi, err = f.Stat()
 	} else {
 		fi, err = s.tree.stat(p, follow)
