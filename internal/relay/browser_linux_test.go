@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/chromedp/cdproto/emulation"
+	"github.com/chromedp/cdproto/fetch"
 	"github.com/chromedp/chromedp"
 	"github.com/chromedp/chromedp/kb"
 	"github.com/gorilla/websocket"
@@ -66,7 +67,20 @@ func TestBrowser(t *testing.T) {
 		a.fill("Password", password)
 		a.key(kb.Enter)
 		a.sees("Invitations to crew", true) // where it wanted to go
-		a.follow("Log out")
+		held := a.hold("/logout*")
+		js[any](a, `addEventListener("beforeunload", async () => { // the page left behind sees the logout before the logout's answer arrives
+			while (!(await fetch("/people")).redirected);
+			await refresh();
+			fetch("/logout?seen");
+		})`)
+		a.press("Log out")
+		answer := <-held
+		<-held
+		command(a, fetch.ContinueResponse, fetch.ContinueResponseParams{RequestID: answer})
+		a.sees("Password", true)
+		if got := a.at(); got != "https://"+domain+"/login" {
+			t.Errorf("logged out at %s", got)
+		}
 		a.open("/")
 		a.sees("Password", true)
 	})

@@ -18,6 +18,7 @@ import (
 	"github.com/chromedp/cdproto/cdp"
 	"github.com/chromedp/cdproto/dom"
 	"github.com/chromedp/cdproto/emulation"
+	"github.com/chromedp/cdproto/fetch"
 	"github.com/chromedp/cdproto/input"
 	"github.com/chromedp/cdproto/log"
 	"github.com/chromedp/cdproto/network"
@@ -288,6 +289,22 @@ func (t *tab) click(c control) chromedp.Action[chromedp.Void] {
 		q := r.Quads[0]
 		return chromedp.Do(ctx, chromedp.MouseClickXY((q[0]+q[4])/2, (q[1]+q[5])/2))
 	})
+}
+
+// hold keeps the answers to requests for a path back, each until it is told to go on.
+func (t *tab) hold(path string) <-chan fetch.RequestID {
+	t.w.t.Helper()
+	held := make(chan fetch.RequestID, 1)
+	err := chromedp.Listen(t.ctx, func(ev any) {
+		if paused, ok := ev.(*fetch.EventRequestPaused); ok {
+			held <- paused.RequestID
+		}
+	})
+	if err != nil {
+		t.w.t.Fatal(err)
+	}
+	command(t, fetch.Enable, fetch.EnableParams{Patterns: []*fetch.RequestPattern{{URLPattern: "*" + path, RequestStage: fetch.RequestStageResponse}}})
+	return held
 }
 
 // fill writes into a field in the place of what is there.

@@ -2,7 +2,7 @@
 "use strict";
 
 const main = document.querySelector("main");
-let source, asking, again;
+let source, asking, again, leaving;
 
 // refresh gets the page again, one request at a time.
 async function refresh() {
@@ -14,11 +14,11 @@ async function refresh() {
   try {
     const answer = await fetch(location.href);
     if (answer.redirected || !answer.ok) {
-      location.reload(); // logged out, or not there any more
-      return;
+      if (!leaving) location.reload(); // logged out, or not there any more
+    } else {
+      const page = new DOMParser().parseFromString(await answer.text(), "text/html");
+      become(main, page.querySelector("main"));
     }
-    const page = new DOMParser().parseFromString(await answer.text(), "text/html");
-    become(main, page.querySelector("main"));
   } catch {
     // The relay is away; the stream begins anew when it is back.
   }
@@ -65,6 +65,16 @@ function listen() {
   source = new EventSource("/events?page=" + encodeURIComponent(location.pathname));
   source.onmessage = refresh;
 }
+
+// Who has pressed "Log out" is on the way to another page: a reload would take its place, and its answer would be lost. A way that leads nowhere (a
+// download) leaves this one in its place, and it looks whether it is still there.
+addEventListener("beforeunload", () => {
+  clearTimeout(leaving);
+  leaving = setTimeout(() => {
+    leaving = undefined;
+    refresh();
+  }, 10_000);
+});
 
 document.addEventListener("visibilitychange", listen);
 listen();
