@@ -710,41 +710,46 @@ func TestTenThousandStreams(t *testing.T) {
 // narrow is a connection whose reader gets so many bytes a second: what is more waits before it, as in the sockets of a path.
 type narrow struct {
 	net.Conn
-	rate float64
+	rate atomic.Int64
 }
 
 func (c *narrow) Read(p []byte) (int, error) {
 	n, err := c.Conn.Read(p)
-	time.Sleep(time.Duration(float64(n) / c.rate * float64(time.Second)))
+	time.Sleep(time.Duration(n) * time.Second / time.Duration(c.rate.Load()))
 	return n, err
 }
 
 // TestWindowFollowsPath: a flow fills the path, and no more of it than that waits before everybody's small frames.
 func TestWindowFollowsPath(t *testing.T) {
+	type path struct {
+		delay time.Duration // one way
+		rate  int64         // bytes a second
+	}
 	for _, test := range []struct {
-		name  string
-		first time.Duration // delay one way, when the session begins
-		delay time.Duration // and then
-		rate  float64       // bytes a second
-		wait  time.Duration // the most that a ping takes beyond two delays, at the median
+		name        string
+		first, then path          // when the flow begins, and two seconds later
+		wait        time.Duration // the most that a ping takes beyond two delays, at the median
 	}{
-		{"short", 500 * time.Microsecond, 500 * time.Microsecond, 60e6, 10 * time.Millisecond}, // 4 MiB would take 70 ms
-		{"long", 40 * time.Millisecond, 40 * time.Millisecond, 25e6, 120 * time.Millisecond},   // 2 MB fill it
-		{"becomes long", 500 * time.Microsecond, 40 * time.Millisecond, 25e6, 120 * time.Millisecond},
+		{"short", path{500 * time.Microsecond, 60e6}, path{500 * time.Microsecond, 60e6}, 10 * time.Millisecond}, // 4 MiB would take 70 ms
+		{"long", path{40 * time.Millisecond, 25e6}, path{40 * time.Millisecond, 25e6}, 90 * time.Millisecond},    // 2 MB fill it
+		{"becomes long", path{500 * time.Microsecond, 25e6}, path{40 * time.Millisecond, 25e6}, 90 * time.Millisecond},
+		{"becomes longer", path{10 * time.Millisecond, 25e6}, path{40 * time.Millisecond, 25e6}, 90 * time.Millisecond},
+		{"becomes slow", path{10 * time.Millisecond, 60e6}, path{10 * time.Millisecond, 6e6}, 120 * time.Millisecond}, // 2 MiB would take 350 ms
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				link := muxtest.NewLink(muxtest.Config{Delay: test.first, Buffer: 64 << 20})
+				link := muxtest.NewLink(muxtest.Config{Delay: test.first.delay, Buffer: 64 << 20})
 				sa, err := mux.New(link.A, mux.Config{Initiator: true})
 				if err != nil {
 					t.Fatal(err)
 				}
-				sb, err := mux.New(&narrow{link.B, test.rate}, mux.Config{})
+				conn := &narrow{Conn: link.B}
+				conn.rate.Store(test.first.rate)
+				sb, err := mux.New(conn, mux.Config{})
 				if err != nil {
 					t.Fatal(err)
 				}
 				a, b := accepted(t, pair{sa, sb, link})
-				link.Delay(test.delay)
 				go func() {
 					for err := error(nil); err == nil; {
 						_, err = a.Write(make([]byte, 64<<10))
@@ -762,9 +767,9 @@ func TestWindowFollowsPath(t *testing.T) {
 					}
 				}()
 				time.Sleep(2 * time.Second)
-				if test.first != test.delay { // it has to be noticed
-					time.Sleep(2 * time.Second)
-				}
+				link.Delay(test.then.delay)
+				conn.rate.Store(test.then.rate)
+				time.Sleep(2 * time.Second)
 				from := got.Load()
 				var trips []time.Duration
 				for range 30 {
@@ -780,8 +785,8 @@ func TestWindowFollowsPath(t *testing.T) {
 				for _, d := range trips {
 					sum += d
 				}
-				rate := float64(got.Load()-from) / sum.Seconds() / test.rate
-				wait := trips[len(trips)/2] - 2*test.delay
+				rate := float64(got.Load()-from) / sum.Seconds() / float64(test.then.rate)
+				wait := trips[len(trips)/2] - 2*test.then.delay
 				t.Logf("%.0f %% of the path, window %d KiB, a ping waits %s", 100*rate, b.Window()>>10, wait)
 				if rate < .85 || wait > test.wait {
 					t.Errorf("%.0f %% of the path, a ping waits %s, want at most %s", 100*rate, wait, test.wait)
