@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"math"
 	"strings"
@@ -47,8 +48,8 @@ func page(all map[string]*figures) string {
 	b.WriteString(intro)
 	m := f.Machine
 	last := f.Rounds[len(f.Rounds)-1]
-	fmt.Fprintf(&b, "Machine: %s, %s cores, %s of memory, Linux %s with %s as TCP's congestion control, %s. %d rounds, the last at %s with commit %s. Load when the rounds began: %s.\n\n",
-		m["cpu"], m["cores"], m["memory"], m["kernel"], m["congestion control"], m["go"], len(f.Rounds), last.Began.Format("2006-01-02 15:04"), last.Commit, loads(f))
+	fmt.Fprintf(&b, "Machine: %s, %s cores, %s of memory, Linux %s (TCP's congestion control: %s), %s. %d rounds, the last at %s with commit %s. Load when the rounds began: %s.\n\n",
+		m["cpu"], m["cores"], m["memory"], m["kernel"], cmp.Or(m["congestion control"], "not noted"), m["go"], len(f.Rounds), last.Began.Format("2006-01-02 15:04"), last.Commit, loads(f))
 	b.WriteString("## Goals\n\nWhat was wanted before anything was built, and what was measured.\n\n| work | goal | measured | |\n|---|---|---|---|\n")
 	for _, g := range goals {
 		if measured, met := g.check(all); measured != "" && !strings.Contains(measured, "NaN") {

@@ -9,10 +9,17 @@ import (
 const (
 	// quietPath is how many bytes may move while a ping is on its way for its time to be the path's own, without what waits before it.
 	quietPath = 64 << 10
+	// trickle is how many bytes may come in a silence: small frames of others, which fill no path.
+	trickle = 8 << 10
 	// probePause is the least time between pings that a flow asks for which the window holds up.
 	probePause = 50 * time.Millisecond
-	// After so many pings of a busy path in a row, during most of whose time nothing came, the path has become a longer one.
-	longerTrips = 4
+	// After silentTrips pings of a busy path in a row, half of whose time or more was its three longest silences, the path has become a longer one; after
+	// longerTrips in a row, too, that all took longerBy times as long as was believed: what our own windows let wait takes less. A path of less than
+	// longAtLeast is short: the initial window carries 200 Mbit/s over it, and busy processes at its ends look the same.
+	silentTrips = 4
+	longerTrips = 8
+	longerBy    = 5
+	longAtLeast = 10 * time.Millisecond
 )
 
 // path is what is known of the round trip over the connection of the moment. Paths change below a connection: a laptop roams, a tunnel below is moved.
@@ -21,12 +28,29 @@ type path struct {
 
 	mu sync.Mutex
 	// guarded by mu
-	rtt     time.Duration // without what waits on the way; 0: not known
-	heard   time.Time     // while watched: when something came last, or the ping was sent
-	silence time.Duration // the longest without anything since the ping was sent
-	longer  int           // pings in a row that nothing can have held up but a longer path
-	least   time.Duration // of these
+	began   time.Time        // when the connection did
+	rtt     time.Duration    // without what waits on the way; 0: not known
+	heard   time.Time        // while watched: when the silence of the moment began
+	came    int              // in it, in bytes
+	silence [3]time.Duration // the longest ones since the ping was sent, the longest first
+	silent  streak           // pings amid silence
+	busy    streak           // pings that say nothing but that the path may have become longer
+	queue   bool             // the last ping that was watched waited behind data
 	probed  time.Time
+}
+
+// streak is the pings of a kind in a row.
+type streak struct {
+	n     int
+	least time.Duration
+}
+
+// add returns how many there are with this one.
+func (s *streak) add(took time.Duration) int {
+	if s.n++; s.n == 1 || took < s.least {
+		s.least = took
+	}
+	return s.n
 }
 
 // watch watches the path until a ping that is about to be sent is answered, unless it is being watched already.
@@ -36,45 +60,73 @@ func (p *path) watch() bool {
 	if p.watched.Load() {
 		return false
 	}
-	p.heard, p.silence = time.Now(), 0
+	p.heard, p.came, p.silence = time.Now(), 0, [3]time.Duration{}
 	p.watched.Store(true)
 	return true
 }
 
-// arrived notes that something came.
-func (p *path) arrived() {
+// arrived notes that n bytes came.
+func (p *path) arrived(n int) {
 	if !p.watched.Load() {
 		return
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	now := time.Now()
-	p.heard, p.silence = now, max(p.silence, now.Sub(p.heard))
+	if p.came += n; p.came > trickle {
+		p.endSilenceLocked()
+	}
 }
 
-// sample takes what a ping took, beside so many bytes. A ping that had to wait behind data came amid it. Where the window is too small for a path that has
-// become longer, nothing comes for most of a round trip, and what then comes at once did not hold the ping up.
-func (p *path) sample(took time.Duration, beside uint64, watched bool) {
+func (p *path) endSilenceLocked() {
+	now := time.Now()
+	d := now.Sub(p.heard)
+	for i, longest := range p.silence {
+		p.silence[i] = max(d, longest)
+		d = min(d, longest)
+	}
+	p.heard, p.came = now, 0
+}
+
+// sample takes what a ping that was sent at a time took, beside so many bytes. A ping that has to wait behind data comes amid it. Where windows are too small for a
+// path that has become longer, nothing comes for a large part of the round trip, and what then comes at once did not hold the ping up.
+func (p *path) sample(sent time.Time, beside uint64, watched bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if sent.Before(p.began) {
+		return // over another connection, in part
+	}
+	took, silent := max(time.Since(sent), 1), false
 	if watched {
+		p.endSilenceLocked()
 		p.watched.Store(false)
+		silent = 2*(p.silence[0]+p.silence[1]+p.silence[2]) >= took
+		p.queue = p.rtt > 0 && took >= 2*p.rtt && !silent
 	}
-	took = max(took, 1)
-	switch {
-	case p.rtt == 0 || took < p.rtt || beside <= quietPath:
-		p.rtt, p.longer = took, 0
-	case !watched:
-	case 2*p.silence < took:
-		p.longer = 0
-	default:
-		if p.longer++; p.longer == 1 || took < p.least {
-			p.least = took
-		}
-		if p.longer == longerTrips {
-			p.rtt, p.longer = p.least, 0
-		}
+	if p.rtt == 0 || took < p.rtt || beside <= quietPath {
+		p.believeLocked(took)
+		return
 	}
+	if watched && !silent {
+		p.silent = streak{}
+	} else if silent && p.silent.add(took) == silentTrips {
+		p.longerLocked(&p.silent, p.rtt)
+	}
+	if p.busy.add(took) == longerTrips {
+		p.longerLocked(&p.busy, longerBy*p.rtt)
+	}
+}
+
+// longerLocked ends a streak, and believes it if it is longer than so much.
+func (p *path) longerLocked(s *streak, than time.Duration) {
+	least := s.least
+	*s = streak{}
+	if least > than && least >= longAtLeast {
+		p.believeLocked(least)
+	}
+}
+
+func (p *path) believeLocked(rtt time.Duration) {
+	p.rtt, p.silent, p.busy = rtt, streak{}, streak{}
 }
 
 // trip is the round trip, or 0 while none was measured.
@@ -84,7 +136,14 @@ func (p *path) trip() time.Duration {
 	return p.rtt
 }
 
-// due says, at most once in probePause, that the path is worth another ping.
+// queues says whether the last ping that was watched waited behind data.
+func (p *path) queues() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.queue
+}
+
+// due says, at most once in probePause and while no ping is watched, that the path is worth another ping.
 func (p *path) due() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -99,6 +158,7 @@ func (p *path) due() bool {
 func (p *path) reset() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.rtt, p.longer = 0, 0
+	p.began, p.queue = time.Now(), false
+	p.believeLocked(0)
 	p.watched.Store(false)
 }

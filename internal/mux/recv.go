@@ -91,8 +91,12 @@ func (st *Stream) grantLocked() int {
 	if st.rx.owed < st.rx.window/4 && !short {
 		return 0
 	}
-	// More than the share by now: give up what was read.
-	if over := min(st.rx.owed, st.s.budget.excess(st.rx.window)); over > 0 && st.rx.wanted <= st.rx.window-over {
+	// More than the path takes, or than the share by now: give up what was read.
+	over := st.s.budget.excess(st.rx.window)
+	if st.rx.target > 0 {
+		over = max(over, st.rx.window-st.rx.target)
+	}
+	if over = min(st.rx.owed, over); over > 0 && st.rx.wanted <= st.rx.window-over {
 		st.giveUpLocked(over)
 	}
 	if short {
@@ -104,12 +108,12 @@ func (st *Stream) grantLocked() int {
 		}
 		switch {
 		case need || want > st.rx.window:
+			st.rx.target = 0
 			st.growLocked(min(max(want, st.rx.wanted), st.s.cfg.Window), need)
-		case 3*want < 2*st.rx.window:
-			over := min(st.rx.owed-st.rx.wanted, st.rx.window-max(want, st.s.cfg.InitialWindow))
-			st.giveUpLocked(max(over, 0))
-			fallthrough
-		default:
+		case 3*want < 2*st.rx.window && st.rx.pace.low > 1 && st.s.path.queues(): // the path is slower than it was, or shared
+			st.rx.target = max(want, st.s.cfg.InitialWindow)
+		}
+		if st.rx.window >= st.s.cfg.InitialWindow {
 			st.s.measure()
 		}
 	}
@@ -127,6 +131,7 @@ type pace struct {
 	due   bool      // a WANT came that was not judged yet
 	since time.Time // when counting began
 	bytes int       // that were read since then
+	low   int       // judgements in a row that the window is far too large; a pause of the sender makes one
 }
 
 // fits says, at most once for each WANT, which window the stream should have: twice what is under way in one round trip of the idle path at the rate at
@@ -146,7 +151,11 @@ func (p *pace) fits(window int, rtt time.Duration) int {
 	case rtt == 0:
 		return 2 * window
 	}
-	return int(min(float64(window), float64(bytes)*rtt.Seconds()/took.Seconds()) * 2)
+	want := int(min(float64(window), float64(bytes)*rtt.Seconds()/took.Seconds()) * 2)
+	if p.low++; 3*want >= 2*window {
+		p.low = 0
+	}
+	return want
 }
 
 // growLocked raises the window towards want as far as the budget allows.

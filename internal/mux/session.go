@@ -67,9 +67,9 @@ func New(conn net.Conn, cfg Config) (*Session, error) {
 	}
 	s.w = newWriter(s.c, func(err error) { s.terminate(fmt.Errorf("write: %w", err), nil) })
 	s.c.lost, s.c.ackDue = s.suspend, s.w.acknowledge
-	s.c.heard = func() {
+	s.c.heard = func(n int) {
 		s.w.heard()
-		s.path.arrived()
+		s.path.arrived(n)
 	}
 	s.budget = newBudget(cfg.Budget-cfg.Resend, cfg.MaxStreams, s.poke)
 	s.run("mux writer", s.w.run)

@@ -67,6 +67,7 @@ type incoming struct {
 	stalled bool // the peer lacked credit, and none of the data it sent since has come
 	asked   bool // the peer was asked to give credit back
 	touched bool // data came since the housekeeper last looked
+	target  int  // what the window is to become again; 0: nothing less
 	pace    pace
 
 	direct    TryWriter // WriteTo's destination

@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/chromedp/cdproto/cdp"
 	"github.com/chromedp/cdproto/emulation"
 	"github.com/chromedp/cdproto/fetch"
 	"github.com/chromedp/chromedp"
@@ -70,6 +71,7 @@ func TestBrowser(t *testing.T) {
 		held := a.hold("/logout*")
 		js[any](a, `addEventListener("beforeunload", async () => { // the page left behind sees the logout before the logout's answer arrives
 			while (!(await fetch("/people")).redirected);
+			while (asking) await new Promise(soon => setTimeout(soon, 10));
 			await refresh();
 			fetch("/logout?seen");
 		})`)
@@ -77,6 +79,7 @@ func TestBrowser(t *testing.T) {
 		answer := <-held
 		<-held
 		command(a, fetch.ContinueResponse, fetch.ContinueResponseParams{RequestID: answer})
+		command(a, fetch.Disable, cdp.Empty{})
 		a.sees("Password", true)
 		if got := a.at(); got != "https://"+domain+"/login" {
 			t.Errorf("logged out at %s", got)

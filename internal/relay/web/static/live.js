@@ -67,14 +67,17 @@ function listen() {
 }
 
 // Who has pressed "Log out" is on the way to another page: a reload would take its place, and its answer would be lost. A way that leads nowhere (a
-// download) leaves this one in its place, and it looks whether it is still there.
-addEventListener("beforeunload", () => {
+// download) leaves this one in its place, and it looks whether it is still there. Not all browsers say beforeunload.
+function leave() {
   clearTimeout(leaving);
   leaving = setTimeout(() => {
     leaving = undefined;
+    listen();
     refresh();
   }, 10_000);
-});
+}
 
+addEventListener("beforeunload", leave);
+addEventListener("submit", leave);
 document.addEventListener("visibilitychange", listen);
 listen();
