@@ -714,7 +714,7 @@ type narrow struct {
 }
 
 func (c *narrow) Read(p []byte) (int, error) {
-	n, err := c.Conn.Read(p)
+	n, err := c.Conn.Read(p[:min(len(p), 16<<10)]) // a record of TLS
 	time.Sleep(time.Duration(n) * time.Second / time.Duration(c.rate.Load()))
 	return n, err
 }
@@ -777,7 +777,8 @@ func TestWindowFollowsPath(t *testing.T) {
 		{"becomes long", path{500 * time.Microsecond, 25e6}, path{40 * time.Millisecond, 25e6}, 0, 90 * time.Millisecond},
 		{"becomes longer", path{10 * time.Millisecond, 25e6}, path{40 * time.Millisecond, 25e6}, 0, 90 * time.Millisecond},
 		{"becomes longer beside others", path{10 * time.Millisecond, 25e6}, path{40 * time.Millisecond, 25e6}, 5 * time.Millisecond, 90 * time.Millisecond},
-		{"becomes slow", path{10 * time.Millisecond, 60e6}, path{10 * time.Millisecond, 6e6}, 0, 90 * time.Millisecond}, // 2 MiB would take 350 ms
+		{"becomes slow", path{10 * time.Millisecond, 60e6}, path{10 * time.Millisecond, 6e6}, 0, 50 * time.Millisecond}, // 2 MiB would take 350 ms
+		{"slow", path{10 * time.Millisecond, 1.25e6}, path{10 * time.Millisecond, 1.25e6}, 0, 200 * time.Millisecond},   // 256 KiB take 210 ms
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {

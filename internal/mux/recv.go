@@ -93,8 +93,8 @@ func (st *Stream) grantLocked() int {
 	}
 	// More than the path takes, or than the share by now: give up what was read.
 	over := st.s.budget.excess(st.rx.window)
-	if st.rx.target > 0 {
-		over = max(over, st.rx.window-st.rx.target)
+	if st.rx.shrinkTo > 0 {
+		over = max(over, st.rx.window-st.rx.shrinkTo)
 	}
 	if over = min(st.rx.owed, over); over > 0 && st.rx.wanted <= st.rx.window-over {
 		st.giveUpLocked(over)
@@ -108,10 +108,10 @@ func (st *Stream) grantLocked() int {
 		}
 		switch {
 		case need || want > st.rx.window:
-			st.rx.target = 0
+			st.rx.shrinkTo = 0
 			st.growLocked(min(max(want, st.rx.wanted), st.s.cfg.Window), need)
-		case 3*want < 2*st.rx.window && st.rx.pace.low > 1 && st.s.path.queues(): // the path is slower than it was, or shared
-			st.rx.target = max(want, st.s.cfg.InitialWindow)
+		case 3*want < 2*st.rx.window && st.rx.pace.tooLarge > 1 && st.s.path.queues(): // the path is slower than it was, or shared
+			st.rx.shrinkTo = max(want, st.s.cfg.InitialWindow)
 		}
 		if st.rx.window >= st.s.cfg.InitialWindow {
 			st.s.measure()
@@ -120,7 +120,7 @@ func (st *Stream) grantLocked() int {
 	g := st.rx.owed
 	st.rx.owed = 0
 	st.rx.credit += g
-	if st.rx.credit >= st.rx.wanted {
+	if st.rx.credit >= st.rx.wanted && !st.rx.asked { // what was asked back may be gone already
 		st.rx.wanted = 0
 	}
 	return g
@@ -131,7 +131,8 @@ type pace struct {
 	due   bool      // a WANT came that was not judged yet
 	since time.Time // when counting began
 	bytes int       // that were read since then
-	low   int       // judgements in a row that the window is far too large; a pause of the sender makes one
+	// tooLarge counts judgements in a row that the window is far too large. One may be of a pause of the sender.
+	tooLarge int
 }
 
 // fits says, at most once for each WANT, which window the stream should have: twice what is under way in one round trip of the idle path at the rate at
@@ -152,8 +153,8 @@ func (p *pace) fits(window int, rtt time.Duration) int {
 		return 2 * window
 	}
 	want := int(min(float64(window), float64(bytes)*rtt.Seconds()/took.Seconds()) * 2)
-	if p.low++; 3*want >= 2*window {
-		p.low = 0
+	if p.tooLarge++; 3*want >= 2*window {
+		p.tooLarge = 0
 	}
 	return want
 }

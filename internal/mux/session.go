@@ -240,8 +240,8 @@ func (s *Session) Ping(ctx context.Context) (time.Duration, error) {
 
 // probe measures the round trip, and has a peer that lives say so.
 func (s *Session) probe() {
-	p := ping{sent: time.Now(), watched: s.path.watch()}
-	_ = s.sendPing(s.notePing(p), false) // not inline: a connection whose buffers are full must not stop the housekeeper
+	sent, watched := s.path.watch()
+	_ = s.sendPing(s.notePing(ping{sent: sent, watched: watched}), false) // not inline: a connection whose buffers are full must not stop the housekeeper
 }
 
 // measure has the path measured soon, unless that was done just now: a window may be too small because the path is longer than it was.
