@@ -17,7 +17,7 @@ can repeat it:
 | command | measures | takes |
 |---|---|---|
 | ` + "`make bench`" + ` | what is below but for the last two sections | 20 minutes |
-| ` + "`make bench-wan`" + ` | the main part through a line with delay and loss | 30 minutes |
+| ` + "`make bench-wan`" + ` | the main part through a line with delay and loss | 45 minutes |
 | ` + "`make bench-scale`" + ` | a cluster of 5,000 namespaces and 10,000 services; 10,000 connections | 10 minutes |
 
 ` + "`bin/bench run -only REGEXP -rounds N`" + ` measures a part. Figures are added to the file until it has N rounds, so a run that was interrupted goes on.
