@@ -124,7 +124,7 @@ func (f *figures) starts(b *strings.Builder) {
 }
 
 func (f *figures) wan(b *strings.Builder) {
-	fmt.Fprintf(b, "## Long and bad lines\n\nA relay in user space carries the laptop's packets with half of the delay and with the loss in each direction. \"direct\" is TCP from the laptop to the node through the same line. %d rounds.\n\n", len(f.Rounds))
+	fmt.Fprintf(b, "## Long and bad lines\n\nA relay in user space carries the laptop's packets with half of the delay and with the loss in each direction. \"direct\" is TCP from the laptop to the node through the same line. Lines change below the connections of doppel and kubectl, which stay and have to adapt; direct and the raw stream make new ones. %d rounds, the last with commit %s.\n\n", len(f.Rounds), f.Rounds[len(f.Rounds)-1].Commit)
 	for _, l := range lines {
 		if works := f.works("TCP", l.name, "gbit/s"); len(works) > 0 {
 			fmt.Fprintf(b, "### %s\n\nMbit/s, with the ratio to direct; then requests a second, median and 99th percentile.\n\n", l.name)
