@@ -69,7 +69,7 @@ func TestBrowser(t *testing.T) {
 		a.key(kb.Enter)
 		a.sees("Invitations to crew", true) // where it wanted to go
 		held := a.hold("/logout*")
-		js[any](a, `addEventListener("beforeunload", async () => { // the page left behind sees the logout before the logout's answer arrives
+		js[any](a, `addEventListener("submit", async () => { // the page left behind sees the logout before the logout's answer arrives
 			while (!(await fetch("/people")).redirected);
 			while (asking) await new Promise(soon => setTimeout(soon, 10));
 			await refresh();

@@ -66,18 +66,16 @@ function listen() {
   source.onmessage = refresh;
 }
 
-// Who has pressed "Log out" is on the way to another page: a reload would take its place, and its answer would be lost. A way that leads nowhere (a
-// download) leaves this one in its place, and it looks whether it is still there. Not all browsers say beforeunload.
-function leave() {
+// Who has pressed "Log out" is on the way to another page: a reload would take its place, and its answer would be lost. If no other page comes this one looks
+// again whether it is still there.
+addEventListener("submit", () => {
   clearTimeout(leaving);
   leaving = setTimeout(() => {
     leaving = undefined;
     listen();
     refresh();
   }, 10_000);
-}
+});
 
-addEventListener("beforeunload", leave);
-addEventListener("submit", leave);
 document.addEventListener("visibilitychange", listen);
 listen();
