@@ -708,8 +708,15 @@ func (r *relay) join(l *laptop) {
 	l.run(t, "doppel", "helm", "upgrade", "--set", "relay.url="+relayURL)
 	t.Cleanup(func() { l.try(t, "doppel", "helm", "upgrade", "--reset-values") })
 	eventually(t, 10*time.Second, func() error { // the manager before, which has no relay, keeps its laptops until the new one is in its place
-		if r := l.try(t, "doppel", "preview", "list"); strings.Contains(r.stderr, "the cluster has no relay") {
-			return errors.New(r.stderr)
+		pods, err := r.c.core.CoreV1().Pods(managerNS).List(t.Context(), metav1.ListOptions{LabelSelector: "app.kubernetes.io/name=traffic-manager"})
+		if err != nil {
+			return err
+		}
+		if len(pods.Items) != 1 {
+			return fmt.Errorf("there are %d pods of the manager", len(pods.Items))
+		}
+		if s := l.try(t, "doppel", "status"); !strings.Contains(s.stdout, ": up (") {
+			return errors.New(s.stdout)
 		}
 		return nil
 	})

@@ -255,11 +255,16 @@ func (a *app) startDaemons(ctx context.Context) (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	userNew, err := spawn.UserDaemon(ctx)
-	if err != nil {
-		return rootNew, err
+	for again := false; ; again = true {
+		userNew, err := spawn.UserDaemon(ctx)
+		if err != nil {
+			return rootNew, err
+		}
+		err = a.checkDaemon(ctx)
+		if again || !errors.Is(err, localapi.ErrEnded) { // one that was killed takes connections for a moment more
+			return rootNew || userNew, err
+		}
 	}
-	return rootNew || userNew, a.checkDaemon(ctx)
 }
 
 // checkDaemon refuses a user daemon of another release, whose answers we might misread.

@@ -203,12 +203,13 @@ func check(method string, resp *http.Response) error {
 // broken says in words what a connection that ends too early means: the daemon was killed, or died.
 func broken(ctx context.Context, err error) error {
 	if ctx.Err() == nil && (errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, syscall.ECONNRESET)) {
-		return errEnded
+		return ErrEnded
 	}
 	return err
 }
 
-var errEnded = uerr.New(uerr.Internal, "see the daemon's log with: doppel status", "the user daemon ended before it answered")
+// ErrEnded is a daemon that took the connection and was no more when it should have answered.
+var ErrEnded = uerr.New(uerr.Internal, "see the daemon's log with: doppel status", "the user daemon ended before it answered")
 
 func readEvents(r io.Reader, res any, progress func(string)) error {
 	for dec := json.NewDecoder(r); ; {
