@@ -135,7 +135,9 @@ func (r *requests) browser(t *testing.T) {
 	r.l.start(t, r.bin, "web", "lou", "127.0.0.1:3002", "127.0.0.1:3003")
 	want(t, r.l.run(t, "doppel", "intercept", "browser", "-w", "web", "-p", "3002:http", "--http-match=cookie=.*who=lou.*"), "ACTIVE")
 	defer r.l.run(t, "doppel", "leave", "browser")
-	line := "chromium --headless=new --no-sandbox --disable-gpu --user-data-dir=" + t.TempDir() + " http://" + r.web + "/browser >&2 & read _; kill $!; wait $!"
+	// Its helpers may still write when it has ended, which removing the directory has to outlast.
+	line := "d=$(mktemp -d); chromium --headless=new --no-sandbox --disable-gpu --user-data-dir=$d http://" + r.web + "/browser >&2 & read _; kill $!; wait $!; " +
+		"for i in 1 2 3 4 5; do rm -rf $d 2>/dev/null && break; sleep 1; done"
 	cmd := exec.CommandContext(t.Context(), r.c.bin("lab"), "--name", labName, "node", "exec", "--", "sh", "-c", line)
 	end, err := cmd.StdinPipe()
 	if err != nil {
