@@ -707,7 +707,7 @@ func (r *relay) join(l *laptop) {
 	}
 	l.run(t, "doppel", "helm", "upgrade", "--set", "relay.url="+relayURL)
 	t.Cleanup(func() { l.try(t, "doppel", "helm", "upgrade", "--reset-values") })
-	eventually(t, 20*time.Second, func() error { // the manager before, which has no relay, keeps its laptops until the new one is in its place
+	eventually(t, 10*time.Second, func() error { // the manager before, which has no relay, keeps its laptops until the new one is in its place
 		pods, err := r.c.core.CoreV1().Pods(managerNS).List(t.Context(), metav1.ListOptions{LabelSelector: "app.kubernetes.io/name=traffic-manager"})
 		if err != nil {
 			return err
