@@ -128,6 +128,7 @@ func TestWiretapEnds(t *testing.T) {
 	if got := w.talk("half"); got != "at last" {
 		t.Errorf("the client got %q", got)
 	}
+	w.until("the first copy has ended", func() bool { return len(p.of("a")) == 1 }) // else it may be the one that is open below
 	c := w.dial(w.cfg.Ports[0].AgentPort)
 	_, _ = io.WriteString(c, "cut off")
 	w.until("the copy was begun", func() bool { p.mu.Lock(); defer p.mu.Unlock(); return p.open == 1 })
