@@ -114,7 +114,7 @@ type Relay struct {
 	Problem string `json:"problem,omitempty"` // why it is not joined
 }
 
-// StateEnding is the state of an intercept that has no object any more, while the app that it replaced is brought back.
+// StateEnding is the state of an intercept that has no object any more, until its agents know, and until the app that it replaced is back.
 const StateEnding = "Ending"
 
 // Host is a name with an address of its own.

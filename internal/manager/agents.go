@@ -54,8 +54,9 @@ type agentConn struct {
 
 	mu sync.Mutex
 	// guarded by mu
-	acked map[types.UID]bool      // intercepts in the last table that the agent acknowledged
-	notes map[control.Port]string // what the agent has told about ports
+	acked map[types.UID]engagement // intercepts in the last table that the agent acknowledged
+	told  map[types.UID]engagement // and in the one that it was sent since: it may act on any of them
+	notes map[control.Port]string  // what the agent has told about ports
 }
 
 func newAgents(m *Manager) *agents {
@@ -88,7 +89,7 @@ func (a *agents) handle(ctx context.Context, raw net.Conn) {
 
 // welcome makes the tunnel over an agent's connection; nil: it is nobody's, or the agent has another one.
 func (a *agents) welcome(ctx context.Context, raw net.Conn, called bool) *agentConn {
-	conn := &agentConn{called: called, kick: make(chan struct{}, 1), acked: map[types.UID]bool{}, notes: map[control.Port]string{}}
+	conn := &agentConn{called: called, kick: make(chan struct{}, 1), notes: map[control.Port]string{}}
 	s, _, err := tunnel.Server(ctx, raw, tunnel.ServerConfig{
 		Identity: a.m.identity,
 		Authorize: func(ctx context.Context, h wire.Hello, _ string) (wire.HelloReply, error) {
@@ -269,6 +270,9 @@ func (a *agents) disclaim(c *agentConn) {
 func (a *agents) add(c *agentConn) {
 	a.mu.Lock()
 	old := a.byPod[c.pod]
+	if old != nil {
+		c.told = old.mayKnow() // as long as it has no other table
+	}
 	a.byPod[c.pod] = c
 	delete(a.arriving, c.pod)
 	a.mu.Unlock()
@@ -295,6 +299,7 @@ func (a *agents) remove(c *agentConn) {
 	}
 	a.mu.Unlock()
 	a.log.Info("agent gone", "pod", c.podName)
+	a.forgotten(c.mayKnow(), nil)
 	a.m.wake(c.workload)
 }
 
@@ -333,7 +338,7 @@ func (a *agents) sendTables(ctx context.Context, c *agentConn) {
 			time.AfterFunc(wholePoll, c.wake)
 			continue
 		}
-		t, uids := a.m.engaged.table(c.workload)
+		t, now := c.next(a.m.engaged)
 		t.LogLevel = a.m.logging.agents()
 		t.Away = a.m.away(c.workload)
 		cctx, cancel := context.WithTimeout(ctx, 5*time.Second)
@@ -344,18 +349,66 @@ func (a *agents) sendTables(ctx context.Context, c *agentConn) {
 			_ = c.mux.Close() // it reconnects and starts afresh
 			return
 		}
-		acked := make(map[types.UID]bool, len(uids))
-		for _, uid := range uids {
-			acked[uid] = true
-		}
-		c.mu.Lock()
-		news := !maps.Equal(c.acked, acked)
-		c.acked = acked
-		c.mu.Unlock()
+		before, news := c.took(now)
+		a.forgotten(before, now)
 		if news {
 			a.m.wake(c.workload)
 		}
 	}
+}
+
+// next is the table to be sent now.
+func (c *agentConn) next(e *engagements) (t control.Table, now map[types.UID]engagement) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	t, now = e.table(c.workload) // with the lock: what is not in force any more is in told, whenever one looks
+	told := maps.Clone(c.told)
+	if told == nil {
+		told = map[types.UID]engagement{}
+	}
+	maps.Copy(told, now)
+	c.told = told
+	return t, now
+}
+
+// took notes the table that the agent has now. It returns what it may have known before, and whether other intercepts are in force.
+func (c *agentConn) took(now map[types.UID]engagement) (before map[types.UID]engagement, news bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	before, news = c.told, !maps.EqualFunc(c.acked, now, func(engagement, engagement) bool { return true })
+	c.acked, c.told = now, now
+	return before, news
+}
+
+func (c *agentConn) mayKnow() map[types.UID]engagement {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.told
+}
+
+// forgotten has the laptops told whose intercepts an agent knew before, and knows no longer: one that has ended may be over now.
+func (a *agents) forgotten(before, now map[types.UID]engagement) {
+	for uid, g := range before {
+		if _, known := now[uid]; !known {
+			a.m.watchers.notify(g.Session)
+		}
+	}
+}
+
+// known are a session's intercepts that an agent may act on, also when they are not in force any more.
+func (a *agents) known(session types.UID) map[types.UID]engagement {
+	a.mu.Lock()
+	conns := slices.Collect(maps.Values(a.byPod))
+	a.mu.Unlock()
+	out := map[types.UID]engagement{}
+	for _, c := range conns {
+		for uid, g := range c.mayKnow() {
+			if g.Session == session {
+				out[uid] = g
+			}
+		}
+	}
+	return out
 }
 
 // When we begin to lead, agents have the table of whoever led before. They get none of ours until it is whole, as long as we are new: the app would
@@ -395,12 +448,14 @@ func (a *agents) serves(pod, intercept types.UID) bool {
 	a.mu.Lock()
 	c := a.byPod[pod]
 	a.mu.Unlock()
-	if c == nil {
-		return false
-	}
+	return c != nil && c.serves(intercept)
+}
+
+func (c *agentConn) serves(intercept types.UID) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.acked[intercept]
+	_, ok := c.acked[intercept]
+	return ok
 }
 
 // forwardTimeout leaves the agent's own second (D3) room for the way back.

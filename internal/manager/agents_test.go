@@ -121,6 +121,7 @@ type agent struct {
 	older  bool                                     // it knows nothing of canaries, nor of why
 	why    control.Why                              // what it says to that
 	askWhy control.AskWhy                           // the last
+	slow   chan struct{}                            // its answer to a table waits for that; nil: it does not
 }
 
 // connect has the agent connect for laptops by fn.
@@ -188,6 +189,11 @@ func (w *world) agent(pod string) *agent {
 			var t control.Table
 			err := json.Unmarshal(body, &t)
 			a.tables = append(a.tables, t)
+			if slow := a.slow; slow != nil {
+				a.mu.Unlock()
+				<-slow
+				a.mu.Lock()
+			}
 			return nil, errors.Join(err, a.refuse)
 		}})
 	}()
@@ -242,6 +248,80 @@ func TestAgentTables(t *testing.T) {
 	w.until("the new one serves", func() bool { return w.agents.serves("web-1", "in-2") })
 	_ = b.Close()
 	w.until("it is forgotten", func() bool { return !w.agents.serves("web-1", "in-2") })
+}
+
+// What has ended is the laptop's until all agents know: who has left may rely on the app.
+func TestAgentsAreToldOfTheEnd(t *testing.T) {
+	w := newWorld(t, webPods()...)
+	watch := w.watchers.add("mine")
+	lists := func(want bool) func() bool {
+		return func() bool {
+			items, err := w.interceptsFor(t.Context(), "mine")
+			if err != nil {
+				t.Fatal(err)
+			}
+			is := len(items) == 1 && items[0].UID == "in-1" && items[0].State == control.StateEnding
+			return is == want && (want || len(items) == 0)
+		}
+	}
+	slow := func(a *agent) chan struct{} {
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		a.slow = make(chan struct{})
+		return a.slow
+	}
+	told := func() {
+		t.Helper()
+		for {
+			select {
+			case <-watch:
+				if lists(false)() {
+					return
+				}
+			case <-time.After(deadline):
+				t.Fatal("the laptop is not told")
+			}
+		}
+	}
+	g := engagement{UID: "in-1", Session: "mine", Workload: web, Ports: tcp(8080), Rules: whole}
+	a := w.agent("web-1")
+	w.until("the empty table came", func() bool { return a.table() != nil })
+
+	w.engaged.set(g)
+	w.until("the agent serves it", func() bool { return w.agents.serves("web-1", "in-1") })
+	answer := slow(a)
+	w.engaged.remove("in-1")
+	w.until("the table came", func() bool { return len(a.table()) == 0 })
+	if !lists(true)() {
+		t.Error("ended before the agent has said that it knows")
+	}
+	close(answer)
+	told()
+
+	// It ends when the agent has heard of it, and not yet said so.
+	answer = slow(a)
+	w.engaged.set(g)
+	w.until("the table came", func() bool { return len(a.table()) == 1 })
+	w.engaged.remove("in-1")
+	if !lists(true)() {
+		t.Error("ended, and the agent may act on it")
+	}
+	close(answer)
+	told()
+
+	// The agent connects again, and goes.
+	w.engaged.set(g)
+	w.until("the agent serves it", func() bool { return w.agents.serves("web-1", "in-1") })
+	close(slow(a))
+	b := w.agent("web-1")
+	answer = slow(b)
+	w.engaged.remove("in-1")
+	if !lists(true)() {
+		t.Error("ended when the agent connected again")
+	}
+	_ = b.Close()
+	told()
+	close(answer)
 }
 
 // A manager that has just begun to lead tells agents nothing of a workload until it has looked at all of its intercepts: they have the table of the one before.

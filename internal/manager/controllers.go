@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"reflect"
 	"slices"
 	"sync"
@@ -248,14 +249,25 @@ func (m *Manager) interceptsFor(ctx context.Context, session types.UID) ([]contr
 		}
 		out = append(out, c)
 	}
-	// Those that are gone as objects, and whose traffic comes to the laptop until the app is back.
-	for _, g := range m.engaged.where(func(g engagement) bool { return g.Mode == v1alpha1.ModeReplace && g.Session == session }) {
-		if !slices.ContainsFunc(out, func(c control.Intercept) bool { return c.UID == string(g.UID) }) {
-			out = append(out, control.Intercept{
-				UID: string(g.UID), Namespace: g.Workload.Namespace, State: control.StateEnding, Kind: g.Workload.Kind, Workload: g.Workload.Name,
-				Ports: g.Ports, Container: g.Container, Message: "bringing container " + g.Container + " back",
-			})
+	// Those that are gone as objects, and whose traffic comes to the laptop until all agents know, or until the app that they replace is back.
+	ending := map[types.UID]engagement{}
+	for _, g := range m.engaged.where(func(g engagement) bool { return g.Session == session }) {
+		ending[g.UID] = g
+	}
+	maps.Copy(ending, m.agents.known(session)) // after the engagements: what has just left those is here
+	for i := range list.Items {
+		delete(ending, list.Items[i].UID)
+	}
+	for _, uid := range slices.Sorted(maps.Keys(ending)) {
+		g := ending[uid]
+		c := control.Intercept{
+			UID: string(g.UID), Namespace: g.Workload.Namespace, State: control.StateEnding, Kind: g.Workload.Kind, Workload: g.Workload.Name,
+			Ports: g.Ports, Container: g.Container, Message: "its agents are being told",
 		}
+		if g.Ending {
+			c.Message = "bringing container " + g.Container + " back"
+		}
+		out = append(out, c)
 	}
 	return out, nil
 }

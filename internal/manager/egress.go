@@ -59,10 +59,7 @@ func (a *agents) serving(g engagement, wanted func(*agentConn) bool) *agentConn 
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	for _, c := range a.byPod {
-		c.mu.Lock()
-		ok := c.workload == g.Workload && c.acked[g.UID]
-		c.mu.Unlock()
-		if ok && (wanted == nil || wanted(c)) {
+		if c.workload == g.Workload && c.serves(g.UID) && (wanted == nil || wanted(c)) {
 			return c
 		}
 	}

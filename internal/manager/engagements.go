@@ -200,14 +200,14 @@ func (e *engagements) inNamespace(ns string) bool {
 }
 
 // table is what the agents of a workload are told, and the intercepts that are in force with that.
-func (e *engagements) table(w workloadKey) (control.Table, []types.UID) {
+func (e *engagements) table(w workloadKey) (control.Table, map[types.UID]engagement) {
 	e.mu.Lock()
 	gen := e.changed
 	e.mu.Unlock()
 	t := control.Table{Generation: gen, Items: []control.TableEntry{}}
-	var uids []types.UID
+	in := map[types.UID]engagement{}
 	for _, g := range e.of(w) {
-		uids = append(uids, g.UID)
+		in[g.UID] = g
 		if g.egress() || len(g.ToPod) > 0 {
 			t.Egress = append(t.Egress, string(g.UID))
 		}
@@ -225,5 +225,5 @@ func (e *engagements) table(w workloadKey) (control.Table, []types.UID) {
 			}
 		}
 	}
-	return t, uids
+	return t, in
 }

@@ -1,7 +1,6 @@
 package manager
 
 import (
-	"slices"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -35,9 +34,9 @@ func TestEngagements(t *testing.T) {
 		t.Errorf("of web:\n%s", d)
 	}
 	want := control.Table{Generation: 3, Items: []control.TableEntry{{Intercept: "a", Protocol: "TCP", ContainerPort: 80}, {Intercept: "b", Protocol: "TCP", ContainerPort: 81, Wiretap: true}, {Intercept: "b", Protocol: "TCP", ContainerPort: 82, Wiretap: true}}}
-	got, uids := e.table(web)
-	if d := cmp.Diff(want, got); d != "" || !slices.Equal(uids, []types.UID{"a", "b"}) {
-		t.Errorf("%v, table:\n%s", uids, d)
+	got, in := e.table(web)
+	if d := cmp.Diff(want, got) + cmp.Diff(map[types.UID]engagement{"a": a, "b": b}, in); d != "" {
+		t.Errorf("table:\n%s", d)
 	}
 	if got, _ := e.table(workloadKey{}); got.Items == nil || len(got.Items) != 0 {
 		t.Errorf("an unknown workload's table is %v, want empty and not null", got.Items)

@@ -103,9 +103,9 @@ func (r *reconciler) rollout(revisionN string) {
 
 // acknowledge has the pod's agent know the intercepts.
 func (r *reconciler) acknowledge(pod string, intercepts ...types.UID) {
-	c := &agentConn{pod: types.UID(pod), workload: web, acked: map[types.UID]bool{}}
+	c := &agentConn{pod: types.UID(pod), workload: web, acked: map[types.UID]engagement{}}
 	for _, i := range intercepts {
-		c.acked[i] = true
+		c.acked[i] = engagement{}
 	}
 	r.agents.mu.Lock()
 	r.agents.byPod[c.pod] = c
@@ -313,7 +313,7 @@ func TestInterceptByDeletion(t *testing.T) {
 		p := webPod(name, "bare", withAgent(8080), ready1)
 		r.must(r.kc.Status().Update(t.Context(), &p))
 		r.agents.mu.Lock()
-		r.agents.byPod[types.UID(name)] = &agentConn{pod: types.UID(name), workload: bare, acked: map[types.UID]bool{"in-2": true}}
+		r.agents.byPod[types.UID(name)] = &agentConn{pod: types.UID(name), workload: bare, acked: map[types.UID]engagement{"in-2": {}}}
 		r.agents.mu.Unlock()
 	}
 	st, _ = r.look("in-2")
