@@ -19,7 +19,7 @@ type carrier struct {
 	limit  int         // of what is kept, in bytes; 0: the first failure is the end
 	lost   func(error) // called, unlocked, when a connection was lost and another may come
 	ackDue func()      // called, unlocked, when the peer should be told what was received
-	heard  func()      // called, unlocked, when something was received
+	heard  func(n int) // called, unlocked, when so many bytes were received
 
 	mu   sync.Mutex
 	cond *sync.Cond
@@ -69,7 +69,7 @@ func (c *carrier) Read(p []byte) (int, error) {
 		c.mu.Unlock()
 		switch {
 		case n > 0:
-			c.heard()
+			c.heard(n)
 			if due {
 				c.ackDue()
 			}

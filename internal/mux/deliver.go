@@ -159,6 +159,11 @@ func (st *Stream) onWant(n uint32) error {
 		return nil
 	}
 	st.rx.wanted, st.rx.stalled, st.rx.pace.due = int(n), true, true
+	return st.replyGrantAndUnlock()
+}
+
+// replyGrantAndUnlock sends what credit there is to send now.
+func (st *Stream) replyGrantAndUnlock() error {
 	g := st.grantLocked()
 	st.mu.Unlock()
 	if g == 0 {
@@ -170,8 +175,8 @@ func (st *Stream) onWant(n uint32) error {
 // onReturn takes back credit that the peer does not use.
 func (st *Stream) onReturn(n uint32) error {
 	st.mu.Lock()
-	defer st.mu.Unlock()
 	if !st.rx.asked || int64(n) > int64(st.rx.credit) {
+		st.mu.Unlock()
 		return fmt.Errorf("%w: RETURN of %d bytes on stream %d", wire.ErrProtocol, n, st.id)
 	}
 	st.rx.asked = false
@@ -182,5 +187,9 @@ func (st *Stream) onReturn(n uint32) error {
 		st.rx.owed += int(n) - back
 		st.s.budget.release(back)
 	}
-	return nil
+	if st.rx.wanted == 0 {
+		st.mu.Unlock()
+		return nil
+	}
+	return st.replyGrantAndUnlock() // a WANT of before was about the credit that is back now
 }

@@ -710,65 +710,93 @@ func TestTenThousandStreams(t *testing.T) {
 // narrow is a connection whose reader gets so many bytes a second: what is more waits before it, as in the sockets of a path.
 type narrow struct {
 	net.Conn
-	rate float64
+	rate atomic.Int64
 }
 
 func (c *narrow) Read(p []byte) (int, error) {
-	n, err := c.Conn.Read(p)
-	time.Sleep(time.Duration(float64(n) / c.rate * float64(time.Second)))
+	n, err := c.Conn.Read(p[:min(len(p), 16<<10)]) // a record of TLS
+	time.Sleep(time.Duration(n) * time.Second / time.Duration(c.rate.Load()))
 	return n, err
+}
+
+// newNarrow joins two sessions by a path with a delay one way, that carries so many bytes a second from the first to the second.
+func newNarrow(t *testing.T, delay time.Duration, rate int64) (pair, *narrow) {
+	t.Helper()
+	link := muxtest.NewLink(muxtest.Config{Delay: delay, Buffer: 64 << 20})
+	sa, err := mux.New(link.A, mux.Config{Initiator: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn := &narrow{Conn: link.B}
+	conn.rate.Store(rate)
+	sb, err := mux.New(conn, mux.Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return pair{sa, sb, link}, conn
+}
+
+// stream writes without end, a piece at a time with pauses, and returns what is read of it.
+func stream(a, b *mux.Stream, piece int, pause time.Duration) *atomic.Int64 {
+	go func() {
+		for {
+			if _, err := a.Write(make([]byte, piece)); err != nil {
+				return
+			}
+			time.Sleep(pause)
+		}
+	}()
+	var got atomic.Int64
+	go func() {
+		buf := make([]byte, 64<<10)
+		for {
+			n, err := b.Read(buf)
+			got.Add(int64(n))
+			if err != nil {
+				return
+			}
+		}
+	}()
+	return &got
 }
 
 // TestWindowFollowsPath: a flow fills the path, and no more of it than that waits before everybody's small frames.
 func TestWindowFollowsPath(t *testing.T) {
+	type path struct {
+		delay time.Duration // one way
+		rate  int64         // bytes a second
+	}
 	for _, test := range []struct {
-		name  string
-		first time.Duration // delay one way, when the session begins
-		delay time.Duration // and then
-		rate  float64       // bytes a second
-		wait  time.Duration // the most that a ping takes beyond two delays, at the median
+		name        string
+		first, then path          // when the flow begins, and two seconds later
+		beside      time.Duration // between small frames of others; 0: there are none
+		wait        time.Duration // the most that a ping takes beyond two delays, at the median
 	}{
-		{"short", 500 * time.Microsecond, 500 * time.Microsecond, 60e6, 10 * time.Millisecond}, // 4 MiB would take 70 ms
-		{"long", 40 * time.Millisecond, 40 * time.Millisecond, 25e6, 120 * time.Millisecond},   // 2 MB fill it
-		{"becomes long", 500 * time.Microsecond, 40 * time.Millisecond, 25e6, 120 * time.Millisecond},
+		{"short", path{500 * time.Microsecond, 60e6}, path{500 * time.Microsecond, 60e6}, 0, 10 * time.Millisecond}, // 4 MiB would take 70 ms
+		{"long", path{40 * time.Millisecond, 25e6}, path{40 * time.Millisecond, 25e6}, 0, 90 * time.Millisecond},    // 2 MB fill it
+		{"becomes long", path{500 * time.Microsecond, 25e6}, path{40 * time.Millisecond, 25e6}, 0, 90 * time.Millisecond},
+		{"becomes longer", path{10 * time.Millisecond, 25e6}, path{40 * time.Millisecond, 25e6}, 0, 90 * time.Millisecond},
+		{"becomes longer beside others", path{10 * time.Millisecond, 25e6}, path{40 * time.Millisecond, 25e6}, 5 * time.Millisecond, 90 * time.Millisecond},
+		{"becomes slow", path{10 * time.Millisecond, 60e6}, path{10 * time.Millisecond, 6e6}, 0, 50 * time.Millisecond}, // 2 MiB would take 350 ms
+		{"slow", path{10 * time.Millisecond, 1.25e6}, path{10 * time.Millisecond, 1.25e6}, 0, 200 * time.Millisecond},   // 256 KiB take 210 ms
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				link := muxtest.NewLink(muxtest.Config{Delay: test.first, Buffer: 64 << 20})
-				sa, err := mux.New(link.A, mux.Config{Initiator: true})
-				if err != nil {
-					t.Fatal(err)
+				p, conn := newNarrow(t, test.first.delay, test.first.rate)
+				if test.beside > 0 {
+					a, b := accepted(t, p)
+					stream(a, b, 100, test.beside)
 				}
-				sb, err := mux.New(&narrow{link.B, test.rate}, mux.Config{})
-				if err != nil {
-					t.Fatal(err)
-				}
-				a, b := accepted(t, pair{sa, sb, link})
-				link.Delay(test.delay)
-				go func() {
-					for err := error(nil); err == nil; {
-						_, err = a.Write(make([]byte, 64<<10))
-					}
-				}()
-				var got atomic.Int64
-				go func() {
-					buf := make([]byte, 64<<10)
-					for {
-						n, err := b.Read(buf)
-						got.Add(int64(n))
-						if err != nil {
-							return
-						}
-					}
-				}()
+				a, b := accepted(t, p)
+				got := stream(a, b, 64<<10, 0)
 				time.Sleep(2 * time.Second)
-				if test.first != test.delay { // it has to be noticed
-					time.Sleep(2 * time.Second)
-				}
+				p.link.Delay(test.then.delay)
+				conn.rate.Store(test.then.rate)
+				time.Sleep(2 * time.Second)
 				from := got.Load()
 				var trips []time.Duration
 				for range 30 {
-					d, err := sa.Ping(t.Context())
+					d, err := p.a.Ping(t.Context())
 					if err != nil {
 						t.Fatal(err)
 					}
@@ -780,14 +808,32 @@ func TestWindowFollowsPath(t *testing.T) {
 				for _, d := range trips {
 					sum += d
 				}
-				rate := float64(got.Load()-from) / sum.Seconds() / test.rate
-				wait := trips[len(trips)/2] - 2*test.delay
+				rate := float64(got.Load()-from) / sum.Seconds() / float64(test.then.rate)
+				wait := trips[len(trips)/2] - 2*test.then.delay
 				t.Logf("%.0f %% of the path, window %d KiB, a ping waits %s", 100*rate, b.Window()>>10, wait)
 				if rate < .85 || wait > test.wait {
 					t.Errorf("%.0f %% of the path, a ping waits %s, want at most %s", 100*rate, wait, test.wait)
 				}
-				_, _ = sa.Close(), sb.Close()
+				_, _ = p.a.Close(), p.b.Close()
 			})
 		})
 	}
+}
+
+// TestWindowOutlivesPauses: a flow that says nothing for a while goes on with the window that it had.
+func TestWindowOutlivesPauses(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p, _ := newNarrow(t, 40*time.Millisecond, 25e6)
+		a, b := accepted(t, p)
+		const pause = 3 * time.Second
+		stream(a, b, 4<<20, pause)
+		time.Sleep(10 * time.Second)
+		before := b.Window()
+		time.Sleep(time.Minute)
+		if after := b.Window(); before < 1<<20 || after < before {
+			t.Errorf("the window went from %d to %d", before, after)
+		}
+		_, _ = p.a.Close(), p.b.Close()
+		time.Sleep(pause) // of the writer
+	})
 }

@@ -93,6 +93,40 @@ func (p *rawPeer) acceptOne() *mux.Stream {
 	return st
 }
 
+// TestWantBeforeReturn: a stream that was just asked for its credit, and begins to send before it has said what it gives back, gets credit again.
+func TestWantBeforeReturn(t *testing.T) {
+	p := newRawPeer(t, mux.Config{Budget: 1 << 20, MaxStreams: 400})
+	credit, asked := map[uint32]uint32{}, map[uint32]bool{}
+	for id := uint32(1); len(credit) < 300 || !asked[1]; { // until a stream may not have twice what the first one has
+		if _, open := credit[id]; !open {
+			credit[id] = 0
+			p.send(frame(wire.TypeOpen, 12, id, 'x'))
+			p.acceptOne()
+		}
+		switch h, _ := p.recv(); h.Type {
+		case wire.TypeOK:
+			credit[id], id = uint32(h.Window()), id+2
+		case wire.TypeReclaim:
+			asked[h.Stream] = true
+		default:
+			t.Fatalf("got %s", h.Type)
+		}
+	}
+	p.send(number(wire.TypeWant, 1, 5000), number(wire.TypeReturn, 1, credit[1]-1024))
+	delete(asked, 1)
+	for id := range asked {
+		p.send(number(wire.TypeReturn, id, credit[id]-1024))
+	}
+	for {
+		switch h, _ := p.recv(); {
+		case h.Type == wire.TypeWindow && h.Stream == 1:
+			return
+		case h.Type == wire.TypeReclaim && h.Stream != 1:
+			p.send(number(wire.TypeReturn, h.Stream, credit[h.Stream]-1024))
+		}
+	}
+}
+
 func TestViolations(t *testing.T) {
 	open1 := frame(wire.TypeOpen, 12, 1, 'x')
 	big := make([]byte, 60_000)

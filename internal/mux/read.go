@@ -171,7 +171,7 @@ func (s *Session) onPong(p []byte) {
 	if !ok {
 		return
 	}
-	s.path.sample(time.Since(was.sent), s.moved()-was.from)
+	s.path.sample(was.sent, s.moved()-was.from, was.watched)
 	if was.pong != nil {
 		close(was.pong)
 	}

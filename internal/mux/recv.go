@@ -91,25 +91,36 @@ func (st *Stream) grantLocked() int {
 	if st.rx.owed < st.rx.window/4 && !short {
 		return 0
 	}
-	// More than the share by now: give up what was read.
-	if over := min(st.rx.owed, st.s.budget.excess(st.rx.window)); over > 0 && st.rx.wanted <= st.rx.window-over {
-		st.rx.owed -= over
-		st.rx.window -= over
-		st.s.budget.release(over)
+	// More than the path takes, or than the share by now: give up what was read.
+	over := st.s.budget.excess(st.rx.window)
+	if st.rx.shrinkTo > 0 {
+		over = max(over, st.rx.window-st.rx.shrinkTo)
+	}
+	if over = min(st.rx.owed, over); over > 0 && st.rx.wanted <= st.rx.window-over {
+		st.giveUpLocked(over)
 	}
 	if short {
 		st.rx.stalled = false // answered; while too little is free, wanted stays
 		need := st.rx.wanted > st.rx.window
-		if need || st.rx.window < st.s.cfg.InitialWindow || st.rx.pace.outgrows(st.rx.window, st.s.path.trip()) {
-			st.growLocked(min(max(2*st.rx.window, st.rx.wanted), st.s.cfg.Window), need)
-		} else {
+		want := st.rx.pace.fits(st.rx.window, st.s.path.trip())
+		if st.rx.window < st.s.cfg.InitialWindow {
+			want = 2 * st.rx.window
+		}
+		switch {
+		case need || want > st.rx.window:
+			st.rx.shrinkTo = 0
+			st.growLocked(min(max(want, st.rx.wanted), st.s.cfg.Window), need)
+		case 3*want < 2*st.rx.window && st.rx.pace.tooLarge > 1 && st.s.path.queues(): // the path is slower than it was, or shared
+			st.rx.shrinkTo = max(want, st.s.cfg.InitialWindow)
+		}
+		if st.rx.window >= st.s.cfg.InitialWindow {
 			st.s.measure()
 		}
 	}
 	g := st.rx.owed
 	st.rx.owed = 0
 	st.rx.credit += g
-	if st.rx.credit >= st.rx.wanted {
+	if st.rx.credit >= st.rx.wanted && !st.rx.asked { // what was asked back may be gone already
 		st.rx.wanted = 0
 	}
 	return g
@@ -120,20 +131,32 @@ type pace struct {
 	due   bool      // a WANT came that was not judged yet
 	since time.Time // when counting began
 	bytes int       // that were read since then
+	// tooLarge counts judgements in a row that the window is far too large. One may be of a pause of the sender.
+	tooLarge int
 }
 
-// outgrows says, at most once for each WANT, whether the stream needs a larger window: whether, at the rate at which it is read, it needs more than
-// half of its window for what is under way in one round trip of the idle path. More than twice that product of bandwidth and delay would only wait
-// on the way, and every small request behind it. It counts over a whole window at least: credit comes back in portions, each with a WANT
-// behind it, and between these there is no round trip. While the round trip is not known (0), it does.
-func (p *pace) outgrows(window int, rtt time.Duration) bool {
+// fits says, at most once for each WANT, which window the stream should have: twice what is under way in one round trip of the idle path at the rate at
+// which it is read. A smaller one would not fill the path, since credit comes back in portions; more would only wait on the way, and every small request
+// behind it. It counts over a whole window at least: between portions of credit, each with a WANT behind it, there is no round trip. While the round
+// trip is not known (0), it is twice the window.
+func (p *pace) fits(window int, rtt time.Duration) int {
 	if !p.due || p.bytes < window && !p.since.IsZero() {
-		return false
+		return window
 	}
 	now := time.Now()
 	first, took, bytes := p.since.IsZero(), now.Sub(p.since), p.bytes
 	p.due, p.since, p.bytes = false, now, 0
-	return !first && (rtt == 0 || 2*float64(bytes)*rtt.Seconds() > float64(window)*took.Seconds())
+	switch {
+	case first:
+		return window
+	case rtt == 0:
+		return 2 * window
+	}
+	want := int(min(float64(window), float64(bytes)*rtt.Seconds()/took.Seconds()) * 2)
+	if p.tooLarge++; 3*want >= 2*window {
+		p.tooLarge = 0
+	}
+	return want
 }
 
 // growLocked raises the window towards want as far as the budget allows.
@@ -141,6 +164,13 @@ func (st *Stream) growLocked(want int, need bool) {
 	n := st.s.budget.grow(st.rx.window, want, need)
 	st.rx.window += n
 	st.rx.owed += n
+}
+
+// giveUpLocked takes n bytes that are owed off the window.
+func (st *Stream) giveUpLocked(n int) {
+	st.rx.owed -= n
+	st.rx.window -= n
+	st.s.budget.release(n)
 }
 
 func (st *Stream) sendGrant(g int) {

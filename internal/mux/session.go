@@ -66,7 +66,11 @@ func New(conn net.Conn, cfg Config) (*Session, error) {
 		s.nextID = 1
 	}
 	s.w = newWriter(s.c, func(err error) { s.terminate(fmt.Errorf("write: %w", err), nil) })
-	s.c.lost, s.c.ackDue, s.c.heard = s.suspend, s.w.acknowledge, s.w.heard
+	s.c.lost, s.c.ackDue = s.suspend, s.w.acknowledge
+	s.c.heard = func(n int) {
+		s.w.heard()
+		s.path.arrived(n)
+	}
 	s.budget = newBudget(cfg.Budget-cfg.Resend, cfg.MaxStreams, s.poke)
 	s.run("mux writer", s.w.run)
 	s.run("mux reader", s.read)
@@ -206,9 +210,10 @@ func (s *Session) Silent() time.Duration { return s.w.silent() }
 
 // ping is one that was not answered yet.
 type ping struct {
-	sent time.Time
-	from uint64        // bytes that had moved by then
-	pong chan struct{} // closed by the answer; nil: nobody waits for it
+	sent    time.Time
+	from    uint64        // bytes that had moved by then
+	watched bool          // the path is watched until it is answered
+	pong    chan struct{} // closed by the answer; nil: nobody waits for it
 }
 
 // Ping measures the way to the peer and back, through both ends' queues.
@@ -235,7 +240,8 @@ func (s *Session) Ping(ctx context.Context) (time.Duration, error) {
 
 // probe measures the round trip, and has a peer that lives say so.
 func (s *Session) probe() {
-	_ = s.sendPing(s.notePing(ping{sent: time.Now()}), false) // not inline: a connection whose buffers are full must not stop the housekeeper
+	sent, watched := s.path.watch()
+	_ = s.sendPing(s.notePing(ping{sent: sent, watched: watched}), false) // not inline: a connection whose buffers are full must not stop the housekeeper
 }
 
 // measure has the path measured soon, unless that was done just now: a window may be too small because the path is longer than it was.

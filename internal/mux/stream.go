@@ -58,16 +58,17 @@ type Stream struct {
 
 // incoming is the peer's direction of a stream.
 type incoming struct {
-	fin     bool // received
-	buf     chunks
-	window  int  // share of the budget: credit, what is stored, and owed
-	credit  int  // what the peer may still send
-	owed    int  // read, not yet granted again
-	wanted  int  // bytes the peer said are waiting; 0: none, or granted since
-	stalled bool // the peer lacked credit, and none of the data it sent since has come
-	asked   bool // the peer was asked to give credit back
-	touched bool // data came since the housekeeper last looked
-	pace    pace
+	fin      bool // received
+	buf      chunks
+	window   int  // share of the budget: credit, what is stored, and owed
+	credit   int  // what the peer may still send
+	owed     int  // read, not yet granted again
+	wanted   int  // bytes the peer said are waiting; 0: none, or granted since
+	stalled  bool // the peer lacked credit, and none of the data it sent since has come
+	asked    bool // the peer was asked to give credit back
+	touched  bool // data came since the housekeeper last looked
+	shrinkTo int  // what the window is to become as credit is due; 0: it stays
+	pace     pace
 
 	direct    TryWriter // WriteTo's destination
 	directErr error     // why it ended
