@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/miekg/dns"
+	"github.com/vishvananda/netlink"
 
 	"github.com/doppel-dev/doppel/lab/internal/plan"
 )
@@ -17,6 +18,11 @@ import (
 // Serve runs the resolver and the web server of the outside, and takes orders on a unix socket, until ctx ends or one of
 // them fails. Its resolver and web server are there when the socket is.
 func Serve(ctx context.Context, socket string) error {
+	// Before the first listener, and whatever SetUp has done by now: Go looks once, by 127.0.0.1, whether its IPv6 sockets serve IPv4 as
+	// well. A loopback that is down has that address as long as the namespace has no other, and then not: it would serve IPv4 alone.
+	if err := netlink.LinkSetUp(&netlink.Device{LinkAttrs: netlink.LinkAttrs{Name: "lo"}}); err != nil {
+		return fmt.Errorf("loopback: %w", err)
+	}
 	udp, err := net.ListenPacket("udp", ":53")
 	if err != nil {
 		return err

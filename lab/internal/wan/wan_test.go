@@ -1,11 +1,21 @@
 package wan
 
 import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
+	"time"
 
 	"github.com/miekg/dns"
+	"github.com/vishvananda/netlink"
 
 	"github.com/doppel-dev/doppel/lab/internal/plan"
 )
@@ -69,5 +79,62 @@ func TestRulesNameTheAPIServerOnly(t *testing.T) {
 	}
 	if !strings.Contains(got, "policy drop") {
 		t.Errorf("what is not named is not dropped:\n%s", got)
+	}
+}
+
+// TestServe has the outside served where the router has an address already, and its loopback is still down.
+func TestServe(t *testing.T) {
+	const child = "DOPPEL_TEST_SERVE"
+	if os.Getenv(child) != "" {
+		serveBeside(t)
+		return
+	}
+	if os.Getuid() != 0 {
+		t.Skip("a network namespace needs root")
+	}
+	cmd := exec.Command(os.Args[0], "-test.run=^TestServe$", "-test.v")
+	cmd.Env = append(os.Environ(), child+"=1")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET}
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Errorf("%v\n%s", err, out)
+	}
+}
+
+func serveBeside(t *testing.T) {
+	h, err := netlink.NewHandle()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := h.LinkAdd(&netlink.Bridge{LinkAttrs: attrs(Bridge)}); err != nil {
+		t.Fatal(err)
+	}
+	if err := configure(h, Bridge, netip.MustParsePrefix("10.0.0.1/24")); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	socket, ended := filepath.Join(t.TempDir(), "s"), make(chan error, 1)
+	go func() { ended <- Serve(ctx, socket) }()
+	for range 100 {
+		if _, err := os.Stat(socket); err == nil {
+			break
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	if err := configure(h, "lo"); err != nil { // as SetUp does, at a moment of its own
+		t.Fatal(err)
+	}
+	for _, host := range []string{"127.0.0.1", "::1"} {
+		for _, port := range []int{53, 80} {
+			c, err := net.DialTimeout("tcp", net.JoinHostPort(host, fmt.Sprint(port)), time.Second)
+			if err != nil {
+				t.Error(err)
+				continue
+			}
+			_ = c.Close()
+		}
+	}
+	cancel()
+	if err := <-ended; !errors.Is(err, context.Canceled) {
+		t.Error(err)
 	}
 }
