@@ -197,7 +197,16 @@ func TestBadInputWithManager(t *testing.T) {
 	})
 
 	t.Run("webhook unreachable", func(t *testing.T) {
-		c.breakWebhook(t)
+		before := c.generation(t, ns, "verylargedatastore")
+		c.breakWebhook(t, 0, 1)
+		badEnd{"", intercept("verylargedatastore", "-p", "3000"), 5, "nothing was restarted: the API server does not reach the agent-injector webhook", "10250"}.check(t, l)
+		if after := c.generation(t, ns, "verylargedatastore"); after != before {
+			t.Errorf("it was restarted: generation %d, before %d", after, before)
+		}
+	})
+
+	t.Run("webhook unreachable for pods", func(t *testing.T) { // of several API servers, another may have been asked
+		c.breakWebhook(t, 0)
 		badEnd{"", intercept("verylargedatastore", "-p", "3000"), 5, "without a traffic-agent", "10250"}.check(t, l)
 	})
 
@@ -290,15 +299,17 @@ func (c *cluster) statefulSet(t *testing.T, ns, name string, replicas int32) {
 	})
 }
 
-// breakWebhook lets the API server call a port that nobody listens on, until the test ends.
-func (c *cluster) breakWebhook(t *testing.T) {
+// breakWebhook lets the API server call a port that nobody listens on for some of the webhooks, until the test ends.
+func (c *cluster) breakWebhook(t *testing.T, which ...int) {
 	t.Helper()
 	hooks := c.core.AdmissionregistrationV1().MutatingWebhookConfigurations()
 	name := "doppel-agent-injector-" + managerNS
 	set := func(ctx context.Context, port int) {
-		patch := fmt.Appendf(nil, `[{"op":"add","path":"/webhooks/0/clientConfig/service/port","value":%d}]`, port)
-		if _, err := hooks.Patch(ctx, name, types.JSONPatchType, patch, metav1.PatchOptions{}); err != nil {
-			t.Error(err)
+		for _, i := range which {
+			patch := fmt.Appendf(nil, `[{"op":"add","path":"/webhooks/%d/clientConfig/service/port","value":%d}]`, i, port)
+			if _, err := hooks.Patch(ctx, name, types.JSONPatchType, patch, metav1.PatchOptions{}); err != nil {
+				t.Error(err)
+			}
 		}
 	}
 	set(t.Context(), 4711)

@@ -205,7 +205,7 @@ func (w *chartWorld) life(t *testing.T) {
 	check := func(replicas int32, annotation string) {
 		t.Helper()
 		h := ok(hook.Get(ctx, hookName, metav1.GetOptions{}))(t)
-		if len(h.Webhooks) != 1 || len(h.Webhooks[0].ClientConfig.CABundle) == 0 {
+		if len(h.Webhooks) != 2 || len(h.Webhooks[0].ClientConfig.CABundle) == 0 {
 			t.Errorf("the caBundle is gone: %+v", h.Webhooks)
 		}
 		cm := ok(w.core.CoreV1().ConfigMaps(managerNS).Get(ctx, "traffic-manager", metav1.GetOptions{}))(t)

@@ -30,7 +30,8 @@ const (
 	AnnotationOriginal = "doppel.dev/original"
 	// LabelStandIn is on pods in which stand-ins take the place of containers.
 	LabelStandIn = "doppel.dev/stand-in"
-	// AnnotationProbe on a pod that is created as a dry run asks the webhook whether it is there: ProbeAsked becomes ProbeAnswered.
+	// AnnotationProbe on a pod that is created as a dry run asks the webhook whether it is there: ProbeAsked becomes ProbeAnswered. On a session
+	// it is a question of the manager to itself.
 	AnnotationProbe = "doppel.dev/probe"
 	ProbeAsked      = "asked"
 	ProbeAnswered   = "answered"

@@ -195,9 +195,14 @@ func TestObjects(t *testing.T) {
 			}
 		}
 	}
-	w := get[*admission.MutatingWebhookConfiguration](t, objs, "MutatingWebhookConfiguration /doppel-agent-injector-doppel").Webhooks[0]
-	if *w.FailurePolicy != admission.Ignore || *w.TimeoutSeconds != 2 || w.ClientConfig.CABundle != nil {
-		t.Errorf("webhook: policy %s, timeout %d, caBundle %q", *w.FailurePolicy, *w.TimeoutSeconds, w.ClientConfig.CABundle)
+	hooks := get[*admission.MutatingWebhookConfiguration](t, objs, "MutatingWebhookConfiguration /doppel-agent-injector-doppel").Webhooks
+	for i, w := range hooks {
+		if *w.FailurePolicy != admission.Ignore || *w.TimeoutSeconds != int32(2-i) || w.ClientConfig.CABundle != nil {
+			t.Errorf("webhook: policy %s, timeout %d, caBundle %q", *w.FailurePolicy, *w.TimeoutSeconds, w.ClientConfig.CABundle)
+		}
+	}
+	if diff := cmp.Diff(hooks[0].ClientConfig, hooks[1].ClientConfig); len(hooks) != 2 || diff != "" {
+		t.Errorf("the question goes another way than pods:\n%s", diff)
 	}
 	for _, kind := range []string{"sessions", "intercepts"} {
 		p := get[*admission.ValidatingAdmissionPolicy](t, objs, "ValidatingAdmissionPolicy /doppel-identity-"+kind)

@@ -47,6 +47,8 @@ type interceptReconciler struct {
 	inForce map[types.UID]record
 	// seen is when an intercept was looked at for the first time: all that are not gone.
 	seen map[types.UID]time.Time
+	// missed is since when the API server has not reached the webhook for the sake of an intercept.
+	missed map[types.UID]time.Time
 	// failed are those that stay so, which the cache may not know yet.
 	failed map[types.UID]bool
 	// quiet is for how long the object of a new intercept does not say what it waits for: pendingPoll.
@@ -59,7 +61,7 @@ type interceptReconciler struct {
 
 func newInterceptReconciler(m *Manager) *interceptReconciler {
 	return &interceptReconciler{
-		m: m, restarted: map[types.UID]restart{}, inForce: map[types.UID]record{}, seen: map[types.UID]time.Time{}, failed: map[types.UID]bool{}, quiet: pendingPoll,
+		m: m, restarted: map[types.UID]restart{}, inForce: map[types.UID]record{}, seen: map[types.UID]time.Time{}, missed: map[types.UID]time.Time{}, failed: map[types.UID]bool{}, quiet: pendingPoll,
 	}
 }
 
@@ -479,6 +481,12 @@ func (r *interceptReconciler) progress(ctx context.Context, in *v1alpha1.Interce
 		if err := r.admits(ctx, w, taken); err != nil {
 			return st, err
 		}
+		if reached, err := r.m.questions.reached(ctx, r.m.ctrl.GetClient(), r.m.cfg.Namespace); err != nil {
+			return st, err
+		} else if !reached {
+			return r.unreached(in, st)
+		}
+		delete(r.missed, in.UID)
 		if w.How == kinds.ByController {
 			r.reading = nil
 			if err := w.restart(ctx, r.m.ctrl.GetClient()); err != nil {
@@ -510,6 +518,22 @@ func (r *interceptReconciler) progress(ctx context.Context, in *v1alpha1.Interce
 		}
 		return r.activated(in.UID, st), nil
 	}
+	return st, nil
+}
+
+// webhookPatience is how long the API server may not reach the webhook, until an intercept that needs a restart is given up. kube-proxy and network
+// policies may take as long to know a new pod of ours, and a new leader has leaderNew.
+const webhookPatience = 2 * time.Second
+
+// unreached is the state of an intercept whose pods would be restarted in vain. One that was active waits for better times.
+func (r *interceptReconciler) unreached(in *v1alpha1.Intercept, st v1alpha1.InterceptStatus) (v1alpha1.InterceptStatus, error) {
+	if _, again := r.missed[in.UID]; !again {
+		r.missed[in.UID] = time.Now()
+	}
+	if !r.wasActive(in) && !r.m.newLeader() && time.Since(r.missed[in.UID]) >= webhookPatience {
+		return st, fail("NotInjected", "nothing was restarted: the API server does not reach the agent-injector webhook, and pods would come up without a traffic-agent")
+	}
+	st.Message = "waiting until the API server reaches the agent-injector webhook"
 	return st, nil
 }
 
@@ -553,6 +577,7 @@ func (r *interceptReconciler) gone(ctx context.Context, uid types.UID) error {
 	}
 	delete(r.restarted, uid)
 	delete(r.seen, uid)
+	delete(r.missed, uid)
 	delete(r.failed, uid)
 	return nil
 }

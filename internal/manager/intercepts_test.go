@@ -187,8 +187,63 @@ func TestIntercept(t *testing.T) {
 	}
 	in := intercept("in-1", "", "")
 	r.delete(in)
-	if st, _ := r.look("in-1"); st.State != "gone" || len(r.seen)+len(r.restarted) != 0 {
+	if st, _ := r.look("in-1"); st.State != "gone" || len(r.seen)+len(r.restarted)+len(r.missed) != 0 {
 		t.Errorf("%v, remembered %v %v", st, r.seen, r.restarted)
+	}
+}
+
+// Nothing is restarted for agents that no pod would get.
+func TestUnreachedWebhook(t *testing.T) {
+	other := intercept("in-2", "ada", "mine")
+	other.Spec.Name = "other"
+	r := newReconciler(t, intercept("in-1", "ada", "mine"), other)
+	hears := func(yes bool) {
+		r.world.mu.Lock()
+		defer r.world.mu.Unlock()
+		r.deaf = !yes
+	}
+	r.addPod("old-1", "rs-1", ready1)
+	hears(false)
+	const waits = "waiting until the API server reaches the agent-injector webhook"
+	long := time.Now().Add(-webhookPatience)
+	for _, row := range []struct {
+		what, name  string
+		leads       time.Time
+		missed      time.Time // zero: just now
+		active      bool
+		state       v1alpha1.InterceptState
+		reason, msg string
+	}{
+		{"at first", "in-1", time.Now().Add(-leaderNew), time.Time{}, false, v1alpha1.InterceptPending, "", waits},
+		{"a new leader", "in-1", time.Now(), long, false, v1alpha1.InterceptPending, "", waits},
+		{"for long", "in-1", time.Now().Add(-leaderNew), long, false, v1alpha1.InterceptFailed, "NotInjected", "nothing was restarted: the API server does not reach the agent-injector webhook"},
+		{"it was active", "in-2", time.Now().Add(-leaderNew), long, true, v1alpha1.InterceptPending, reasonInterrupted, waits},
+	} {
+		r.started = row.leads
+		if !row.missed.IsZero() {
+			r.missed[types.UID(row.name)] = row.missed
+		}
+		if row.active {
+			r.inForce[types.UID(row.name)] = record{}
+		}
+		st, _ := r.look(row.name)
+		wantStatus(t, row.what, st, row.state, row.reason, row.msg)
+		if r.restarts() != 0 {
+			t.Fatalf("%s: restarted", row.what)
+		}
+	}
+	hears(true)
+	st, _ := r.look("in-2")
+	wantStatus(t, "reached", st, v1alpha1.InterceptPending, reasonInterrupted, "restarting the workload")
+	if r.restarts() != 1 || len(r.missed) != 1 {
+		t.Errorf("%d restarts, missed %v", r.restarts(), r.missed)
+	}
+	broken := errors.New("no API server")
+	r.world.mu.Lock()
+	r.fail = func(string, runtime.Object) error { return broken }
+	r.world.mu.Unlock()
+	if reached, err := r.questions.reached(t.Context(), r.kc, "doppel"); reached || !errors.Is(err, broken) {
+		t.Errorf("%v %v", reached, err)
 	}
 }
 

@@ -156,6 +156,7 @@ type Manager struct {
 	looked    sync.Map   // UIDs of intercepts that have been looked at since we lead
 	wholes    sync.Map   // workloads of which all have been
 	watchers  watchers
+	questions questions
 	noEcho    error                                     // why this pod cannot ping for laptops; nil: it can
 	allowed   []string                                  // the namespaces it is for; empty: all
 	resources *corev1.ResourceRequirements              // of injected agents; nil: the injector's default

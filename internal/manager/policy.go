@@ -93,7 +93,7 @@ func (p *policyProbe) run(ctx context.Context) error {
 func (p *policyProbe) check(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
-	err := p.refused(ctx, p.session(forgedUser), identityRule)
+	err := p.refused(ctx, probeSession(p.namespace, forgedUser), identityRule)
 	if err == nil {
 		err = p.refused(ctx, &v1alpha1.Intercept{
 			ObjectMeta: metav1.ObjectMeta{Namespace: p.namespace, GenerateName: "policy-probe-"},
@@ -101,7 +101,7 @@ func (p *policyProbe) check(ctx context.Context) error {
 		}, identityRule)
 	}
 	if err == nil && p.checkReach { // the manager itself has the right to connect to nothing
-		greedy := p.session("system:serviceaccount:" + p.namespace + ":" + objectName)
+		greedy := probeSession(p.namespace, "system:serviceaccount:"+p.namespace+":"+objectName)
 		greedy.Spec.Reach.Namespaces = []string{p.namespace}
 		err = p.refused(ctx, greedy, reachRule)
 	}
@@ -115,9 +115,10 @@ func (p *policyProbe) check(ctx context.Context) error {
 	return err
 }
 
-func (p *policyProbe) session(user string) *v1alpha1.Session {
+// probeSession is a session that is only ever created as a dry run.
+func probeSession(namespace, user string) *v1alpha1.Session {
 	return &v1alpha1.Session{
-		ObjectMeta: metav1.ObjectMeta{Namespace: p.namespace, GenerateName: "policy-probe-"},
+		ObjectMeta: metav1.ObjectMeta{Namespace: namespace, GenerateName: "policy-probe-"},
 		Spec:       v1alpha1.SessionSpec{User: user, Key: "sha256:probe", RenewTime: metav1.NowMicro()},
 	}
 }

@@ -6,8 +6,12 @@ import (
 	"errors"
 	"net"
 	"net/http"
+	"sync"
 
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/uuid"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/webhook/admission"
 
@@ -21,6 +25,9 @@ import (
 func (m *Manager) injectWebhook() http.Handler {
 	return &admission.Webhook{Handler: admission.HandlerFunc(func(ctx context.Context, req admission.Request) admission.Response {
 		dryRun := req.DryRun != nil && *req.DryRun
+		if req.Kind.Kind == "Session" {
+			return m.questions.answer(req.Object.Raw)
+		}
 		var pod corev1.Pod
 		if err := json.Unmarshal(req.Object.Raw, &pod); err != nil {
 			return admission.Allowed("not a pod: " + err.Error())
@@ -54,6 +61,33 @@ func (m *Manager) injectWebhook() http.Handler {
 		m.cfg.Log.Info("injected", "pod", req.Namespace+"/"+pod.GenerateName)
 		return admission.PatchResponseFromRaw(before, after)
 	})}
+}
+
+// questions are those that we ask ourselves through the API server: whether it reaches the webhook.
+type questions struct{ open sync.Map } // by text, true when the webhook was asked it
+
+// reached asks the API server to have the webhook asked. An error says that it could not even be tried.
+func (q *questions) reached(ctx context.Context, c client.Client, namespace string) (bool, error) {
+	text := string(uuid.NewUUID())
+	q.open.Store(text, false)
+	o := probeSession(namespace, forgedUser)
+	o.Annotations = map[string]string{agentcfg.AnnotationProbe: text}
+	err := c.Create(ctx, o, client.DryRunAll)
+	if asked, _ := q.open.LoadAndDelete(text); asked == true {
+		return true, nil
+	}
+	if err == nil || apierrors.IsForbidden(err) || apierrors.IsInvalid(err) { // the admission policy refuses it when the webhooks have been asked
+		return false, nil
+	}
+	return false, err
+}
+
+func (q *questions) answer(session []byte) admission.Response {
+	var o metav1.PartialObjectMetadata
+	if json.Unmarshal(session, &o) == nil {
+		q.open.CompareAndSwap(o.Annotations[agentcfg.AnnotationProbe], false, true)
+	}
+	return admission.Allowed("not a pod")
 }
 
 // injectPod returns the pod with an agent for what is wanted of the workload now, or nil if nothing is. A pod that always has an agent has it for

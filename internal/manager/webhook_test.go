@@ -33,7 +33,11 @@ func annotated(inject string) string {
 
 func (w *world) admit(raw string) *admissionv1.AdmissionResponse {
 	w.t.Helper()
-	review := admissionv1.AdmissionReview{Request: &admissionv1.AdmissionRequest{UID: "r", Namespace: "shop", Object: runtime.RawExtension{Raw: []byte(raw)}}}
+	var kind metav1.GroupVersionKind
+	if err := json.Unmarshal([]byte(raw), &kind); err != nil {
+		w.t.Fatal(err)
+	}
+	review := admissionv1.AdmissionReview{Request: &admissionv1.AdmissionRequest{UID: "r", Kind: kind, Namespace: "shop", Object: runtime.RawExtension{Raw: []byte(raw)}}}
 	review.SetGroupVersionKind(schema.GroupVersionKind{Group: "admission.k8s.io", Version: "v1", Kind: "AdmissionReview"})
 	body, err := json.Marshal(review)
 	if err != nil {
@@ -141,4 +145,25 @@ func TestWebhookPatch(t *testing.T) {
 	if r := w.admit(string(out)); len(r.Patch) > 2 { // "[]"
 		t.Errorf("a second call patches %s", r.Patch)
 	}
+}
+
+// A question reaches us by the webhook, and only one that was asked counts.
+func TestQuestions(t *testing.T) {
+	w := newWorld(t)
+	w.questions.open.Store("is anybody there", false)
+	for _, text := range []string{"something else", "", "is anybody there"} {
+		if r := w.admit(`{"kind":"Session","metadata":{"annotations":{"doppel.dev/probe":"` + text + `"}}}`); r.Patch != nil {
+			t.Errorf("patch %s", r.Patch)
+		}
+		if asked, _ := w.questions.open.Load("is anybody there"); asked != (text == "is anybody there") {
+			t.Errorf("after %q: %v", text, asked)
+		}
+	}
+	w.questions.open.Range(func(k, _ any) bool {
+		if k != "is anybody there" {
+			t.Errorf("a stranger's question %v is remembered", k)
+		}
+		return true
+	})
+	w.admit(`{"kind":"Session","metadata":[]}`)
 }

@@ -3,6 +3,7 @@ package manager
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net"
 	"os"
@@ -32,6 +33,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client/interceptor"
 
 	"github.com/doppel-dev/doppel/api/v1alpha1"
+	"github.com/doppel-dev/doppel/internal/agentcfg"
 	"github.com/doppel-dev/doppel/internal/control"
 	"github.com/doppel-dev/doppel/internal/match"
 	"github.com/doppel-dev/doppel/internal/mux"
@@ -59,6 +61,7 @@ type world struct {
 	mu sync.Mutex
 	// guarded by mu
 	policyErr error                                           // what a forged object gets; nil: it is accepted
+	deaf      bool                                            // the API server does not reach the webhook
 	reachErr  error                                           // what a session gets that wants too much; nil: it is accepted
 	fail      func(verb string, o runtime.Object) (err error) // nil: nothing fails
 	patched   []client.Object
@@ -158,6 +161,9 @@ func (w *world) funcs() interceptor.Funcs {
 			w.mu.Lock()
 			defer w.mu.Unlock()
 			if slices.Contains(opts, client.CreateOption(client.DryRunAll)) {
+				if text := o.GetAnnotations()[agentcfg.AnnotationProbe]; text != "" && !w.deaf {
+					w.questions.answer(fmt.Appendf(nil, `{"metadata":{"annotations":{%q:%q}}}`, agentcfg.AnnotationProbe, text))
+				}
 				if s, ok := o.(*v1alpha1.Session); ok && s.Spec.User != forgedUser {
 					return w.reachErr
 				}
