@@ -207,7 +207,7 @@ func TestBadInputWithManager(t *testing.T) {
 
 	t.Run("webhook unreachable for pods", func(t *testing.T) { // of several API servers, another may have been asked
 		c.breakWebhook(t, 0)
-		badEnd{"", intercept("verylargedatastore", "-p", "3000"), 5, "without a traffic-agent", "10250"}.check(t, l)
+		badEnd{"", intercept("verylargedatastore", "-p", "3000"), 5, "came up without a traffic-agent", "10250"}.check(t, l)
 	})
 
 	t.Run("agent image that cannot be pulled", func(t *testing.T) {

@@ -295,6 +295,7 @@ func TestAgentsAreToldOfTheEnd(t *testing.T) {
 	if !lists(true)() {
 		t.Error("ended before the agent has said that it knows")
 	}
+	<-watch
 	close(answer)
 	told()
 
@@ -306,6 +307,7 @@ func TestAgentsAreToldOfTheEnd(t *testing.T) {
 	if !lists(true)() {
 		t.Error("ended, and the agent may act on it")
 	}
+	<-watch
 	close(answer)
 	told()
 
@@ -319,9 +321,17 @@ func TestAgentsAreToldOfTheEnd(t *testing.T) {
 	if !lists(true)() {
 		t.Error("ended when the agent connected again")
 	}
+	<-watch
 	_ = b.Close()
 	told()
 	close(answer)
+
+	// What exists is not ending, whether or not its status says already whose it is.
+	w.create(intercept("in-1", "ada", ""))
+	w.engaged.set(g)
+	if !lists(false)() {
+		t.Error("a declared intercept is ending when it begins")
+	}
 }
 
 // A manager that has just begun to lead tells agents nothing of a workload until it has looked at all of its intercepts: they have the table of the one before.

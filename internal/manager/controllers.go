@@ -221,6 +221,13 @@ func (m *Manager) watchIntercepts(ctx context.Context, session types.UID, send f
 	}
 }
 
+// exists says whether the cache has an intercept as an object.
+func (m *Manager) exists(ctx context.Context, g engagement) (bool, error) {
+	var list v1alpha1.InterceptList
+	err := m.ctrl.GetClient().List(ctx, &list, client.MatchingFields{workloadIndex: g.Workload.String()}, client.UnsafeDisableDeepCopy)
+	return slices.ContainsFunc(list.Items, func(in v1alpha1.Intercept) bool { return in.UID == g.UID }), err
+}
+
 func (m *Manager) interceptsFor(ctx context.Context, session types.UID) ([]control.Intercept, error) {
 	var list v1alpha1.InterceptList
 	if err := m.ctrl.GetClient().List(ctx, &list, client.MatchingFields{holderIndex: string(session)}); err != nil {
@@ -250,16 +257,18 @@ func (m *Manager) interceptsFor(ctx context.Context, session types.UID) ([]contr
 		out = append(out, c)
 	}
 	// Those that are gone as objects, and whose traffic comes to the laptop until all agents know, or until the app that they replace is back.
-	ending := map[types.UID]engagement{}
-	for _, g := range m.engaged.where(func(g engagement) bool { return g.Session == session }) {
+	inForce := m.engaged.where(func(g engagement) bool { return g.Session == session })
+	ending := m.agents.known(session) // after the engagements: what has just left those is here
+	for _, g := range inForce {
 		ending[g.UID] = g
-	}
-	maps.Copy(ending, m.agents.known(session)) // after the engagements: what has just left those is here
-	for i := range list.Items {
-		delete(ending, list.Items[i].UID)
 	}
 	for _, uid := range slices.Sorted(maps.Keys(ending)) {
 		g := ending[uid]
+		if exists, err := m.exists(ctx, g); err != nil {
+			return nil, err
+		} else if exists { // and is listed, here or for the session that has it now
+			continue
+		}
 		c := control.Intercept{
 			UID: string(g.UID), Namespace: g.Workload.Namespace, State: control.StateEnding, Kind: g.Workload.Kind, Workload: g.Workload.Name,
 			Ports: g.Ports, Container: g.Container, Message: "its agents are being told",

@@ -110,18 +110,18 @@ func (m *Manager) publishCABundle(ctx context.Context) error {
 	if m.cfg.NoWebhook {
 		return nil
 	}
-	tick := time.NewTicker(10 * time.Second)
-	defer tick.Stop()
 	for {
+		wait := 10 * time.Second
 		if err := m.ensureCABundle(ctx); err != nil {
 			m.cfg.Log.Warn("webhook configuration not updated, nothing will be injected", "err", err)
+			wait = time.Second // it may come after us
 		} else {
 			m.presence.webhookReady()
 		}
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-tick.C:
+		case <-time.After(wait):
 		}
 	}
 }

@@ -47,7 +47,7 @@ type interceptReconciler struct {
 	inForce map[types.UID]record
 	// seen is when an intercept was looked at for the first time: all that are not gone.
 	seen map[types.UID]time.Time
-	// missed is since when the API server has not reached the webhook for the sake of an intercept.
+	// missed is since when, without a break, the API server has not reached the webhook for the sake of an intercept.
 	missed map[types.UID]time.Time
 	// failed are those that stay so, which the cache may not know yet.
 	failed map[types.UID]bool
@@ -161,6 +161,7 @@ func (r *interceptReconciler) look(ctx context.Context, in *v1alpha1.Intercept) 
 		r.m.lookedAt(in)
 		r.m.engaged.remove(in.UID)
 		r.ended(ctx, in.UID)
+		delete(r.missed, in.UID)
 		return reconcile.Result{}, r.writeStatus(ctx, in, v1alpha1.InterceptStatus{
 			State: v1alpha1.InterceptPending, Message: "waiting for " + in.Spec.User + " to connect with --accept-intercepts",
 		})
@@ -447,6 +448,8 @@ func (r *interceptReconciler) progress(ctx context.Context, in *v1alpha1.Interce
 			return st, err
 		}
 	}
+	missed := r.missed[in.UID]
+	delete(r.missed, in.UID) // unless it is so again
 	view := w.view(r.m.clock, f, re.old, func(pod types.UID) bool { return r.m.agents.serves(pod, in.UID) })
 	st.Agents = int32(view.serving)
 	for i := range w.pods {
@@ -481,12 +484,16 @@ func (r *interceptReconciler) progress(ctx context.Context, in *v1alpha1.Interce
 		if err := r.admits(ctx, w, taken); err != nil {
 			return st, err
 		}
-		if reached, err := r.m.questions.reached(ctx, r.m.ctrl.GetClient(), r.m.cfg.Namespace); err != nil {
+		asked := time.Now()
+		if reached, err := r.m.reached(ctx); err != nil {
 			return st, err
 		} else if !reached {
+			if missed.IsZero() {
+				missed = asked
+			}
+			r.missed[in.UID] = missed
 			return r.unreached(in, st)
 		}
-		delete(r.missed, in.UID)
 		if w.How == kinds.ByController {
 			r.reading = nil
 			if err := w.restart(ctx, r.m.ctrl.GetClient()); err != nil {
@@ -527,9 +534,6 @@ const webhookPatience = 2 * time.Second
 
 // unreached is the state of an intercept whose pods would be restarted in vain. One that was active waits for better times.
 func (r *interceptReconciler) unreached(in *v1alpha1.Intercept, st v1alpha1.InterceptStatus) (v1alpha1.InterceptStatus, error) {
-	if _, again := r.missed[in.UID]; !again {
-		r.missed[in.UID] = time.Now()
-	}
 	if !r.wasActive(in) && !r.m.newLeader() && time.Since(r.missed[in.UID]) >= webhookPatience {
 		return st, fail("NotInjected", "nothing was restarted: the API server does not reach the agent-injector webhook, and pods would come up without a traffic-agent")
 	}

@@ -29,6 +29,11 @@ var (
 	reachRule    = policyRule{"ValidatingAdmissionPolicy 'doppel-reach-", "needs the right to connect to networks.doppel.dev there"}
 )
 
+// refused says whether it was the policy itself that refused something; a missing right, a quota or another policy says nothing about ours.
+func (r policyRule) refused(err error) bool {
+	return (apierrors.IsForbidden(err) || apierrors.IsInvalid(err)) && strings.Contains(err.Error(), r.policy) && strings.Contains(err.Error(), r.message)
+}
+
 // policyGrace is how long a manager that has just started waits for the policy before it says that it is ready all the same:
 // laptops shall hear then why they are refused.
 const policyGrace = 10 * time.Second
@@ -129,8 +134,8 @@ func (p *policyProbe) refused(ctx context.Context, o client.Object, rule policyR
 	switch {
 	case err == nil:
 		return fmt.Errorf("%w: a forged %T was accepted", errNoPolicy, o)
-	case (apierrors.IsForbidden(err) || apierrors.IsInvalid(err)) && strings.Contains(err.Error(), rule.policy) && strings.Contains(err.Error(), rule.message):
-		return nil // by the policy itself; a missing right, a quota or another policy says nothing about ours
+	case rule.refused(err):
+		return nil
 	}
 	return fmt.Errorf("check the admission policy: %w", err)
 }

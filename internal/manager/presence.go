@@ -205,6 +205,9 @@ func (p *presence) roll(ctx context.Context, pod *corev1.Pod, why discord) (bool
 		if ok, err := p.m.injectable(ctx, w); !ok || err != nil {
 			return false, err
 		}
+		if ok, err := p.m.reached(ctx); !ok || err != nil {
+			return false, err
+		}
 	}
 	if err := w.restart(ctx, p.m.ctrl.GetClient()); err != nil {
 		return false, err

@@ -4,12 +4,13 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"net"
 	"net/http"
 	"sync"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/uuid"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -64,22 +65,38 @@ func (m *Manager) injectWebhook() http.Handler {
 }
 
 // questions are those that we ask ourselves through the API server: whether it reaches the webhook.
-type questions struct{ open sync.Map } // by text, true when the webhook was asked it
+type questions struct {
+	open sync.Map // by text, true when the webhook was asked it
 
-// reached asks the API server to have the webhook asked. An error says that it could not even be tried.
-func (q *questions) reached(ctx context.Context, c client.Client, namespace string) (bool, error) {
+	mu sync.Mutex // held while one is asked, for all who want to know
+	// guarded by mu
+	missed time.Time // when the last was not answered
+}
+
+// questionPause is how long nobody asks again after a question that was not answered: such a one may take the webhook's time-out.
+const questionPause = time.Second
+
+// reached says whether the API server reaches the webhook. An error says that it could not even be tried.
+func (m *Manager) reached(ctx context.Context) (bool, error) {
+	q := &m.questions
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if time.Since(q.missed) < questionPause {
+		return false, nil
+	}
 	text := string(uuid.NewUUID())
 	q.open.Store(text, false)
-	o := probeSession(namespace, forgedUser)
+	o := probeSession(m.cfg.Namespace, forgedUser)
 	o.Annotations = map[string]string{agentcfg.AnnotationProbe: text}
-	err := c.Create(ctx, o, client.DryRunAll)
+	err := m.ctrl.GetClient().Create(ctx, o, client.DryRunAll)
 	if asked, _ := q.open.LoadAndDelete(text); asked == true {
 		return true, nil
 	}
-	if err == nil || apierrors.IsForbidden(err) || apierrors.IsInvalid(err) { // the admission policy refuses it when the webhooks have been asked
+	if err == nil || identityRule.refused(err) { // webhooks are asked first
+		q.missed = time.Now()
 		return false, nil
 	}
-	return false, err
+	return false, fmt.Errorf("ask whether the API server reaches the webhook: %w", err)
 }
 
 func (q *questions) answer(session []byte) admission.Response {

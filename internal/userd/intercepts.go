@@ -37,7 +37,7 @@ const mendTimeout = time.Minute
 
 // leaveTimeout and restoreTimeout bound the wait for the end of an intercept: a restart is part of it where a container was replaced.
 const (
-	leaveTimeout   = 5 * time.Second
+	leaveTimeout   = 7 * time.Second // the manager gives an agent that does not answer 5 s
 	restoreTimeout = 2 * time.Minute
 )
 
