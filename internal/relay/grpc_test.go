@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -336,6 +337,42 @@ func wantCode(err error, want codes.Code) error {
 		return fmt.Errorf("%v, want %v: %w", got, want, err)
 	}
 	return nil
+}
+
+// A server resets a call whose time is over: that is no failure of the way to it.
+func TestGRPCDeadline(t *testing.T) {
+	const takes = 60 * time.Millisecond
+	ingress := httptest.NewUnstartedServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {
+		time.Sleep(takes)
+		panic(http.ErrAbortHandler)
+	}))
+	ingress.EnableHTTP2 = true
+	ingress.Config.ErrorLog = log.New(io.Discard, "", 0)
+	ingress.StartTLS()
+	t.Cleanup(ingress.Close)
+	w, p, _ := rpcWorld(t, overTLS(ingress.Listener.Addr().String()), echo)
+	tr := &http.Transport{DialContext: w.dial, TLSClientConfig: &tls.Config{RootCAs: w.roots}, ForceAttemptHTTP2: true}
+	t.Cleanup(tr.CloseIdleConnections)
+	for timeout, want := range map[string]string{
+		"50m": "4", "1u": "4", "59999u": "4", "1n": "4", "10S": "14", "1H": "14", "99999999H": "14", "": "14", "m": "14", "-5m": "14", "50x": "14", "1000000000n": "14",
+	} {
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, p.URL, strings.NewReader(""))
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Header = http.Header{"Content-Type": {"application/grpc"}, "Grpc-Timeout": {timeout}, "Te": {"trailers"}}
+		resp, err := (&http.Client{Transport: tr, Timeout: 10 * time.Second}).Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.Copy(io.Discard, resp.Body); err != nil {
+			t.Error(err)
+		}
+		_ = resp.Body.Close()
+		if got := cmp.Or(resp.Header.Get("Grpc-Status"), resp.Trailer.Get("Grpc-Status")); got != want {
+			t.Errorf("timeout %q: status %s, want %s", timeout, got, want)
+		}
+	}
 }
 
 // An ingress that does not speak HTTP/2 is told from one that is not there; in TLS, and by an older traffic-manager, HTTP/1.1 it is.

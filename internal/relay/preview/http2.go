@@ -4,9 +4,11 @@ import (
 	"context"
 	"errors"
 	"io"
+	"math"
 	"mime"
 	"net"
 	"net/http"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -155,11 +157,30 @@ func (u *unproven) Write(p []byte) (int, error) {
 	return n, err
 }
 
-// failGRPC answers a call of gRPC that has failed on its way: status 14, UNAVAILABLE, in an answer of trailers only
-// (https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md).
-func failGRPC(w http.ResponseWriter, text string) {
+// failGRPC answers a call of gRPC that has failed on its way, in an answer of trailers only
+// (https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md). Servers reset calls whose time is over, which the client may hear from us before
+// its own clock says so.
+func failGRPC(w http.ResponseWriter, deadline time.Time, text string) {
+	code := "14" // UNAVAILABLE
+	if !deadline.IsZero() && !time.Now().Before(deadline) {
+		code, text = "4", "The call's time was over." // DEADLINE_EXCEEDED
+	}
 	w.Header().Set("Content-Type", "application/grpc")
-	w.Header().Set("Grpc-Status", "14")
+	w.Header().Set("Grpc-Status", code)
 	w.Header().Set("Grpc-Message", text)
 	w.WriteHeader(http.StatusOK)
+}
+
+// deadlineOf is when the time of a call that begins now is over; zero: it says none.
+func deadlineOf(h http.Header) time.Time {
+	t := h.Get("Grpc-Timeout")
+	if t == "" {
+		return time.Time{}
+	}
+	unit := map[byte]time.Duration{'H': time.Hour, 'M': time.Minute, 'S': time.Second, 'm': time.Millisecond, 'u': time.Microsecond, 'n': 1}[t[len(t)-1]]
+	n, err := strconv.ParseUint(t[:len(t)-1], 10, 27) // of at most eight digits
+	if unit == 0 || err != nil || n > uint64(math.MaxInt64/unit) {
+		return time.Time{}
+	}
+	return time.Now().Add(time.Duration(n) * unit)
 }

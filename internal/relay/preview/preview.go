@@ -96,10 +96,11 @@ func (h *Handler) Unlisted() uint64 { return h.visits.unlisted.Load() }
 
 // request is what is known of a request besides itself.
 type request struct {
-	preview store.Preview
-	visitor access.Visitor
-	grpc    bool                     // it is a call of gRPC
-	dialled atomic.Pointer[unproven] // for it, if so
+	preview  store.Preview
+	visitor  access.Visitor
+	grpc     bool                     // it is a call of gRPC
+	deadline time.Time                // of the call; zero: it has none
+	dialled  atomic.Pointer[unproven] // for it, if so
 }
 
 type requestKey struct{}
@@ -134,7 +135,9 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	defer leave()
-	q.grpc = isGRPC(r.Header)
+	if q.grpc = isGRPC(r.Header); q.grpc {
+		q.deadline = deadlineOf(r.Header)
+	}
 	v := h.visits.begin(q, r)
 	rec := &recorder{ResponseWriter: w}
 	defer func() { v.end(rec.status) }() // also when the proxy gives up by a panic (http.ErrAbortHandler)

@@ -116,7 +116,7 @@ func (h *Handler) failed(w http.ResponseWriter, r *http.Request, err error) {
 	h.cfg.Log.Debug("preview not reached", "preview", of(r.Context()).preview.Host, "err", err)
 	w.Header().Set("Cache-Control", "no-store")
 	if of(r.Context()).grpc {
-		failGRPC(w, text)
+		failGRPC(w, of(r.Context()).deadline, text)
 		return
 	}
 	if status == http.StatusServiceUnavailable {
