@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"strings"
+	"time"
 
 	chartv2 "helm.sh/helm/v4/pkg/chart/v2"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -108,6 +109,7 @@ func (c *client) removeCRDs(ctx context.Context, namespaces []string, progress f
 		if why != "" {
 			break
 		}
+		c.waitListed(ctx, o)
 		err := c.dynamic.Resource(crdGVR).Delete(ctx, o.GetName(), metav1.DeleteOptions{})
 		switch {
 		case apierrors.IsForbidden(err):
@@ -129,6 +131,26 @@ func (c *client) removeCRDs(ctx context.Context, namespaces []string, progress f
 		}
 	}
 	return nil
+}
+
+// servedTimeout is how long waitListed waits.
+const servedTimeout = 5 * time.Second
+
+// waitListed waits until the API server can list what there is of a resource type. It does so itself before it lets one go, and what was made only just
+// now it may not be able to list yet: it would try again after pauses that double, and the type was there for three quarters of a minute.
+func (c *client) waitListed(ctx context.Context, crd *unstructured.Unstructured) {
+	ctx, cancel := context.WithTimeout(ctx, servedTimeout)
+	defer cancel()
+	plural, _, _ := strings.Cut(crd.GetName(), ".")
+	for {
+		if _, err := c.dynamic.Resource(crdGVR).Get(ctx, crd.GetName(), metav1.GetOptions{}); apierrors.IsNotFound(err) {
+			return
+		}
+		_, err := c.dynamic.Resource(sessionGVR.GroupVersion().WithResource(plural)).List(ctx, metav1.ListOptions{Limit: 1})
+		if err == nil || apierrors.IsForbidden(err) || sleep(ctx, pollInterval) != nil {
+			return
+		}
+	}
 }
 
 // needed says who else may need the resource types, or "".

@@ -115,6 +115,9 @@ func (c *client) look(ctx context.Context) (sight, error) {
 		return s, nil
 	}
 	events, err := c.core.CoreV1().Events(c.namespace).List(ctx, metav1.ListOptions{FieldSelector: "involvedObject.kind=Pod"})
+	if err != nil && ctx.Err() != nil {
+		return s, err // the look before knows more
+	}
 	if err != nil {
 		return s, nil // events only explain; not everybody may read them
 	}
