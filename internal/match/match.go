@@ -291,10 +291,7 @@ func (t Text) normalized() (Text, error) {
 	}
 	switch t.Op {
 	case Equal, Prefix:
-		if i := strings.IndexFunc(t.Value, func(r rune) bool { return r < ' ' && r != '\t' || r == 0x7f }); i >= 0 {
-			return t, fmt.Errorf("%q has a control character, which no request has", t.Value)
-		}
-		return t, nil
+		return t, t.possible()
 	case Regexp:
 		if _, err := regexp.Compile(t.Value); err != nil {
 			return t, fmt.Errorf("not a regular expression: %w", err)
@@ -302,9 +299,20 @@ func (t Text) normalized() (Text, error) {
 		if _, err := regexp.Compile(whole(t.Value)); err != nil {
 			return t, fmt.Errorf("not a regular expression: %w", err)
 		}
-		return simplify(t), nil
+		if n := simplify(t); n.Op != Regexp {
+			return n, n.possible()
+		}
+		return t, nil
 	}
 	return t, fmt.Errorf("%w: comparison %q", ErrNewer, t.Op)
+}
+
+// possible refuses an equality or a prefix that is in no request.
+func (t Text) possible() error {
+	if strings.ContainsFunc(t.Value, func(r rune) bool { return r < ' ' && r != '\t' || r == 0x7f }) {
+		return fmt.Errorf("%q has a control character, which no request has", t.Value)
+	}
+	return nil
 }
 
 // isToken reports whether s is a token (RFC 9110, section 5.6.2), as names of headers and methods are.
