@@ -79,6 +79,14 @@ func TestTransports(t *testing.T) {
 		t.Fatal(err)
 	}
 	l.start(t, nginx, "-c", conf)
+	for _, port := range []string{"8443", "8444"} {
+		eventually(t, 10*time.Second, func() error { // it listens
+			if r := l.try(t, "curl", "-sk", "-m", "5", "-o", "/dev/null", "https://127.0.0.1:"+port+"/"); r.code != 0 {
+				return fmt.Errorf("nginx on port %s: %v", port, r)
+			}
+			return nil
+		})
+	}
 	kube.CertificateAuthorityData = []byte(l.sh(t, "cat "+dir+"/cert.pem"))
 
 	for port, tt := range map[string]struct{ transport, why string }{
