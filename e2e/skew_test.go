@@ -154,6 +154,15 @@ func TestSkew(t *testing.T) {
 	served := c.served(t)
 	began := time.Now()
 	today.run(t, "doppel", "helm", "upgrade", "--set", "manager.replicas=2")
+	// The older traffic-manager knows of no leader: until it has ended it may write of an intercept whose agents have left it that it is pending.
+	for _, l := range users {
+		eventually(t, 10*time.Second, func() error {
+			if out := l.run(t, "doppel", "status"); strings.Contains(out, "Manager    : "+oldVersion) || !strings.Contains(out, app+": ACTIVE") {
+				return fmt.Errorf("after the upgrade the status of laptop %s is %s", l.name, out)
+			}
+			return nil
+		})
+	}
 	alive(t, "after the upgrade of the traffic-manager")
 	t.Logf("upgraded, and all as before, in %v", time.Since(began).Round(time.Millisecond))
 	served()
