@@ -137,7 +137,7 @@ func (r *requests) browser(t *testing.T) {
 	defer r.l.run(t, "doppel", "leave", "browser")
 	// Its helpers may still write when it has ended, which removing the directory has to outlast.
 	line := "d=$(mktemp -d); chromium --headless=new --no-sandbox --disable-gpu --user-data-dir=$d http://" + r.web + "/browser >&2 & read _; kill $!; wait $!; " +
-		"for i in 1 2 3 4 5; do rm -rf $d 2>/dev/null && break; sleep 1; done"
+		"for i in 1 2 3 4 5; do rm -rf $d 2>/dev/null && break; sleep 1; done; [ ! -e $d ]"
 	cmd := exec.CommandContext(t.Context(), r.c.bin("lab"), "--name", labName, "node", "exec", "--", "sh", "-c", line)
 	end, err := cmd.StdinPipe()
 	if err != nil {
@@ -152,7 +152,9 @@ func (r *requests) browser(t *testing.T) {
 		t.Errorf("the page saw %v", said)
 	}
 	_ = end.Close()
-	_ = cmd.Wait()
+	if err := cmd.Wait(); err != nil {
+		t.Errorf("its directory stays: %v", err)
+	}
 	if t.Failed() {
 		t.Logf("Chromium printed:\n%s", said.String())
 	}

@@ -262,11 +262,14 @@ func (m *Manager) interceptsFor(ctx context.Context, session types.UID) ([]contr
 	for _, g := range inForce {
 		ending[g.UID] = g
 	}
+	for i := range list.Items {
+		delete(ending, list.Items[i].UID)
+	}
 	for _, uid := range slices.Sorted(maps.Keys(ending)) {
 		g := ending[uid]
 		if exists, err := m.exists(ctx, g); err != nil {
 			return nil, err
-		} else if exists { // and is listed, here or for the session that has it now
+		} else if exists { // and is listed for the session that has it now, or here in a moment
 			continue
 		}
 		c := control.Intercept{

@@ -21,7 +21,7 @@ import (
 	"github.com/doppel-dev/doppel/internal/inject"
 )
 
-// injectWebhook is the mutating webhook on pod creation. Whatever goes wrong, the pod is let through:
+// injectWebhook is the mutating webhook on pod creation, and hears the questions that we ask ourselves (reached). Whatever goes wrong, the pod is let through:
 // doppel must never keep anybody's pod from starting, and a missed injection is noticed by the intercept's reconciler.
 func (m *Manager) injectWebhook() http.Handler {
 	return &admission.Webhook{Handler: admission.HandlerFunc(func(ctx context.Context, req admission.Request) admission.Response {
@@ -76,6 +76,9 @@ type questions struct {
 // questionPause is how long nobody asks again after a question that was not answered: such a one may take the webhook's time-out.
 const questionPause = time.Second
 
+// questionTimeout bounds a question, for which others wait: more than the webhook's own time-out, and that of the admission policies.
+const questionTimeout = 5 * time.Second
+
 // reached says whether the API server reaches the webhook. An error says that it could not even be tried.
 func (m *Manager) reached(ctx context.Context) (bool, error) {
 	q := &m.questions
@@ -88,6 +91,8 @@ func (m *Manager) reached(ctx context.Context) (bool, error) {
 	q.open.Store(text, false)
 	o := probeSession(m.cfg.Namespace, forgedUser)
 	o.Annotations = map[string]string{agentcfg.AnnotationProbe: text}
+	ctx, cancel := context.WithTimeout(ctx, questionTimeout)
+	defer cancel()
 	err := m.ctrl.GetClient().Create(ctx, o, client.DryRunAll)
 	if asked, _ := q.open.LoadAndDelete(text); asked == true {
 		return true, nil
