@@ -113,3 +113,41 @@ func TestDirect(t *testing.T) {
 	})
 	_ = s.Close()
 }
+
+// TestConnectionsTakeTurns: no connection of a laptop is answered while the tunnel of another is not registered yet.
+func TestConnectionsTakeTurns(t *testing.T) {
+	l := newLaptop(t)
+	w := newWorld(t, session("mine", "ada", l.id.Fingerprint()))
+	leave, err := w.laptops.turns.take(t.Context(), "mine")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := w.laptops.turns.take(ctx, "mine"); !errors.Is(err, context.Canceled) {
+		t.Errorf("it is taken: %v", err)
+	}
+	answered := make(chan error, 1)
+	go func() {
+		s, err := l.attach(w, wire.Hello{Version: wire.Version, Role: wire.RoleLaptop, Session: "mine"})
+		if err == nil {
+			_ = s.Close()
+		}
+		answered <- err
+	}()
+	select {
+	case err := <-answered:
+		t.Fatalf("it was not its turn: %v", err)
+	case <-time.After(50 * time.Millisecond):
+	}
+	leave()
+	leave()
+	if err := <-answered; err != nil {
+		t.Error(err)
+	}
+	w.until("nobody is kept in mind", func() bool {
+		w.laptops.turns.mu.Lock()
+		defer w.laptops.turns.mu.Unlock()
+		return len(w.laptops.turns.of) == 0
+	})
+}

@@ -33,6 +33,7 @@ type laptops struct {
 	log *slog.Logger
 
 	fresh freshSessions
+	turns turns
 
 	mu sync.Mutex
 	// guarded by mu
@@ -65,11 +66,16 @@ func (l *laptops) serve(ctx context.Context, raw net.Conn) { l.serveBy(ctx, raw,
 func (l *laptops) serveBy(ctx context.Context, raw net.Conn, greeted func()) {
 	var sess *v1alpha1.Session
 	var old *mux.Session
+	// Until a tunnel is registered, another connection of its laptop would not find it, and what comes later would not be what is registered last.
+	leave := func() {}
+	defer func() { leave() }()
 	s, _, err := tunnel.Server(ctx, raw, tunnel.ServerConfig{
 		Identity: l.m.identity, Direct: greeted != nil,
 		Authorize: func(ctx context.Context, h wire.Hello, fingerprint string) (wire.HelloReply, error) {
 			var err error
-			sess, err = l.authorize(ctx, h, fingerprint)
+			if sess, err = l.authorize(ctx, h, fingerprint); err == nil {
+				leave, err = l.turns.take(ctx, sess.UID)
+			}
 			return l.reply(h), err
 		},
 		Resume: l.m.cfg.LostGrace,
@@ -83,13 +89,18 @@ func (l *laptops) serveBy(ctx context.Context, raw net.Conn, greeted func()) {
 		l.log.Info("laptop refused", "err", err)
 		return
 	}
-	if s != old && l.tunnel(sess.UID) != nil && !answers(ctx, s) {
-		l.log.Info("laptop has given a connection up", "session", sess.Name)
-		_ = s.Close()
-		return
+	if s != old && l.tunnel(sess.UID) != nil {
+		leave() // who does not answer is waited for
+		if !answers(ctx, s) {
+			l.log.Info("laptop has given a connection up", "session", sess.Name)
+			_ = s.Close()
+			return
+		}
 	}
 	down := s.Down()
-	l.up(ctx, sess, s)
+	l.up(sess, s)
+	leave()
+	l.showStatus(ctx, sess)
 	if s == old {
 		<-down
 		l.down(ctx, sess, s)
@@ -175,7 +186,7 @@ func (l *laptops) reply(h wire.Hello) wire.HelloReply {
 }
 
 // up registers a tunnel that has a connection; another one of the same session is closed: its laptop cannot go on with it.
-func (l *laptops) up(ctx context.Context, sess *v1alpha1.Session, s *mux.Session) {
+func (l *laptops) up(sess *v1alpha1.Session, s *mux.Session) {
 	l.mu.Lock()
 	old, lost := l.tunnels[sess.UID], l.lost[sess.UID].mux
 	l.tunnels[sess.UID] = s
@@ -188,7 +199,6 @@ func (l *laptops) up(ctx context.Context, sess *v1alpha1.Session, s *mux.Session
 		}
 	}
 	l.log.Info("laptop connected", "session", sess.Name, "user", sess.Spec.User, "client", sess.Spec.Client, "resumed", lost == s)
-	l.showStatus(ctx, sess)
 }
 
 // down notes that a tunnel lost its connection. It may have another by now.
