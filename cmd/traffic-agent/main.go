@@ -14,6 +14,7 @@ import (
 	"github.com/doppel-dev/doppel/internal/agentcfg"
 	"github.com/doppel-dev/doppel/internal/footprint"
 	"github.com/doppel-dev/doppel/internal/redirect"
+	"github.com/doppel-dev/doppel/internal/sched"
 	"github.com/doppel-dev/doppel/internal/xlog"
 )
 
@@ -46,6 +47,7 @@ func run(log *slog.Logger, level *xlog.Level, args []string) error {
 		return err
 	}
 	go footprint.Keep(ctx)
+	sched.Batch(log)
 	a, err := agent.New(agent.Config{
 		Agent:     cfg,
 		Pod:       os.Getenv(agentcfg.EnvPodName),

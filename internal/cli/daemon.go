@@ -12,6 +12,7 @@ import (
 	"github.com/doppel-dev/doppel/internal/localapi"
 	"github.com/doppel-dev/doppel/internal/relayclient"
 	"github.com/doppel-dev/doppel/internal/rootapi"
+	"github.com/doppel-dev/doppel/internal/sched"
 	"github.com/doppel-dev/doppel/internal/spawn"
 	"github.com/doppel-dev/doppel/internal/userd"
 	"github.com/doppel-dev/doppel/internal/xlog"
@@ -52,6 +53,7 @@ func (a *app) daemonCmd() *cobra.Command {
 				return err
 			}
 			go footprint.Keep(c.Context())
+			sched.Batch(log)
 			if err := d.Run(c.Context()); err != nil {
 				log.Error("ended", "err", err)
 				return err

@@ -34,6 +34,7 @@ import (
 	"github.com/doppel-dev/doppel/internal/agentcfg"
 	"github.com/doppel-dev/doppel/internal/flow"
 	"github.com/doppel-dev/doppel/internal/footprint"
+	"github.com/doppel-dev/doppel/internal/sched"
 	"github.com/doppel-dev/doppel/internal/tunnel"
 	"github.com/doppel-dev/doppel/internal/xlog"
 )
@@ -330,6 +331,7 @@ func prunePod(o any) (any, error) {
 // Run stands by and serves until ctx ends, or another replica leads that took the lead from us.
 func (m *Manager) Run(ctx context.Context) error {
 	go footprint.Keep(ctx)
+	sched.Batch(m.cfg.Log)
 	// What serves ends after ctx does: when another is in its place.
 	serving, end := context.WithCancel(context.WithoutCancel(ctx))
 	defer end()

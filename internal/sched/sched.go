@@ -1,0 +1,2 @@
+// Package sched owns how the kernel schedules the processes that carry traffic.
+package sched
