@@ -4,6 +4,7 @@ package footprint
 import (
 	"context"
 	"os"
+	"runtime"
 	"runtime/debug"
 	"runtime/metrics"
 	"time"
@@ -44,6 +45,7 @@ func Keep(ctx context.Context) {
 			debug.SetGCPercent(percent)
 		}
 		if w.over(sample[0].Value.Uint64()) {
+			runtime.GC() // what pools keep outlives one collection (sync.Pool)
 			debug.FreeOSMemory()
 		}
 	}
