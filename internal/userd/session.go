@@ -74,6 +74,7 @@ type session struct {
 	object     *v1alpha1.Session
 	key        string        // the manager's, if it was exchanged since we connected
 	renew      time.Duration // zero until the first tunnel was up
+	version    string        // of the traffic-manager that has the tunnel, or had it last; empty until there was one
 	down       error         // why the tunnel is down; nil when it is up
 	deniedFrom time.Time     // since when the API server does not let us through; zero: it does
 	renewErr   error         // why the last renewal failed
@@ -309,7 +310,7 @@ func (s *session) onUp(_ *mux.Session, r wire.HelloReply) {
 		}
 	}
 	s.mu.Lock()
-	s.down, s.renew, s.deniedFrom = nil, renew, time.Time{}
+	s.down, s.renew, s.deniedFrom, s.version = nil, renew, time.Time{}, r.Product
 	s.mu.Unlock()
 	s.log.Info("tunnel up", "manager", r.Manager, "version", r.Product)
 }
@@ -469,11 +470,11 @@ func (s *session) wanted(req localapi.ConnectRequest, c *kube.Cluster) error {
 
 func (s *session) status() (*localapi.Session, *localapi.RootStatus) {
 	s.mu.Lock()
-	o, n, down, renewErr := s.object, s.net, s.down, s.renewErr
+	o, n, down, renewErr, version := s.object, s.net, s.down, s.renewErr, cmp.Or(s.version, s.manager.Version)
 	s.mu.Unlock()
 	out := &localapi.Session{
 		Connection: s.cfg.name, Context: s.cluster.Context, Namespace: s.cluster.Namespace, Server: s.cluster.Server, User: s.user,
-		Name: o.Name, UID: string(o.UID), ManagerNamespace: s.cfg.managerNS, ManagerVersion: s.manager.Version,
+		Name: o.Name, UID: string(o.UID), ManagerNamespace: s.cfg.managerNS, ManagerVersion: version,
 		Tunnel: "up", Transport: s.entrance.status(), Reach: localapi.Reach{Namespaces: o.Spec.Reach.Namespaces, Outside: o.Spec.Reach.Outside},
 	}
 	out.Intercepts, out.Problems = s.intercepts.all()

@@ -65,6 +65,7 @@ type cluster struct {
 	count      int
 	refuse     string       // methods that are forbidden, such as "POST intercepts"
 	reject     error        // what the manager says to a laptop that attaches
+	version    string       // the manager's
 	tunnel     *mux.Session // the last one
 	may        map[string]bool
 	changed    chan struct{}
@@ -191,7 +192,7 @@ func (c *cluster) serveTunnel(raw net.Conn) {
 			if o := c.sessions[h.Session]; o == nil || o.Spec.Key != fingerprint {
 				return wire.HelloReply{}, &mux.RejectError{Code: wire.CodeGone, Msg: "no such session"}
 			}
-			return wire.HelloReply{Info: json.RawMessage(`{"renewInterval":"10m"}`)}, nil
+			return wire.HelloReply{Product: c.version, Info: json.RawMessage(`{"renewInterval":"10m"}`)}, nil
 		},
 	})
 	if err != nil {
@@ -836,7 +837,7 @@ func TestKeyExchanged(t *testing.T) {
 	}
 	var first *mux.Session
 	c.until("the manager has the tunnel", func() bool { c.mu.Lock(); defer c.mu.Unlock(); first = c.tunnel; return first != nil })
-	c.set(func() { c.id = other })
+	c.set(func() { c.id, c.version = other, "2.0.0" }) // an upgrade, say
 	_ = first.Close()
 	c.until("it is told that the key is wrong", func() bool {
 		st, _ := s.status()
@@ -846,6 +847,9 @@ func TestKeyExchanged(t *testing.T) {
 	c.up(s)
 	if got := c.names(); got != "sessions-1" {
 		t.Errorf("it is another session: %s", got)
+	}
+	if st, _ := s.status(); st.ManagerVersion != "2.0.0" {
+		t.Errorf("the manager's version is that of the one before: %s", st.ManagerVersion)
 	}
 }
 
