@@ -118,7 +118,7 @@ func (c *cluster) stale(t *testing.T, l *laptop, ns string, broken func(...strin
 		_ = c.onNode(context.Background(), "nsenter", "-n", "-t", manager, "sh", "-c", "echo "+was+" > /proc/sys/net/ipv4/ip_local_port_range").Run()
 	})
 	inManager("env", envHelper+"=silently", self, svc)
-	inManager("sh", "-c", "echo 61000 61063 > /proc/sys/net/ipv4/ip_local_port_range")
+	inManager("sh", "-c", fmt.Sprintf("echo %d %d > /proc/sys/net/ipv4/ip_local_port_range", stalePort, stalePort+stalePorts-1))
 	c.node(t, "nft", "delete", "table", "ip", "stale")
 	broken(elsewhere)
 	inManager("sh", "-c", "echo "+was+" > /proc/sys/net/ipv4/ip_local_port_range")
@@ -131,9 +131,13 @@ func (c *cluster) stale(t *testing.T, l *laptop, ns string, broken func(...strin
 	l.run(t, "doppel", "leave", "web")
 }
 
+// The ports from which the node believes to have connections. The node forgets one as soon as the manager has tried it, for it is reset; so they are
+// many, or the next try may come from the same one and arrive.
+const stalePort, stalePorts = 61000, 1024
+
 // silentlyHelper opens a connection from each port that the kernel would choose from, and has it vanish without a word to anybody.
 func silentlyHelper(addr string) int {
-	for port := 61000; port < 61064; port++ {
+	for port := stalePort; port < stalePort+stalePorts; port++ {
 		d := net.Dialer{LocalAddr: &net.TCPAddr{Port: port}, Timeout: 5 * time.Second}
 		c, err := d.Dial("tcp4", addr)
 		if err == nil {
