@@ -73,10 +73,13 @@ func (l *laptops) serveBy(ctx context.Context, raw net.Conn, greeted func()) {
 		Identity: l.m.identity, Direct: greeted != nil,
 		Authorize: func(ctx context.Context, h wire.Hello, fingerprint string) (wire.HelloReply, error) {
 			var err error
-			if sess, err = l.authorize(ctx, h, fingerprint); err == nil {
-				leave, err = l.turns.take(ctx, sess.UID)
+			if sess, err = l.authorize(ctx, h, fingerprint); err != nil {
+				return wire.HelloReply{}, err
 			}
-			return l.reply(h), err
+			if leave, err = l.turns.take(ctx, sess.UID); err != nil {
+				return wire.HelloReply{}, tryAgain(err)
+			}
+			return l.reply(h), nil
 		},
 		Resume: l.m.cfg.LostGrace,
 		// Whoever proved the session's key may go on with the tunnels of that session, and of no other.
@@ -98,9 +101,7 @@ func (l *laptops) serveBy(ctx context.Context, raw net.Conn, greeted func()) {
 		}
 	}
 	down := s.Down()
-	l.up(sess, s)
-	leave()
-	l.showStatus(ctx, sess)
+	l.up(ctx, sess, s, leave)
 	if s == old {
 		<-down
 		l.down(ctx, sess, s)
@@ -185,13 +186,14 @@ func (l *laptops) reply(h wire.Hello) wire.HelloReply {
 	return wire.HelloReply{Version: wire.Version, Product: buildinfo.Version, Manager: l.m.cfg.PodName, Session: h.Session, Info: b}
 }
 
-// up registers a tunnel that has a connection; another one of the same session is closed: its laptop cannot go on with it.
-func (l *laptops) up(sess *v1alpha1.Session, s *mux.Session) {
+// up registers a tunnel that has a connection, and calls registered; another one of the same session is closed: its laptop cannot go on with it.
+func (l *laptops) up(ctx context.Context, sess *v1alpha1.Session, s *mux.Session, registered func()) {
 	l.mu.Lock()
 	old, lost := l.tunnels[sess.UID], l.lost[sess.UID].mux
 	l.tunnels[sess.UID] = s
 	delete(l.lost, sess.UID)
 	l.mu.Unlock()
+	registered() // to close the other may take a while
 	l.m.cameOrWent(sess.UID)
 	for _, o := range []*mux.Session{old, lost} {
 		if o != nil && o != s {
@@ -199,6 +201,7 @@ func (l *laptops) up(sess *v1alpha1.Session, s *mux.Session) {
 		}
 	}
 	l.log.Info("laptop connected", "session", sess.Name, "user", sess.Spec.User, "client", sess.Spec.Client, "resumed", lost == s)
+	l.showStatus(ctx, sess)
 }
 
 // down notes that a tunnel lost its connection. It may have another by now.

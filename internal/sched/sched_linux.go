@@ -13,12 +13,13 @@ import (
 const (
 	schedOther = 0 // SCHED_OTHER, sched(7)
 	schedBatch = 3 // SCHED_BATCH
-	passes     = 10
+	// passes over all threads, until there is none to change.
+	passes = 10
 )
 
 // Batch has a thread of this process, when it wakes, wait until whoever has the processor stops or has had his share, as SCHED_BATCH of sched(7) does. Data
 // comes in pieces from the process before, which is in the middle of more when it wakes us: to push it aside for each piece is two context switches for
-// what could have been one, and costs a quarter of all that two busy processors carry. Where a processor is idle it changes nothing. A policy that
+// what could have been one, and costs a quarter of all that two busy processors carry. Where a processor is idle it changes little. A policy that
 // somebody has chosen for the process is kept; the process's own children inherit it.
 func Batch(log *slog.Logger) {
 	if err := batch(); err != nil { // a sandbox may forbid it
