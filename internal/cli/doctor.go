@@ -219,7 +219,7 @@ func checkCluster(ctx context.Context, c *checkup, k *kubeFlags, before bool) {
 		return
 	}
 	c.show("Trying the injection webhook")
-	answers, err := cluster.WebhookAnswers(ctx)
+	answers, err := cluster.WebhookAnswers(ctx, cluster.Namespace)
 	switch {
 	case err != nil:
 		c.add("injection webhook", checkSkip, oneLine(err.Error()), "")

@@ -11,6 +11,7 @@ import (
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
+	corev1 "k8s.io/api/core/v1"
 
 	"github.com/doppel-dev/doppel/internal/helm"
 	"github.com/doppel-dev/doppel/internal/kube"
@@ -39,15 +40,24 @@ func (a *app) chartCmd(verb helm.Verb, short string) *cobra.Command {
 			if a.configErr != nil {
 				return a.configErr
 			}
-			if _, err := kube.Load(k.Options); err != nil {
+			cluster, err := kube.Load(k.Options)
+			if err != nil {
 				return err
 			}
 			show, done := a.progress()
 			o.Namespace = k.managerNS
-			err := a.helm(c.Context(), helm.Request{Verb: verb, Cluster: k.Options, Options: o}, show)
+			injects := true
+			err = a.helm(c.Context(), helm.Request{Verb: verb, Cluster: k.Options, Options: o}, show)
+			if err == nil && o.Wait {
+				show("waiting until the API server reaches the injection webhook")
+				injects = awaitWebhook(c.Context(), cluster, k.managerNS) || c.Context().Err() != nil
+			}
 			done()
 			if err != nil {
 				return err
+			}
+			if !injects {
+				fmt.Fprintln(a.Err, "doppel: warning: the API server does not reach the injection webhook, so that pods get no agents; why: doppel doctor")
 			}
 			return a.print(localapi.Empty{}, func(w io.Writer) {
 				fmt.Fprintf(w, "Traffic-manager in namespace %s: %s done\n", o.Namespace, verb)
@@ -63,6 +73,42 @@ func (a *app) chartCmd(verb helm.Verb, short string) *cobra.Command {
 		c.Flags().BoolVar(&o.ResetValues, "reset-values", false, "forget the values of earlier installs and upgrades")
 	}
 	return c
+}
+
+// How long a new traffic-manager's webhook is waited for, and the pause between two looks: kube-proxy and the API server know its pod a moment
+// after that is ready, and a pod that is made before then gets no agent.
+const (
+	webhookPatience = 10 * time.Second
+	webhookPause    = 200 * time.Millisecond
+)
+
+// awaitWebhook waits until pods get their agents; false says that they do not. What may not be tried counts as well.
+func awaitWebhook(ctx context.Context, cluster *kube.Cluster, managerNS string) bool {
+	ctx, cancel := context.WithTimeout(ctx, webhookPatience)
+	defer cancel()
+	m, err := cluster.Manager(ctx, managerNS)
+	if err != nil || m.NoWebhook {
+		return true
+	}
+	namespace := corev1.NamespaceDefault
+	if len(m.Namespaces) > 0 {
+		namespace = m.Namespaces[0]
+	}
+	for {
+		answers, err := cluster.WebhookAnswers(ctx, namespace)
+		switch {
+		case answers:
+			return true
+		case ctx.Err() != nil:
+			return false
+		case err != nil:
+			return true
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(webhookPause):
+		}
+	}
 }
 
 // helm has the chart's program do something.

@@ -11,9 +11,9 @@ import (
 	"github.com/doppel-dev/doppel/internal/agentcfg"
 )
 
-// WebhookAnswers tries whether the API server gets answers from the injection webhook, in the connected namespace: it creates a pod
-// as a dry run, which the webhook marks. An error says why that could not be tried.
-func (c *Cluster) WebhookAnswers(ctx context.Context) (bool, error) {
+// WebhookAnswers tries whether the API server gets answers from the injection webhook, in a namespace: it creates a pod as a dry run,
+// which the webhook marks. An error says why that could not be tried.
+func (c *Cluster) WebhookAnswers(ctx context.Context, namespace string) (bool, error) {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
 	yes, no := true, false
@@ -33,9 +33,9 @@ func (c *Cluster) WebhookAnswers(ctx context.Context) (bool, error) {
 			}},
 		},
 	}
-	out, err := pods.create(ctx, c, c.Namespace, pod, "dryRun", metav1.DryRunAll)
+	out, err := pods.create(ctx, c, namespace, pod, "dryRun", metav1.DryRunAll)
 	if apierrors.IsForbidden(err) {
-		return false, fmt.Errorf("you may not create pods in namespace %s, which is how it is tried (as a dry run)", c.Namespace)
+		return false, fmt.Errorf("you may not create pods in namespace %s, which is how it is tried (as a dry run)", namespace)
 	}
 	if err != nil {
 		return false, c.explain(err, "create a pod as a dry run")
