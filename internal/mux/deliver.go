@@ -75,6 +75,7 @@ func (st *Stream) arriving(cost int) (keep bool, err error) {
 // deliver adds a small frame's payload to the buffer, or gives it straight to the destination.
 func (st *Stream) deliver(p []byte, message bool) error {
 	st.mu.Lock()
+	st.talkLocked()
 	g := 0
 	if !message && !st.freed {
 		st.rx.owed += wire.HeaderLen // headers are not stored
@@ -124,6 +125,7 @@ func (st *Stream) deliverChunk(c *chunk, overhead int) {
 		c.recycle()
 		return
 	}
+	st.rx.largeAt = moment()
 	st.rx.owed += overhead
 	st.rx.buf.push(c)
 	st.arrivedLocked()

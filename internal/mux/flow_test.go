@@ -837,3 +837,41 @@ func TestWindowOutlivesPauses(t *testing.T) {
 		time.Sleep(pause) // of the writer
 	})
 }
+
+// TestWindowMakesWay: on a short path a flow has less of it under way while small messages of others come.
+func TestWindowMakesWay(t *testing.T) {
+	for _, test := range []struct {
+		name  string
+		delay time.Duration // one way
+		way   bool
+	}{
+		{"short", 500 * time.Microsecond, true},
+		{"long", 10 * time.Millisecond, false},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				p, _ := newNarrow(t, test.delay, 250e6)
+				a, b := accepted(t, p)
+				got := stream(a, b, 64<<10, 0)
+				time.Sleep(2 * time.Second)
+				const narrow = 128 << 10
+				alone := b.Window()
+				c, d := accepted(t, p)
+				said := stream(c, d, 100, 5*time.Millisecond)
+				time.Sleep(time.Second)
+				from := got.Load()
+				time.Sleep(time.Second)
+				rate := got.Load() - from
+				beside := b.Window()
+				c.Reset()
+				time.Sleep(2 * time.Second)
+				after := b.Window()
+				t.Logf("window %d KiB alone, %d KiB and %d MB/s beside %d bytes of others, %d KiB afterwards", alone>>10, beside>>10, rate/1e6, said.Load(), after>>10)
+				if alone <= narrow || after <= narrow || (beside == narrow) != test.way {
+					t.Errorf("window %d alone, %d beside others, %d afterwards", alone, beside, after)
+				}
+				_, _ = p.a.Close(), p.b.Close()
+			})
+		})
+	}
+}

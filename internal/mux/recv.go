@@ -96,6 +96,11 @@ func (st *Stream) grantLocked() int {
 	if st.rx.shrinkTo > 0 {
 		over = max(over, st.rx.window-st.rx.shrinkTo)
 	}
+	limit := st.s.cfg.Window
+	if st.s.talks() {
+		limit = min(limit, talkWindow)
+		over = max(over, st.rx.window-limit)
+	}
 	if over = min(st.rx.owed, over); over > 0 && st.rx.wanted <= st.rx.window-over {
 		st.giveUpLocked(over)
 	}
@@ -106,10 +111,12 @@ func (st *Stream) grantLocked() int {
 		if st.rx.window < st.s.cfg.InitialWindow {
 			want = 2 * st.rx.window
 		}
+		want = min(want, limit)
 		switch {
 		case need || want > st.rx.window:
 			st.rx.shrinkTo = 0
 			st.growLocked(min(max(want, st.rx.wanted), st.s.cfg.Window), need)
+		case limit == talkWindow:
 		case 3*want < 2*st.rx.window && st.rx.pace.tooLarge > 1 && st.s.path.queues(): // the path is slower than it was, or shared
 			st.rx.shrinkTo = max(want, st.s.cfg.InitialWindow)
 		}

@@ -33,6 +33,7 @@ type Session struct {
 	done   chan struct{}
 	live   atomic.Int64  // streams in the table, or out of it with their buffer not yet freed
 	frames atomic.Uint64 // received
+	talked atomic.Int64  // as moment has it: when a small message last came; 0: never
 	path   path
 	probes chan struct{} // has the housekeeper measure the path
 

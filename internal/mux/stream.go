@@ -60,14 +60,15 @@ type Stream struct {
 type incoming struct {
 	fin      bool // received
 	buf      chunks
-	window   int  // share of the budget: credit, what is stored, and owed
-	credit   int  // what the peer may still send
-	owed     int  // read, not yet granted again
-	wanted   int  // bytes the peer said are waiting; 0: none, or granted since
-	stalled  bool // the peer lacked credit, and none of the data it sent since has come
-	asked    bool // the peer was asked to give credit back
-	touched  bool // data came since the housekeeper last looked
-	shrinkTo int  // what the window is to become as credit is due; 0: it stays
+	window   int   // share of the budget: credit, what is stored, and owed
+	credit   int   // what the peer may still send
+	owed     int   // read, not yet granted again
+	wanted   int   // bytes the peer said are waiting; 0: none, or granted since
+	stalled  bool  // the peer lacked credit, and none of the data it sent since has come
+	asked    bool  // the peer was asked to give credit back
+	touched  bool  // data came since the housekeeper last looked
+	largeAt  int64 // as moment has it: when a large frame last came; 0: never
+	shrinkTo int   // what the window is to become as credit is due; 0: it stays
 	pace     pace
 
 	direct    TryWriter // WriteTo's destination
