@@ -27,7 +27,8 @@ can repeat it:
 All runs on a lab ([lab/README.md](../lab/README.md)): a real Kubernetes and laptops, each in network namespaces of its own, on one machine. Client,
 kernel, both daemons, API server, traffic-manager, agent and server share its cores: a figure says what a whole way costs, and not what
 one of its ends could do on a machine of its own. Each variant has a laptop of its own, all are connected all the time, and within each
-kind of work the variants take turns, in an order by lot. So noise of the machine hits all of them, and **ratios say more than
+kind of work the variants take turns, in an order by lot. A measurement begins when the machine has come to rest: what the one before has left on its way
+is gone by then (after 3 s it begins all the same). So noise of the machine hits all of them, and **ratios say more than
 figures**; a ratio is the median of the ratios of the rounds, a figure the median of the figures.
 
 | variant | way |
@@ -99,7 +100,7 @@ func loads(f *figures) string {
 }
 
 func (f *figures) memory(b *strings.Builder) {
-	fmt.Fprintf(b, "## Memory\n\nResident, MB. \"idle\" is connected, some seconds after the work of the round before; \"peak\" the most during one flow up or down. An idle flow was used once and has been silent for %s (KiB, the growth with %d of them).\n\n", silence, flows)
+	fmt.Fprintf(b, "## Memory\n\nResident, MB. \"idle\" is connected, %s after the work of the round before; \"peak\" the most during one flow up or down. An idle flow was used once and has been silent for %s, too (KiB, the growth with %d of them).\n\n", silence, silence, flows)
 	b.WriteString("| | idle | peak, TCP up, 1 | peak, TCP down, 1 | an idle flow, KiB |\n|---|---|---|---|---|\n")
 	for _, k := range []string{"user daemon", "root daemon", "manager", "agent"} {
 		fmt.Fprintf(b, "| %s | %s | %s | %s | %s |\n", k,

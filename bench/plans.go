@@ -69,7 +69,7 @@ func bulk(ways []way, length string, conns ...string) [][]cell {
 func lan(w *world) [][]cell {
 	out, in := w.ways(), w.insides()
 	withTLS := append(out[:len(out):len(out)], way{"direct, TLS", "", []string{"-addr", w.pod, "-tls"}})
-	groups := [][]cell{{{work: "memory", variant: doppelProxy, measure: idleMemory}}} // what the last round left is gone by then, or it is told
+	groups := [][]cell{{{work: "memory", variant: doppelProxy, measure: idleMemory}}}
 	groups = append(groups, bulk(withTLS, "1s", "1", "4", "64")...)
 	for _, n := range []string{"1", "8", "64"} {
 		groups = append(groups, group("HTTP, "+n, out, "-work", "http", "-conns", n))
@@ -95,7 +95,7 @@ func lan(w *world) [][]cell {
 		names("DNS, outside", "outside.test.", viaProxy, viaNothing),
 		names("DNS, outside, new", "*.outside.test.", viaProxy, viaNothing))
 	for _, n := range []string{"1", "8"} { // for longer: a goal is a few percent between two of them
-		groups = append(groups, group("inwards: HTTP, "+n, in, "-work", "http", "-conns", n, "-for", "3s"))
+		groups = append(groups, group("inwards: HTTP, "+n, in, "-work", "http", "-conns", n, "-for", "2s"))
 	}
 	var streams []way // what speaks no HTTP can only be taken whole
 	for _, v := range in {
@@ -127,12 +127,15 @@ func names(work, name string, places ...string) []cell {
 // flows are opened to see what an idle one costs.
 const flows = 1000
 
-// silence is how long they have been idle when memory is looked at.
-const silence = 15 * time.Second
+// silence is how long nothing has been done when memory is looked at: what work has taken is given back meanwhile.
+const silence = 12 * time.Second
 
 // idleMemory is what the processes have in memory, and what an idle flow adds at each end.
 func idleMemory(ctx context.Context, w *world) (values, error) {
 	v := values{}
+	if err := sleep(ctx, silence); err != nil {
+		return nil, err
+	}
 	before, err := w.memories(ctx)
 	if err != nil {
 		return nil, err
@@ -141,10 +144,8 @@ func idleMemory(ctx context.Context, w *world) (values, error) {
 		v[k+" MB"] = b / 1e6
 	}
 	took, err := w.held(ctx, viaProxy, w.pod, flows, func() error {
-		select { // what making them took is given back meanwhile
-		case <-time.After(silence):
-		case <-ctx.Done():
-			return ctx.Err()
+		if err := sleep(ctx, silence); err != nil {
+			return err
 		}
 		after, err := w.memories(ctx)
 		if err != nil {
@@ -160,6 +161,15 @@ func idleMemory(ctx context.Context, w *world) (values, error) {
 	}
 	v["1000 flows s"] = took["1000 s"]
 	return v, nil
+}
+
+func sleep(ctx context.Context, d time.Duration) error {
+	select {
+	case <-time.After(d):
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 }
 
 // memories are what the processes that memoryOf names have in memory now: of the laptop viaProxy, and of agents the largest.

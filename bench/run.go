@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"runtime"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -192,6 +193,7 @@ func (w *world) round(ctx context.Context, groups [][]cell, match *regexp.Regexp
 func (w *world) measure(ctx context.Context, c cell) measurement {
 	ctx, cancel := context.WithTimeout(ctx, cmp.Or(c.limit, deadline))
 	defer cancel()
+	calm(ctx)
 	m := measurement{Work: c.work, Variant: c.variant, Line: c.line}
 	var err error
 	if c.measure != nil {
@@ -203,6 +205,41 @@ func (w *world) measure(ctx context.Context, c cell) measurement {
 		m.Err = err.Error()
 	}
 	return m
+}
+
+// What a flow leaves behind when its client ends (kubectl port-forward, the API server, kubelet and containerd go on with it for up to a second) must not
+// be in the way of the next measurement: its machine is calm when no more than calmShare of it was used in calmLook. After calmWait it begins all the same.
+const (
+	calmShare = .25
+	calmLook  = 60 * time.Millisecond
+	calmWait  = 3 * time.Second
+)
+
+// calm waits until the machine is.
+func calm(ctx context.Context) {
+	for began := time.Now(); time.Since(began) < calmWait; {
+		before, start := busy(), time.Now()
+		if sleep(ctx, calmLook) != nil {
+			return
+		}
+		if busy()-before <= calmShare*time.Since(start).Seconds()*float64(runtime.NumCPU()) {
+			return
+		}
+	}
+}
+
+// busy is how long processors have worked so far, in seconds: user, nice, system, irq and softirq of proc_stat(5).
+func busy() float64 {
+	text, _ := os.ReadFile("/proc/stat")
+	first, _, _ := strings.Cut(string(text), "\n")
+	sum := 0.0
+	for i, field := range strings.Fields(first) {
+		if i == 1 || i == 2 || i == 3 || i == 6 || i == 7 {
+			n, _ := strconv.ParseFloat(field, 64)
+			sum += n
+		}
+	}
+	return sum / ticks
 }
 
 // client runs a client and looks at the processes before and after.

@@ -16,13 +16,16 @@ const (
 	// quiet is the most that is allocated in an interval in which nothing worth the name was done, in bytes.
 	quiet = 1 << 20
 	// worth is how much must have been allocated since memory was given back last, in bytes.
-	worth = 8 << 20
+	worth = 4 << 20
 	// many are the bytes in use from which on garbage may be lean percent as much, until they are few. With less the runtime's own way, as much garbage as
 	// there is in use, costs little memory; with a thousand tunnels it costs more than they do.
 	many, few = 48 << 20, 32 << 20
 	lean      = 25
 	usual     = 100
 )
+
+// Nobody can ask for a profile of the heap, for which the runtime has a table of 1.5 MB and looks at where memory is allocated.
+func init() { runtime.MemProfileRate = 0 }
 
 // Keep gives memory back whenever a time of work is over, until ctx ends. By itself the runtime keeps what the work has taken for minutes, and
 // garbage of the last work until there is as much again; daemons and agents work now and then, beside other programs. Where much is in use, less garbage is let

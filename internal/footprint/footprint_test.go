@@ -9,7 +9,7 @@ func TestOver(t *testing.T) {
 		allocates uint64
 		over      bool
 	}{
-		{6 << 20, false}, // the start
+		{3 << 20, false}, // the start
 		{100, false},     // not worth it
 		{90 << 20, false},
 		{50 << 20, false},
