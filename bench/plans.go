@@ -103,12 +103,22 @@ func lan(w *world) [][]cell {
 			streams = append(streams, v)
 		}
 	}
-	groups = append(groups, group("inwards: download", in, "-work", "get"))
+	groups = append(groups, group("inwards: download", in, "-work", "get"),
+		podLine("replace", "tbf", "rate", "5gbit", "burst", "1mb", "latency", "20ms"), group(lineDownload, in[:4], "-work", "get"), podLine("del"))
 	groups = append(groups, group("inwards: TCP up, 1", streams, "-work", "up"), group("inwards: new connections, 1", streams, "-work", "open"))
 	return append(groups,
 		[]cell{{work: "connect, cold", variant: doppelProxy, measure: coldConnect}, {work: "connect, warm", variant: doppelProxy, measure: warmConnect}},
 		[]cell{{work: "intercept, agent there", variant: doppelProxy, measure: interceptThere}},
 		[]cell{{work: "intercept, no agent", variant: doppelProxy, measure: interceptAbsent}})
+}
+
+// lineDownload is from pods whose line carries what the networks of clouds give one flow.
+const lineDownload = "inwards: download, 5 Gbit/s"
+
+// podLine does something to the queueing discipline of all pods' interfaces (tc(8)).
+func podLine(verb string, args ...string) []cell {
+	script := "for ns in $(ip netns list | cut -d' ' -f1); do tc -n $ns qdisc " + verb + " dev eth0 root " + strings.Join(args, " ") + "; done"
+	return []cell{{work: lineDownload, variant: "line", measure: func(ctx context.Context, w *world) (values, error) { return nil, w.do(ctx, "", "sh", "-ec", script) }}}
 }
 
 // names is a lookup on laptops with doppel and without.
