@@ -16,13 +16,12 @@ func FromTCP(c *net.TCPConn) Stream {
 // tcpStream does not embed the connection: net.TCPConn's own ReadFrom and WriteTo would take the place of the faster ways here.
 type tcpStream struct {
 	c *net.TCPConn
-	nonblocking
+	writes
 }
 
-func (t *tcpStream) Read(p []byte) (int, error)  { return t.c.Read(p) }
-func (t *tcpStream) Write(p []byte) (int, error) { return t.c.Write(p) }
-func (t *tcpStream) CloseWrite() error           { return t.c.CloseWrite() }
-func (t *tcpStream) Close() error                { return t.c.Close() }
+func (t *tcpStream) Read(p []byte) (int, error) { return t.c.Read(p) }
+func (t *tcpStream) CloseWrite() error          { return t.c.CloseWrite() }
+func (t *tcpStream) Close() error               { return t.c.Close() }
 
 // Reset sends RST and closes.
 func (t *tcpStream) Reset() {

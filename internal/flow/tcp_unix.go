@@ -6,6 +6,8 @@ import (
 	"io"
 	"os"
 	"syscall"
+
+	"github.com/doppel-dev/doppel/internal/rawio"
 )
 
 // readiness reads from a connection with a buffer that it takes from the pool only when there is something to read.
@@ -30,18 +32,12 @@ func newReadiness(c syscall.Conn, size int) (*readiness, error) {
 
 func (r *readiness) tryRead(fd uintptr) bool {
 	r.buf = buffers.Get().(*[bufferSize]byte)
-	for {
-		r.n, r.err = syscall.Read(int(fd), r.buf[:r.size])
-		switch r.err {
-		case syscall.EINTR:
-			continue
-		case syscall.EAGAIN:
-			buffers.Put(r.buf)
-			r.buf, r.n, r.err = nil, 0, nil
-			return false
-		}
+	if r.n, r.err = rawio.Read(fd, r.buf[:r.size]); r.err != syscall.EAGAIN {
 		return true
 	}
+	buffers.Put(r.buf)
+	r.buf, r.n, r.err = nil, 0, nil
+	return false
 }
 
 // read returns a buffer, which the caller puts back, and how many bytes of it were read. At the end of the stream err is io.EOF.
@@ -59,38 +55,58 @@ func (r *readiness) read() (*[bufferSize]byte, int, error) {
 	return r.buf, r.n, nil
 }
 
-// nonblocking is what a TCP stream needs for writes that never block. It is for one goroutine, the tunnel's reader.
-type nonblocking struct {
-	rc  syscall.RawConn
-	try func(fd uintptr) bool
-	p   []byte
-	n   int
-	err error
+// writes are a TCP stream's, one at a time: those that wait, and those of the tunnel's reader that never do.
+type writes struct {
+	rc         syscall.RawConn
+	whole, try func(fd uintptr) bool
+	p          []byte
+	n          int
+	err        error
 }
 
 func (t *tcpStream) init() {
 	t.rc, _ = t.c.SyscallConn() // fails only for a nil connection
-	t.try = t.writeOnce
+	t.whole, t.try = t.writeWhole, t.writeOnce
+}
+
+func (t *tcpStream) Write(p []byte) (int, error) {
+	t.p, t.n, t.err = p, 0, nil
+	err := t.rc.Write(t.whole)
+	t.p = nil
+	if err == nil {
+		err = os.NewSyscallError("write", t.err)
+	}
+	return t.n, err
+}
+
+func (t *tcpStream) writeWhole(fd uintptr) bool {
+	for {
+		n, err := rawio.Write(fd, t.p[t.n:])
+		t.n += n
+		switch {
+		case err == syscall.EAGAIN:
+			return false
+		case err != nil || t.n == len(t.p):
+			t.err = err
+			return true
+		}
+	}
 }
 
 // TryWrite writes what fits into the socket's buffer. It must not run beside Write: that one may hold the socket until it has room.
 func (t *tcpStream) TryWrite(p []byte) (int, error) {
-	t.p = p
+	t.p, t.n, t.err = p, 0, nil
 	err := t.rc.Write(t.try)
 	t.p = nil
-	if err != nil {
-		return 0, err
+	if err == nil {
+		err = os.NewSyscallError("write", t.err)
 	}
-	if t.err != nil {
-		return 0, os.NewSyscallError("write", t.err)
-	}
-	return t.n, nil
+	return t.n, err
 }
 
 func (t *tcpStream) writeOnce(fd uintptr) bool {
-	t.n, t.err = syscall.Write(int(fd), t.p)
-	if t.err == syscall.EAGAIN || t.err == syscall.EINTR {
-		t.n, t.err = 0, nil
+	if t.n, t.err = rawio.Write(fd, t.p); t.err == syscall.EAGAIN {
+		t.err = nil
 	}
 	return true
 }

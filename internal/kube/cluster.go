@@ -25,6 +25,7 @@ import (
 	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
 
 	"github.com/doppel-dev/doppel/internal/buildinfo"
+	"github.com/doppel-dev/doppel/internal/rawio"
 	"github.com/doppel-dev/doppel/internal/tunnel"
 	"github.com/doppel-dev/doppel/internal/uerr"
 )
@@ -274,7 +275,7 @@ func (c *Cluster) attachTransport(made func(*tunnel.Socket)) (http.RoundTripper,
 				local := a.AddrPort().Addr().Unmap().WithZone("")
 				c.from.Store(&local)
 			}
-			s := tunnel.NewSocket(conn)
+			s := tunnel.NewSocket(rawio.New(conn))
 			made(s)
 			return s, tunnel.Tune(conn)
 		},

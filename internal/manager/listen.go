@@ -14,6 +14,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/metrics"
 
 	"github.com/doppel-dev/doppel/internal/lifecycle"
+	"github.com/doppel-dev/doppel/internal/rawio"
 	"github.com/doppel-dev/doppel/internal/tunnel"
 )
 
@@ -68,7 +69,7 @@ func (s *splitter) sort(c net.Conn) {
 		_ = c.Close()
 		return
 	}
-	pc := &peekedConn{Conn: c, r: br}
+	pc := &peekedConn{Conn: rawio.New(c), r: br}
 	if first[0] == 0x16 {
 		s.tls.give(pc)
 		return

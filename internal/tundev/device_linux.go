@@ -127,7 +127,7 @@ func (d *Device) ReadPacket(p []byte) (int, Header, error) {
 
 func (r *readOp) readv(fd uintptr) bool {
 	for {
-		r.n, _, r.errno = syscall.Syscall(unix.SYS_READV, fd, uintptr(unsafe.Pointer(&r.iov[0])), uintptr(len(r.iov)))
+		r.n, _, r.errno = syscall.RawSyscall(unix.SYS_READV, fd, uintptr(unsafe.Pointer(&r.iov[0])), uintptr(len(r.iov)))
 		if r.errno == syscall.EINTR {
 			continue
 		}
@@ -178,7 +178,7 @@ func (d *Device) WritePacket(h Header, parts [][]byte) error {
 
 func (w *writeOp) writev(fd uintptr) bool {
 	for {
-		w.n, _, w.errno = syscall.Syscall(unix.SYS_WRITEV, fd, uintptr(unsafe.Pointer(&w.iov[0])), uintptr(w.used))
+		w.n, _, w.errno = syscall.RawSyscall(unix.SYS_WRITEV, fd, uintptr(unsafe.Pointer(&w.iov[0])), uintptr(w.used))
 		if w.errno == syscall.EINTR {
 			continue
 		}

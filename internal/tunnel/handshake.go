@@ -13,6 +13,7 @@ import (
 
 	"github.com/doppel-dev/doppel/internal/buildinfo"
 	"github.com/doppel-dev/doppel/internal/mux"
+	"github.com/doppel-dev/doppel/internal/rawio"
 	"github.com/doppel-dev/doppel/internal/uerr"
 	"github.com/doppel-dev/doppel/internal/wire"
 )
@@ -72,7 +73,7 @@ func client(ctx context.Context, raw net.Conn, cfg ClientConfig) (*mux.Session, 
 			return nil, reply, fmt.Errorf("send preface: %w", err)
 		}
 	}
-	under := newCork(raw)
+	under := newCork(rawio.New(raw))
 	tc := tls.Client(under, clientTLS(cfg))
 	if err := tc.HandshakeContext(ctx); err != nil {
 		return nil, reply, fmt.Errorf("TLS: %w", err)
@@ -195,7 +196,7 @@ func server(ctx context.Context, raw net.Conn, cfg ServerConfig) (*mux.Session, 
 			return nil, h, ErrNotTunnel
 		}
 	}
-	under := newCork(raw)
+	under := newCork(rawio.New(raw))
 	tc := tls.Server(under, serverTLS(cfg.Identity))
 	if err := tc.HandshakeContext(ctx); err != nil {
 		return nil, h, fmt.Errorf("TLS: %w", err)
