@@ -6,15 +6,30 @@ import (
 	"net"
 	"os"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"unsafe"
 )
 
+// ordered is what the race detector knows by that a read comes after the write of what it has read, as package syscall lets it know.
+var ordered atomic.Uint32
+
 // Read is read(2). fd must not block.
-func Read(fd uintptr, p []byte) (int, error) { return call(syscall.SYS_READ, fd, p) }
+func Read(fd uintptr, p []byte) (int, error) {
+	n, err := call(syscall.SYS_READ, fd, p)
+	if race {
+		ordered.Load()
+	}
+	return n, err
+}
 
 // Write is write(2). fd must not block.
-func Write(fd uintptr, p []byte) (int, error) { return call(syscall.SYS_WRITE, fd, p) }
+func Write(fd uintptr, p []byte) (int, error) {
+	if race {
+		ordered.Add(1)
+	}
+	return call(syscall.SYS_WRITE, fd, p)
+}
 
 func call(trap, fd uintptr, p []byte) (int, error) {
 	for {

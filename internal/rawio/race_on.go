@@ -1,0 +1,5 @@
+//go:build race && linux
+
+package rawio
+
+const race = true
