@@ -95,7 +95,7 @@ func lan(w *world) [][]cell {
 		names("DNS, outside", "outside.test.", viaProxy, viaNothing),
 		names("DNS, outside, new", "*.outside.test.", viaProxy, viaNothing))
 	for _, n := range []string{"1", "8"} { // for longer: a goal is a few percent between two of them
-		groups = append(groups, group("inwards: HTTP, "+n, in, "-work", "http", "-conns", n, "-for", "2s"))
+		groups = append(groups, group("inwards: HTTP, "+n, in, "-work", "http", "-conns", n, "-for", "1200ms"))
 	}
 	var streams []way // what speaks no HTTP can only be taken whole
 	for _, v := range in {

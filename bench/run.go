@@ -211,7 +211,7 @@ func (w *world) measure(ctx context.Context, c cell) measurement {
 // be in the way of the next measurement: its machine is calm when no more than calmShare of it was used in calmLook. After calmWait it begins all the same.
 const (
 	calmShare = .25
-	calmLook  = 60 * time.Millisecond
+	calmLook  = 40 * time.Millisecond
 	calmWait  = 3 * time.Second
 )
 
