@@ -96,8 +96,8 @@ func (st *Stream) grantLocked() int {
 	if st.rx.shrinkTo > 0 {
 		over = max(over, st.rx.window-st.rx.shrinkTo)
 	}
-	limit := st.s.cfg.Window
-	if st.s.talks() {
+	limit, talks := st.s.cfg.Window, st.s.talks()
+	if talks {
 		limit = min(limit, talkWindow)
 		over = max(over, st.rx.window-limit)
 	}
@@ -116,7 +116,7 @@ func (st *Stream) grantLocked() int {
 		case need || want > st.rx.window:
 			st.rx.shrinkTo = 0
 			st.growLocked(min(max(want, st.rx.wanted), st.s.cfg.Window), need)
-		case limit == talkWindow:
+		case talks: // its window is that of the moment
 		case 3*want < 2*st.rx.window && st.rx.pace.tooLarge > 1 && st.s.path.queues(): // the path is slower than it was, or shared
 			st.rx.shrinkTo = max(want, st.s.cfg.InitialWindow)
 		}

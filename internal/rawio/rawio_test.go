@@ -105,13 +105,20 @@ func TestErrors(t *testing.T) {
 
 // TestClosedWhileWaiting: a connection that is closed ends whoever waits for it.
 func TestClosedWhileWaiting(t *testing.T) {
-	a, _ := pair(t)
-	ended := make(chan error, 1)
+	a, b := pair(t)
+	reads, ended := make(chan error), make(chan error, 1)
 	go func() {
 		_, err := a.Read(make([]byte, 1))
+		reads <- err
+		_, err = a.Read(make([]byte, 1))
 		ended <- err
 	}()
-	time.Sleep(10 * time.Millisecond)
+	if _, err := b.Write([]byte{1}); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-reads; err != nil {
+		t.Fatal(err)
+	}
 	_ = a.Close()
 	select {
 	case err := <-ended:

@@ -125,6 +125,7 @@ func (d *Device) ReadPacket(p []byte) (int, Header, error) {
 	return int(r.n) - HeaderLen, h, err
 }
 
+// readv does not tell the scheduler: see package rawio.
 func (r *readOp) readv(fd uintptr) bool {
 	for {
 		r.n, _, r.errno = syscall.RawSyscall(unix.SYS_READV, fd, uintptr(unsafe.Pointer(&r.iov[0])), uintptr(len(r.iov)))
@@ -176,6 +177,7 @@ func (d *Device) WritePacket(h Header, parts [][]byte) error {
 	return nil
 }
 
+// writev does not tell the scheduler either.
 func (w *writeOp) writev(fd uintptr) bool {
 	for {
 		w.n, _, w.errno = syscall.RawSyscall(unix.SYS_WRITEV, fd, uintptr(unsafe.Pointer(&w.iov[0])), uintptr(w.used))
