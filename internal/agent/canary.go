@@ -31,17 +31,18 @@ type canaries struct {
 }
 
 type canaryKey struct {
+	udp    bool
 	port   uint16
 	source netip.AddrPort
 }
 
 // expect takes the manager's announcement.
-func (c *canaries) expect(body []byte) (any, error) {
+func (c *canaries) expect(body []byte, udp bool) (any, error) {
 	var m control.Canary
 	if err := json.Unmarshal(body, &m); err != nil {
 		return nil, err
 	}
-	k := canaryKey{m.Port.Number, m.Source}
+	k := canaryKey{udp, m.Port.Number, m.Source}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if len(c.nonces) >= maxCanaries {
@@ -74,10 +75,24 @@ func (c *canaries) take(k canaryKey) (nonce string, ok bool) {
 
 // swallow answers a connection that is the manager's, and ends it.
 func (c *canaries) swallow(port uint16, conn *net.TCPConn) bool {
-	nonce, ok := c.take(canaryKey{port, addrPort(conn.RemoteAddr())})
+	nonce, ok := c.take(canaryKey{false, port, addrPort(conn.RemoteAddr())})
 	if ok {
 		_, _ = io.WriteString(conn, nonce)
 		_ = conn.Close()
+	}
+	return ok
+}
+
+// swallowPacket answers a datagram that is the manager's. More of them may follow: it stays announced.
+func (c *canaries) swallowPacket(port uint16, conn *net.UDPConn, from netip.AddrPort) bool {
+	if c.some.Load() == 0 {
+		return false
+	}
+	c.mu.Lock()
+	nonce, ok := c.nonces[canaryKey{true, port, netip.AddrPortFrom(from.Addr().Unmap(), from.Port())}]
+	c.mu.Unlock()
+	if ok {
+		_, _ = conn.WriteToUDPAddrPort([]byte(nonce), from)
 	}
 	return ok
 }

@@ -56,3 +56,40 @@ func TestCanary(t *testing.T) {
 		t.Errorf("%q", got)
 	}
 }
+
+// Datagrams that the manager has announced are answered by the agent, each of them; any other goes where it would have gone.
+func TestCanaryUDP(t *testing.T) {
+	w, port := startUDP(t, "127.0.0.1")
+	s := w.mgr.up()
+	ask := func(c net.Conn) string {
+		t.Helper()
+		if _, err := c.Write(nil); err != nil {
+			t.Fatal(err)
+		}
+		b := make([]byte, 100)
+		n, err := c.Read(b)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(b[:n])
+	}
+	manager, other := w.client(port), w.client(port)
+	c := control.Canary{Port: control.Port{Protocol: "UDP", Number: port.ContainerPort}, Source: manager.LocalAddr().(*net.UDPAddr).AddrPort(), Nonce: "nonce"}
+	if err := tunnel.Control(t.Context(), s, control.ManagerCanary, c, nil); err != nil { // that is about a connection from there
+		t.Fatal(err)
+	}
+	if got := ask(manager); got != "app:" {
+		t.Errorf("%q", got)
+	}
+	if err := tunnel.Control(t.Context(), s, control.ManagerCanaryUDP, c, nil); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if got := ask(manager); got != "nonce" {
+			t.Errorf("%q", got)
+		}
+	}
+	if got := ask(other); got != "app:" {
+		t.Errorf("%q", got)
+	}
+}

@@ -82,6 +82,9 @@ func (p *udpPort) serve(ctx context.Context, a *Agent) error {
 			}
 			return fmt.Errorf("read UDP on %s: %w", p.conn.LocalAddr(), err)
 		}
+		if a.up.canaries.swallowPacket(p.cfg.ContainerPort, p.conn, client) {
+			continue
+		}
 		d := append([]byte(nil), buf[:n]...)
 		p.copy(ctx, a, client, d, &wg)
 		t, fresh := p.talk(ctx, a, client)

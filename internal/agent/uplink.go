@@ -222,7 +222,9 @@ func (u *uplink) serve(ctx context.Context, s *mux.Session) error {
 			case control.ManagerWhy:
 				return u.why(body)
 			case control.ManagerCanary:
-				return u.canaries.expect(body)
+				return u.canaries.expect(body, false)
+			case control.ManagerCanaryUDP:
+				return u.canaries.expect(body, true)
 			default:
 				return nil, fmt.Errorf("unknown method %q", method)
 			}

@@ -15,6 +15,8 @@ const (
 	ManagerEnvironment = "manager/environment"
 	// ManagerCanary is called by the manager at an agent with a Canary.
 	ManagerCanary = "manager/canary"
+	// ManagerCanaryUDP is the same for datagrams, which an older agent would have taken for its app.
+	ManagerCanaryUDP = "manager/canary-udp"
 	// ManagerWhy is called by the manager at an agent: AskWhy, Why.
 	ManagerWhy = "manager/why"
 	// LaptopWhy is called by a laptop at the manager: AskWhy, Why.
@@ -44,6 +46,7 @@ type Table struct {
 }
 
 // Canary announces a connection that the manager is about to make to a port. The agent that gets it says the nonce on it, and closes it.
+// By UDP it is datagrams from that address, and each is answered with the nonce.
 type Canary struct {
 	Port   Port           `json:"port"`
 	Source netip.AddrPort `json:"source"`

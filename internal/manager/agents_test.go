@@ -175,14 +175,14 @@ func (w *world) agent(pod string) *agent {
 				a.asked = append(a.asked, ask.Container)
 				return control.Environment{Container: ask.Container, Variables: map[string]string{"A": "1", "HIDDEN": "2"}}, err
 			}
-			if a.older && (method == control.ManagerCanary || method == control.ManagerWhy) {
+			if a.older && (method == control.ManagerCanary || method == control.ManagerCanaryUDP || method == control.ManagerWhy) {
 				return nil, errors.New("unknown method")
 			}
 			if method == control.ManagerWhy {
 				a.askWhy = control.AskWhy{}
 				return a.why, json.Unmarshal(body, &a.askWhy)
 			}
-			if method == control.ManagerCanary {
+			if method == control.ManagerCanary || method == control.ManagerCanaryUDP {
 				a.canary = new(control.Canary)
 				return nil, json.Unmarshal(body, a.canary)
 			}

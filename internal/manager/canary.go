@@ -9,6 +9,7 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -23,13 +24,16 @@ import (
 	"github.com/doppel-dev/doppel/internal/agentcfg"
 	"github.com/doppel-dev/doppel/internal/control"
 	"github.com/doppel-dev/doppel/internal/inject"
+	"github.com/doppel-dev/doppel/internal/mux"
 	"github.com/doppel-dev/doppel/internal/tunnel"
 )
 
 const (
-	// canaryTimeout bounds one connection, and proofTimeout all that are made for an intercept.
-	canaryTimeout = 700 * time.Millisecond
-	proofTimeout  = 1500 * time.Millisecond
+	// canaryTimeout bounds one connection, and proofTimeout all that are made for an intercept, or restartedTimeout if pods were restarted for it: kube-proxy
+	// needs three seconds for its rules on a node whose processors are busy.
+	canaryTimeout    = 700 * time.Millisecond
+	proofTimeout     = 1500 * time.Millisecond
+	restartedTimeout = 5 * time.Second
 	// proofPause is between two tries of a connection through a service.
 	proofPause = 100 * time.Millisecond
 	// manyCanaries are under way at once for an intercept.
@@ -69,12 +73,16 @@ func (r *interceptReconciler) proven(in *v1alpha1.Intercept, w *workload, taken 
 	if in.Status.State == v1alpha1.InterceptActive {
 		since = time.Time{}
 	}
-	return r.m.proven(w, taken, since)
+	patience := proofTimeout
+	if re, ok := r.restarted[in.UID]; ok && !re.done {
+		patience = restartedTimeout
+	}
+	return r.m.proven(w, taken, since, patience)
 }
 
 // proven says what a proof that began at a time or later has shown, and whether there has been one. It begins another if that is due, if pods are others, or
 // after a while.
-func (m *Manager) proven(w *workload, taken []inject.Taken, since time.Time) (problem string, known bool) {
+func (m *Manager) proven(w *workload, taken []inject.Taken, since time.Time, patience time.Duration) (problem string, known bool) {
 	direct := m.agents.targets(w, taken)
 	if len(direct) == 0 {
 		return "", true
@@ -89,7 +97,7 @@ func (m *Manager) proven(w *workload, taken []inject.Taken, since time.Time) (pr
 	if !p.running && (p.what != what.String() || p.began.Before(since) || time.Since(p.began) > activePoll) {
 		p.running, p.what, p.began = true, what.String(), time.Now()
 		go func() {
-			ctx, cancel := context.WithTimeout(context.Background(), proofTimeout)
+			ctx, cancel := context.WithTimeout(context.Background(), patience)
 			defer cancel()
 			problem := m.prove(ctx, w, taken, direct)
 			m.proofs.mu.Lock()
@@ -132,7 +140,7 @@ func (a *agents) targets(w *workload, taken []inject.Taken) []target {
 		}
 		for _, t := range taken {
 			i := slices.IndexFunc(cfg.Ports, func(c agentcfg.Port) bool {
-				return c.Protocol == string(t.Protocol) && c.Protocol == string(corev1.ProtocolTCP) && c.ContainerPort == t.ContainerPort
+				return c.Protocol == string(t.Protocol) && c.ContainerPort == t.ContainerPort
 			})
 			if i < 0 {
 				continue
@@ -147,12 +155,16 @@ func (a *agents) targets(w *workload, taken []inject.Taken) []target {
 	return out
 }
 
-// prove makes the connections, to each pod first and then through services, and says what is wrong with one of them.
+// prove makes the connections, to each pod first and then through services, and says what is wrong with one of them. Datagrams are sent through services
+// only: where a pod's redirect is gone its app would get them.
 func (m *Manager) prove(ctx context.Context, w *workload, taken []inject.Taken, direct []target) string {
 	problems := make([]string, len(direct))
 	slots := make(chan struct{}, manyCanaries)
 	var wg sync.WaitGroup
 	for i, t := range direct {
+		if t.port.Protocol == string(corev1.ProtocolUDP) {
+			continue
+		}
 		slots <- struct{}{}
 		wg.Go(func() {
 			problems[i] = explain(t, m.agents.canary(ctx, t))
@@ -163,19 +175,16 @@ func (m *Manager) prove(ctx context.Context, w *workload, taken []inject.Taken, 
 	if problem := cmp.Or(problems...); problem != "" {
 		return problem
 	}
+	began := time.Now()
 	for _, p := range taken {
-		for _, t := range m.throughServices(ctx, w, p, direct) {
-			err := m.agents.canary(ctx, t)
-			for err != nil && ctx.Err() == nil { // kube-proxy may not know of the pods yet
-				select {
-				case <-ctx.Done():
-				case <-time.After(proofPause):
-					if e := m.agents.canary(ctx, t); ctx.Err() == nil {
-						err = e
-					}
+		for _, sp := range p.Services {
+			var at []*agentConn
+			for _, d := range direct {
+				if d.port == portOf(p) {
+					at = append(at, d.at...)
 				}
 			}
-			if problem := explain(t, err); problem != "" {
+			if problem := m.proveService(ctx, began, w.key.Namespace, sp, target{port: portOf(p), at: at}); problem != "" {
 				return problem
 			}
 		}
@@ -183,36 +192,57 @@ func (m *Manager) prove(ctx context.Context, w *workload, taken []inject.Taken, 
 	return ""
 }
 
-// throughServices are the services of a port that lead to nothing but the agents.
-func (m *Manager) throughServices(ctx context.Context, w *workload, p inject.Taken, direct []target) []target {
-	var out []target
-	for _, sp := range p.Services {
-		var svc corev1.Service
-		if p.Protocol != corev1.ProtocolTCP || m.ctrl.GetClient().Get(ctx, client.ObjectKey{Namespace: w.key.Namespace, Name: sp.Service}, &svc) != nil {
-			continue
-		}
-		ip, err := netip.ParseAddr(svc.Spec.ClusterIP)
-		if err != nil || len(svc.Spec.Selector) == 0 { // headless
-			continue
-		}
-		t := target{port: portOf(p), addr: netip.AddrPortFrom(ip, uint16(sp.Port)), where: fmt.Sprintf("service %s, port %d", sp.Service, sp.Port)}
-		for _, d := range direct {
-			if d.port == t.port {
-				t.at = append(t.at, d.at...)
+// proveService makes a connection through a service that leads to nothing but the agents, and again while kube-proxy does not know of the pods yet.
+func (m *Manager) proveService(ctx context.Context, began time.Time, ns string, sp inject.ServicePort, t target) string {
+	var svc corev1.Service
+	if m.ctrl.GetClient().Get(ctx, client.ObjectKey{Namespace: ns, Name: sp.Service}, &svc) != nil {
+		return ""
+	}
+	ip, err := netip.ParseAddr(svc.Spec.ClusterIP)
+	if err != nil || len(svc.Spec.Selector) == 0 { // headless
+		return ""
+	}
+	t.addr, t.where = netip.AddrPortFrom(ip, uint16(sp.Port)), fmt.Sprintf("service %s, port %d", sp.Service, sp.Port)
+	err = errUnknown
+	for alone, tried := false, false; ; {
+		if !alone {
+			others, ending := m.besides(ctx, ns, svc.Spec.Selector, t.at)
+			if others || ending && time.Since(began) >= proofTimeout {
+				return ""
 			}
+			alone = !ending
 		}
-		var pods corev1.PodList
-		if m.ctrl.GetAPIReader().List(ctx, &pods, client.InNamespace(w.key.Namespace), client.MatchingLabels(svc.Spec.Selector)) != nil {
-			continue
+		if alone {
+			if e := m.agents.canary(ctx, t); ctx.Err() == nil || !tried { // one that was cut off shows nothing
+				err = e
+			}
+			tried = true
 		}
-		others := slices.ContainsFunc(pods.Items, func(p corev1.Pod) bool {
-			return p.Status.Phase == corev1.PodRunning && !slices.ContainsFunc(t.at, func(c *agentConn) bool { return c.pod == p.UID })
-		})
-		if !others {
-			out = append(out, t)
+		if _, never := errors.AsType[*mux.RejectError](err); err == nil || never {
+			return ""
+		}
+		select {
+		case <-ctx.Done():
+			return explain(t, err)
+		case <-time.After(proofPause):
 		}
 	}
-	return out
+}
+
+// besides are the pods of a service other than those of agents: whether some run, and whether some that ran are ending.
+func (m *Manager) besides(ctx context.Context, ns string, selector map[string]string, at []*agentConn) (others, ending bool) {
+	var pods corev1.PodList
+	if m.ctrl.GetAPIReader().List(ctx, &pods, client.InNamespace(ns), client.MatchingLabels(selector)) != nil {
+		return true, false
+	}
+	for i := range pods.Items {
+		p := &pods.Items[i]
+		if p.Status.Phase != corev1.PodRunning || slices.ContainsFunc(at, func(c *agentConn) bool { return c.pod == p.UID }) {
+			continue
+		}
+		others, ending = others || p.DeletionTimestamp == nil, ending || p.DeletionTimestamp != nil
+	}
+	return others, ending
 }
 
 var (
@@ -222,9 +252,16 @@ var (
 
 // explain says what it means that a canary has failed. What is not known is no problem: agents may be older than the manager, or go away.
 func explain(t target, err error) string {
+	udp := t.port.Protocol == string(corev1.ProtocolUDP)
 	switch {
 	case err == nil || errors.Is(err, errUnknown):
 		return ""
+	case udp && errors.Is(err, syscall.ECONNREFUSED):
+		return "datagrams to " + t.where + " are refused, although a traffic-agent listens"
+	case udp && errors.Is(err, errElsewhere):
+		return "datagrams to " + t.where + " do not reach a traffic-agent, something else answers them: the pods may need a restart"
+	case udp:
+		return "a datagram of the traffic-manager's to " + t.where + " is not answered: a NetworkPolicy may keep it out, and others with it"
 	case errors.Is(err, errElsewhere):
 		return "connections to " + t.where + " do not reach a traffic-agent, something else accepts them: the pods may need a restart"
 	case errors.Is(err, syscall.ECONNREFUSED):
@@ -233,35 +270,63 @@ func explain(t target, err error) string {
 	return "a connection of the traffic-manager's to " + t.where + " is not answered: a NetworkPolicy may keep it out, and others with it"
 }
 
-// canary makes a connection that is announced to the agents, and says nothing on it.
+// canary makes a connection that is announced to the agents, and says nothing on it. By UDP it is a datagram without content, again until it is answered.
 func (a *agents) canary(ctx context.Context, t target) error {
 	ctx, cancel := context.WithTimeout(ctx, canaryTimeout)
 	defer cancel()
-	nonce := rand.Text()
+	nonce, method, network := rand.Text(), control.ManagerCanary, "tcp"
+	if t.port.Protocol == string(corev1.ProtocolUDP) {
+		method, network = control.ManagerCanaryUDP, "udp"
+	}
 	d := net.Dialer{Control: func(_, _ string, rc syscall.RawConn) error {
 		source, err := bind(rc, t.addr)
 		if err != nil {
 			return errors.Join(errUnknown, err)
 		}
 		for _, c := range t.at {
-			if err := tunnel.Control(ctx, c.mux, control.ManagerCanary, control.Canary{Port: t.port, Source: source, Nonce: nonce}, nil); err != nil {
+			if err := tunnel.Control(ctx, c.mux, method, control.Canary{Port: t.port, Source: source, Nonce: nonce}, nil); err != nil {
 				return errors.Join(errUnknown, err)
 			}
 		}
 		return nil
 	}}
-	c, err := d.DialContext(ctx, "tcp", t.addr.String())
+	c, err := d.DialContext(ctx, network, t.addr.String())
 	if err != nil {
 		return err
 	}
 	defer c.Close()
 	deadline, _ := ctx.Deadline()
+	if network == "udp" {
+		return hearUDP(c, nonce, deadline)
+	}
 	_ = c.SetReadDeadline(deadline)
 	got := make([]byte, len(nonce))
 	if _, err := io.ReadFull(c, got); err != nil || string(got) != nonce {
 		return errElsewhere
 	}
 	return nil
+}
+
+// hearUDP sends datagrams without content until one is answered.
+func hearUDP(c net.Conn, nonce string, deadline time.Time) error {
+	got := make([]byte, len(nonce)+1)
+	for {
+		if _, err := c.Write(nil); err != nil {
+			return err
+		}
+		wait := time.Now().Add(proofPause)
+		if wait.After(deadline) {
+			wait = deadline
+		}
+		_ = c.SetReadDeadline(wait)
+		n, err := c.Read(got)
+		switch {
+		case err == nil && string(got[:n]) != nonce:
+			return errElsewhere
+		case err == nil || !errors.Is(err, os.ErrDeadlineExceeded) || !time.Now().Before(deadline):
+			return err
+		}
+	}
 }
 
 // bind gives a socket the address that connections to dst come from, and a port.

@@ -13,6 +13,8 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/doppel-dev/doppel/internal/agentcfg"
 	"github.com/doppel-dev/doppel/internal/control"
@@ -139,7 +141,7 @@ func TestCanaryTargets(t *testing.T) {
 		want []string
 	}{
 		"by name":       {byName, []string{"10.1.2.3:9901"}},
-		"redirected":    {redirected, []string{"10.1.2.3:8080"}},
+		"redirected":    {redirected, []string{"10.1.2.3:8080", "10.1.2.3:8080"}},
 		"not connected": {gone, nil},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -184,7 +186,7 @@ func TestProofShared(t *testing.T) {
 	load, taken := &workload{key: web, pods: []corev1.Pod{p}}, []inject.Taken{{ContainerPort: 8080, Protocol: corev1.ProtocolTCP}}
 
 	proven := func(since time.Time) bool {
-		problem, known := w.proven(load, taken, since)
+		problem, known := w.proven(load, taken, since, proofTimeout)
 		if problem != "" {
 			t.Error(problem)
 		}
@@ -211,4 +213,171 @@ func TestProofShared(t *testing.T) {
 		t.Error("known of a workload that was forgotten")
 	}
 	w.until("it is proven once more", func() bool { return proven(first) })
+}
+
+// Through a service datagrams are sent, too, but only when nobody but an agent can have them. It is tried until kube-proxy knows.
+func TestProveService(t *testing.T) {
+	selector := map[string]string{"app": "web"}
+	for name, tt := range map[string]struct {
+		protocol    string
+		late        int  // so many are refused before the agent has them
+		older       bool // the agent
+		other       bool // a pod without an agent runs
+		ending      bool // one ends, and is gone with the first look after
+		never       bool // one ends and is not gone in time
+		headless    bool
+		want        string
+		wantCanary  bool
+		wantPatient bool // until the time is over
+	}{
+		"tcp":                        {protocol: "TCP", wantCanary: true},
+		"tcp, kube-proxy is late":    {protocol: "TCP", late: 1, wantCanary: true},
+		"udp":                        {protocol: "UDP", wantCanary: true},
+		"udp, kube-proxy is late":    {protocol: "UDP", late: 2, wantCanary: true},
+		"udp, refused for ever":      {protocol: "UDP", late: 1000, wantCanary: true, wantPatient: true, want: "datagrams to service web, port 0 are refused"},
+		"udp, an older agent":        {protocol: "UDP", older: true},
+		"udp, headless":              {protocol: "UDP", headless: true},
+		"udp, another pod":           {protocol: "UDP", other: true},
+		"udp, an old one ends":       {protocol: "UDP", ending: true, wantCanary: true},
+		"tcp, an old one ends":       {protocol: "TCP", ending: true, wantCanary: true},
+		"udp, an old one goes on":    {protocol: "UDP", never: true},
+		"tcp, an old one goes on":    {protocol: "TCP", never: true},
+		"udp, another and an ending": {protocol: "UDP", other: true, ending: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			objs := webPods()
+			for _, o := range objs {
+				if p, ok := o.(*corev1.Pod); ok {
+					p.Labels, p.Status.Phase = selector, corev1.PodRunning
+					if p.Name == "web-2" && !tt.other {
+						p.Status.Phase = corev1.PodSucceeded
+					}
+				}
+			}
+			svc := &corev1.Service{ObjectMeta: meta("shop", "web"), Spec: corev1.ServiceSpec{ClusterIP: "127.0.0.1", Selector: selector}}
+			if tt.headless {
+				svc.Spec.ClusterIP = corev1.ClusterIPNone
+			}
+			objs = append(objs, svc)
+			if tt.ending || tt.never {
+				p := &corev1.Pod{ObjectMeta: meta("shop", "old"), Status: corev1.PodStatus{Phase: corev1.PodRunning}}
+				p.Labels, p.Finalizers, p.DeletionTimestamp = selector, []string{"test.example.com/waits"}, &metav1.Time{Time: time.Now()}
+				objs = append(objs, p)
+			}
+			w := newWorld(t, objs...)
+			a := w.agent("web-1")
+			w.until("the agent is there", func() bool { return a.table() != nil })
+			a.mu.Lock()
+			a.older = tt.older
+			a.mu.Unlock()
+			to := target{port: control.Port{Protocol: tt.protocol, Number: 8080}, at: []*agentConn{w.agents.byPod["web-1"]}}
+			sp := inject.ServicePort{Service: "web", Port: int32(behindKubeProxy(t, a, tt.protocol, tt.late))}
+			began := time.Now()
+			if tt.ending {
+				time.AfterFunc(2*proofPause, func() {
+					var p corev1.Pod
+					err := w.kc.Get(context.Background(), client.ObjectKey{Namespace: "shop", Name: "old"}, &p)
+					if err == nil {
+						p.Finalizers = nil
+						err = w.kc.Update(context.Background(), &p)
+					}
+					if err != nil {
+						t.Error(err)
+					}
+				})
+			}
+			ctx, cancel := context.WithTimeout(t.Context(), 2*proofTimeout)
+			defer cancel()
+			got := w.proveService(ctx, began, "shop", sp, to)
+			got = strings.Replace(got, fmt.Sprint("port ", sp.Port), "port 0", 1)
+			if (got == "") != (tt.want == "") || !strings.HasPrefix(got, tt.want) {
+				t.Errorf("%q, want %q", got, tt.want)
+			}
+			a.mu.Lock()
+			defer a.mu.Unlock()
+			if (a.canary != nil) != tt.wantCanary {
+				t.Errorf("announced: %v", a.canary)
+			}
+			if (ctx.Err() != nil) != tt.wantPatient {
+				t.Errorf("it took %v", time.Since(began))
+			}
+		})
+	}
+}
+
+// behindKubeProxy returns a port of localhost at which the agent answers the manager, after so many connections or clients have been refused.
+func behindKubeProxy(t *testing.T, a *agent, protocol string, late int) int {
+	t.Helper()
+	known := func(addr net.Addr) string {
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		if a.canary != nil && a.canary.Source.String() == addr.String() {
+			return a.canary.Nonce
+		}
+		return ""
+	}
+	if protocol == "TCP" {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = l.Close() })
+		go func() {
+			for i := 0; ; i++ {
+				c, err := l.Accept()
+				if err != nil {
+					return
+				}
+				if i >= late {
+					_, _ = io.WriteString(c, known(c.RemoteAddr()))
+				}
+				_ = c.Close()
+			}
+		}()
+		return l.Addr().(*net.TCPAddr).Port
+	}
+	c, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	port := c.LocalAddr().(*net.UDPAddr).Port
+	answer := func(c net.PacketConn) {
+		for b := make([]byte, 1500); ; {
+			n, from, err := c.ReadFrom(b)
+			if err != nil {
+				return
+			}
+			if n > 0 {
+				t.Errorf("%d bytes came", n)
+			}
+			_, _ = c.WriteTo([]byte(known(from)), from)
+		}
+	}
+	if late == 0 {
+		t.Cleanup(func() { _ = c.Close() })
+		go answer(c)
+		return port
+	}
+	_ = c.Close() // a closed port refuses
+	done := make(chan struct{})
+	ctx, cancel := context.WithCancel(t.Context())
+	go func() {
+		defer close(done)
+		select {
+		case <-time.After(time.Duration(late) * proofPause):
+		case <-ctx.Done():
+			return
+		}
+		c, err := net.ListenPacket("udp", fmt.Sprint("127.0.0.1:", port))
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		stop := context.AfterFunc(ctx, func() { _ = c.Close() })
+		defer stop()
+		answer(c)
+	}()
+	t.Cleanup(func() { cancel(); <-done })
+	return port
 }
