@@ -39,6 +39,7 @@ type laptops struct {
 	// guarded by mu
 	tunnels  map[types.UID]*mux.Session // with a connection: flows may be offered
 	lost     map[types.UID]lostTunnel
+	deleted  map[types.UID]bool           // sessions that were ended here, and are in the cache still: it may be behind, after a restart of the API server for seconds
 	suspects map[*mux.Session]bool        // a flow timed out: no other is offered until a ping comes back (D3)
 	taken    map[*mux.Stream]*mux.Session // intercepted flows that laptops have taken
 }
@@ -55,7 +56,7 @@ type lostTunnel struct {
 }
 
 func newLaptops(m *Manager) *laptops {
-	return &laptops{m: m, log: m.cfg.Log, tunnels: map[types.UID]*mux.Session{}, lost: map[types.UID]lostTunnel{}, suspects: map[*mux.Session]bool{}, taken: map[*mux.Stream]*mux.Session{}}
+	return &laptops{m: m, log: m.cfg.Log, tunnels: map[types.UID]*mux.Session{}, lost: map[types.UID]lostTunnel{}, deleted: map[types.UID]bool{}, suspects: map[*mux.Session]bool{}, taken: map[*mux.Stream]*mux.Session{}}
 }
 
 // serve runs one attached connection until it ends. The tunnel on it is a new one, which is served until it ends, or one that
@@ -158,7 +159,10 @@ func (l *laptops) authorize(ctx context.Context, h wire.Hello, fingerprint strin
 	if s == nil || s.Spec.Key != fingerprint || fingerprint == "" {
 		return nil, errNoSession // the same words for both: nothing is told to whoever guesses
 	}
-	if l.expired(s) {
+	l.mu.Lock()
+	deleted := l.deleted[s.UID]
+	l.mu.Unlock()
+	if deleted || l.expired(s) {
 		return nil, errNoSession
 	}
 	return s, nil
@@ -465,6 +469,9 @@ func (l *laptops) checkLeases(ctx context.Context) error {
 			l.end(ctx, s, why)
 		}
 	}
+	l.mu.Lock()
+	maps.DeleteFunc(l.deleted, func(uid types.UID, _ bool) bool { return !there[uid] })
+	l.mu.Unlock()
 	for _, uid := range l.known() {
 		if there[uid] {
 			continue
@@ -520,6 +527,10 @@ func (l *laptops) end(ctx context.Context, s *v1alpha1.Session, why string) {
 	err := l.m.ctrl.GetClient().Delete(ctx, s, client.Preconditions{UID: &s.UID})
 	if client.IgnoreNotFound(err) != nil {
 		l.log.Warn("session not deleted", "session", s.Name, "err", err)
+	} else {
+		l.mu.Lock()
+		l.deleted[s.UID] = true
+		l.mu.Unlock()
 	}
 	l.drop(s.UID)
 }

@@ -114,6 +114,44 @@ func TestCheckLeases(t *testing.T) {
 	}
 }
 
+// A session that was ended here has ended, even if the cache has not heard of it yet.
+func TestSessionEndedHere(t *testing.T) {
+	l := newLaptop(t)
+	s := session("mine", "ada", l.id.Fingerprint())
+	w := newWorld(t, s)
+	hello := wire.Hello{Role: wire.RoleLaptop, Session: "mine"}
+	w.fail = func(verb string, _ runtime.Object) error {
+		if verb == "delete" {
+			return errors.New("etcd is away")
+		}
+		return nil
+	}
+	w.laptops.end(t.Context(), s, "no tunnel")
+	if _, err := w.laptops.authorize(t.Context(), hello, l.id.Fingerprint()); err != nil {
+		t.Errorf("one that could not be deleted is there: %v", err)
+	}
+	w.fail = nil
+	w.laptops.end(t.Context(), s, "no tunnel")
+	again := session("mine", "ada", l.id.Fingerprint())
+	if err := w.kc.Create(t.Context(), again); err != nil { // as the cache shows it
+		t.Fatal(err)
+	}
+	if _, err := w.laptops.authorize(t.Context(), hello, l.id.Fingerprint()); !errors.Is(err, errNoSession) {
+		t.Errorf("one that was deleted: %v", err)
+	}
+	for _, there := range []bool{true, false} {
+		if !there {
+			w.delete(again)
+		}
+		if err := w.laptops.checkLeases(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if got := w.laptops.deleted["mine"]; got != there {
+			t.Errorf("in the cache: %v, remembered: %v", there, got)
+		}
+	}
+}
+
 func TestAttach(t *testing.T) {
 	l, other := newLaptop(t), newLaptop(t)
 	expired := session("expired", "ada", l.id.Fingerprint())
