@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
+	"runtime/debug"
 	"time"
 
 	"github.com/doppel-dev/doppel/internal/flow"
@@ -44,13 +46,29 @@ func ServeDial(req *mux.Request, hdr wire.FlowHeader, d Dialer) error {
 	if kind, _ := wire.KindOf(req.Header()); kind == wire.KindUDP {
 		network = "udp"
 	}
-	ctx, cancel := context.WithTimeout(req.Context(), dialTimeout)
-	c, err := d.DialContext(ctx, network, hdr.Dst.String())
-	cancel()
+	c, err := dial(req.Context(), d, network, hdr.Dst)
 	if err != nil {
 		return errors.Join(err, req.Reject(wire.CodeOf(err), err.Error()))
 	}
 	return ServeConn(req, c, nil)
+}
+
+// dial dials in a goroutine of its own: what that needs of stack, a goroutine that is to wait for data keeps as long as it does.
+func dial(ctx context.Context, d Dialer, network string, dst netip.AddrPort) (c net.Conn, err error) {
+	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
+	defer cancel()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		defer func() {
+			if r := recover(); r != nil {
+				err = fmt.Errorf("dial: panic: %v\n%s", r, debug.Stack())
+			}
+		}()
+		c, err = d.DialContext(ctx, network, dst.String())
+	}()
+	<-done
+	return c, err
 }
 
 // ServeConn accepts the request with a reply and relays between its stream and c, a *net.TCPConn, *net.UDPConn, flow.Stream or
