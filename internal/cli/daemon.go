@@ -54,6 +54,7 @@ func (a *app) daemonCmd() *cobra.Command {
 			}
 			go footprint.Keep(c.Context())
 			sched.Batch(log)
+			sched.Half()
 			if err := d.Run(c.Context()); err != nil {
 				log.Error("ended", "err", err)
 				return err
