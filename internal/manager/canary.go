@@ -32,7 +32,7 @@ const (
 	// canaryTimeout bounds one connection, and proofTimeout all that are made for an intercept, or restartedTimeout if pods were restarted for it: kube-proxy
 	// needs three seconds for its rules on a node whose processors are busy.
 	canaryTimeout    = 700 * time.Millisecond
-	proofTimeout     = 1500 * time.Millisecond
+	proofTimeout     = time.Second
 	restartedTimeout = 5 * time.Second
 	// proofPause is between two tries of a connection through a service.
 	proofPause = 100 * time.Millisecond
