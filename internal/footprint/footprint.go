@@ -7,7 +7,6 @@ import (
 	"runtime"
 	"runtime/debug"
 	"runtime/metrics"
-	"sync"
 	"time"
 )
 
@@ -29,15 +28,13 @@ const (
 func init() { runtime.MemProfileRate = 0 }
 
 // Keep gives memory back whenever a time of work is over, until ctx ends. By itself the runtime keeps what the work has taken for minutes, and
-// garbage of the last work until there is as much again; daemons and agents work now and then, beside other programs. The first such time is the start, whose code
-// is forgotten, too. Where much is in use, less garbage is let
+// garbage of the last work until there is as much again; daemons and agents work now and then, beside other programs. Where much is in use, less garbage is let
 // be beside it, unless GOGC says how much.
 func Keep(ctx context.Context) {
 	tick := time.NewTicker(interval)
 	defer tick.Stop()
 	sample := []metrics.Sample{{Name: "/gc/heap/allocs:bytes"}, {Name: "/gc/heap/live:bytes"}}
 	var w work
-	var start sync.Once
 	percent := usual
 	for {
 		select {
@@ -53,7 +50,6 @@ func Keep(ctx context.Context) {
 		if w.over(sample[0].Value.Uint64()) {
 			runtime.GC() // what pools keep outlives one collection (sync.Pool)
 			debug.FreeOSMemory()
-			start.Do(func() { _ = forgetProgram() }) // a sandbox may have no /proc
 		}
 	}
 }
