@@ -92,7 +92,7 @@ func (c *canaries) swallowPacket(port uint16, conn *net.UDPConn, from netip.Addr
 	nonce, ok := c.nonces[canaryKey{true, port, netip.AddrPortFrom(from.Addr().Unmap(), from.Port())}]
 	c.mu.Unlock()
 	if ok {
-		_, _ = conn.WriteToUDPAddrPort([]byte(nonce), from)
+		_, _ = conn.WriteToUDPAddrPort([]byte(nonce), from) // the manager asks again
 	}
 	return ok
 }

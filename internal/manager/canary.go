@@ -252,22 +252,19 @@ var (
 
 // explain says what it means that a canary has failed. What is not known is no problem: agents may be older than the manager, or go away.
 func explain(t target, err error) string {
-	udp := t.port.Protocol == string(corev1.ProtocolUDP)
+	one, all, takes := "a connection", "connections", "accepts"
+	if t.port.Protocol == string(corev1.ProtocolUDP) {
+		one, all, takes = "a datagram", "datagrams", "answers"
+	}
 	switch {
 	case err == nil || errors.Is(err, errUnknown):
 		return ""
-	case udp && errors.Is(err, syscall.ECONNREFUSED):
-		return "datagrams to " + t.where + " are refused, although a traffic-agent listens"
-	case udp && errors.Is(err, errElsewhere):
-		return "datagrams to " + t.where + " do not reach a traffic-agent, something else answers them: the pods may need a restart"
-	case udp:
-		return "a datagram of the traffic-manager's to " + t.where + " is not answered: a NetworkPolicy may keep it out, and others with it"
 	case errors.Is(err, errElsewhere):
-		return "connections to " + t.where + " do not reach a traffic-agent, something else accepts them: the pods may need a restart"
+		return all + " to " + t.where + " do not reach a traffic-agent, something else " + takes + " them: the pods may need a restart"
 	case errors.Is(err, syscall.ECONNREFUSED):
-		return "connections to " + t.where + " are refused, although a traffic-agent listens"
+		return all + " to " + t.where + " are refused, although a traffic-agent listens"
 	}
-	return "a connection of the traffic-manager's to " + t.where + " is not answered: a NetworkPolicy may keep it out, and others with it"
+	return one + " of the traffic-manager's to " + t.where + " is not answered: a NetworkPolicy may keep it out, and others with it"
 }
 
 // canary makes a connection that is announced to the agents, and says nothing on it. By UDP it is a datagram without content, again until it is answered.

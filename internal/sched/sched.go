@@ -1,4 +1,4 @@
-// Package sched owns how the kernel schedules the processes that carry traffic.
+// Package sched owns how the processes that carry traffic share the processors with those whose traffic it is.
 package sched
 
 import (

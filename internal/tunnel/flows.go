@@ -57,17 +57,19 @@ func ServeDial(req *mux.Request, hdr wire.FlowHeader, d Dialer) error {
 func dial(ctx context.Context, d Dialer, network string, dst netip.AddrPort) (c net.Conn, err error) {
 	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
 	defer cancel()
-	done := make(chan struct{})
+	failed := make(chan string)
 	go func() {
-		defer close(done)
+		defer close(failed)
 		defer func() {
 			if r := recover(); r != nil {
-				err = fmt.Errorf("dial: panic: %v\n%s", r, debug.Stack())
+				failed <- fmt.Sprintf("%v\n%s", r, debug.Stack())
 			}
 		}()
 		c, err = d.DialContext(ctx, network, dst.String())
 	}()
-	<-done
+	if msg, ok := <-failed; ok {
+		panic(msg) // the request's, as if there were no other goroutine
+	}
 	return c, err
 }
 

@@ -257,6 +257,22 @@ func (d failingDialer) DialContext(ctx context.Context, _, _ string) (net.Conn, 
 	return nil, d.err
 }
 
+type panickyDialer struct{}
+
+func (panickyDialer) DialContext(context.Context, string, string) (net.Conn, error) { panic("oh") }
+
+// A panic of a dialer ends its request, as any other, and nothing of it is told to the other end.
+func TestServeDialPanic(t *testing.T) {
+	client, _ := newTunnel(t, tunnel.Handlers{TCP: func(r *mux.Request, h wire.FlowHeader) { _ = tunnel.ServeDial(r, h, panickyDialer{}) }})
+	for range 2 {
+		_, _, err := client.Open(t.Context(), wire.AppendTCP(nil, wire.FlowHeader{Src: netip.MustParseAddrPort("10.0.0.1:1"), Dst: netip.MustParseAddrPort("10.0.0.2:2")}))
+		r, ok := errors.AsType[*mux.RejectError](err)
+		if !ok || r.Code != wire.CodeInternal || r.Msg != "the handler failed" {
+			t.Errorf("%v", err)
+		}
+	}
+}
+
 func TestServeDialErrors(t *testing.T) {
 	for _, errno := range []syscall.Errno{syscall.ECONNREFUSED, syscall.EHOSTUNREACH, syscall.ETIMEDOUT} {
 		client, _ := newTunnel(t, tunnel.Handlers{TCP: func(r *mux.Request, h wire.FlowHeader) {
