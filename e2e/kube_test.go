@@ -34,7 +34,8 @@ func (c *cluster) namespace(t *testing.T, name string) string {
 	return name
 }
 
-// sample applies the sample application and waits until its three services answer.
+// sample applies the sample application and waits until its three services answer on a node: kube-proxy may learn of a pod's address
+// later than the Deployment is available, and refuses until then whoever asks.
 func (c *cluster) sample(t *testing.T, ns string) {
 	t.Helper()
 	b, err := os.ReadFile(filepath.Join(c.root, "examples", "colors", "k8s.yaml"))
@@ -46,7 +47,17 @@ func (c *cluster) sample(t *testing.T, ns string) {
 	}
 	for _, n := range []string{"verylargejavaservice", "dataprocessingservice", "verylargedatastore"} {
 		c.available(t, ns, n)
+		c.answers(t, ns, n)
 	}
+}
+
+// answers waits until kube-proxy has the service's endpoints.
+func (c *cluster) answers(t *testing.T, ns, service string) {
+	t.Helper()
+	url := "http://" + c.clusterIP(t, ns, service)
+	eventually(t, time.Minute, func() error {
+		return c.onNode(t.Context(), "curl", "-s", "-o", "/dev/null", "-m", "2", url).Run()
+	})
 }
 
 // apply creates the Deployment or Service in doc.
