@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -47,16 +48,19 @@ func (c *cluster) sample(t *testing.T, ns string) {
 	}
 	for _, n := range []string{"verylargejavaservice", "dataprocessingservice", "verylargedatastore"} {
 		c.available(t, ns, n)
-		c.answers(t, ns, n)
+		c.answers(t, c.clusterIP(t, ns, n))
 	}
 }
 
-// answers waits until kube-proxy has the service's endpoints.
-func (c *cluster) answers(t *testing.T, ns, service string) {
+// answers waits until a node gets through to an address of a service, which is when kube-proxy there has its endpoints.
+func (c *cluster) answers(t *testing.T, hostport string) {
 	t.Helper()
-	url := "http://" + c.clusterIP(t, ns, service)
+	host, port, err := net.SplitHostPort(hostport)
+	if err != nil {
+		t.Fatal(err)
+	}
 	eventually(t, time.Minute, func() error {
-		return c.onNode(t.Context(), "curl", "-s", "-o", "/dev/null", "-m", "2", url).Run()
+		return c.onNode(t.Context(), "timeout", "2", "bash", "-c", "</dev/tcp/"+host+"/"+port).Run()
 	})
 }
 

@@ -90,6 +90,9 @@ func TestOutbound(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	for _, ip := range svc.Spec.ClusterIPs {
+		c.answers(t, net.JoinHostPort(ip, "7000"))
+	}
 	l := newLaptop(t, "outbound")
 	l.run(t, "doppel", "connect", "-n", ns)
 
