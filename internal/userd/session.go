@@ -350,19 +350,19 @@ func (s *session) serve(ctx context.Context, m *mux.Session) error {
 	return g.Wait()
 }
 
-// follow hands every message of a watch to fn.
+// follow hands every message of a watch to fn. The end of the tunnel is no failure of the watch: others tell of it.
 func follow[T any](ctx context.Context, m *mux.Session, method string, ask any, fn func(T)) error {
 	w, err := tunnel.Watch(ctx, m, method, ask)
-	if err != nil {
-		return fmt.Errorf("watch %s: %w", method, err)
-	}
-	for {
+	for err == nil {
 		var v T
-		if err := w.Next(ctx, &v); err != nil {
-			return fmt.Errorf("watch %s: %w", method, err)
+		if err = w.Next(ctx, &v); err == nil {
+			fn(v)
 		}
-		fn(v)
 	}
+	if m.Err() != nil {
+		return nil
+	}
+	return fmt.Errorf("watch %s: %w", method, err)
 }
 
 func (s *session) onCluster(c control.Cluster) {
