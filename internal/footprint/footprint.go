@@ -29,18 +29,22 @@ func init() { runtime.MemProfileRate = 0 }
 
 // Keep gives memory back whenever a time of work is over, until ctx ends. By itself the runtime keeps what the work has taken for minutes, and
 // garbage of the last work until there is as much again; daemons and agents work now and then, beside other programs. Where much is in use, less garbage is let
-// be beside it, unless GOGC says how much.
+// be beside it, unless GOGC says how much. What the start alone has used of the program is forgotten soon after it: later, what is used again and again
+// would be missed.
 func Keep(ctx context.Context) {
 	tick := time.NewTicker(interval)
 	defer tick.Stop()
 	sample := []metrics.Sample{{Name: "/gc/heap/allocs:bytes"}, {Name: "/gc/heap/live:bytes"}}
 	var w work
 	percent := usual
-	for {
+	for started := false; ; started = true {
 		select {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
+		}
+		if !started {
+			_ = forgetProgram() // a sandbox may have no /proc
 		}
 		metrics.Read(sample)
 		if next := garbage(sample[1].Value.Uint64(), percent); next != percent && os.Getenv("GOGC") == "" {
