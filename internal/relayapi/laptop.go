@@ -76,7 +76,7 @@ var (
 		return regexp.MustCompile(`^([a-zA-Z][a-zA-Z.]{0,62}/)?[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?$`)
 	})
 	namespace  = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$`) })
-	portName   = regexp.MustCompile(`^[a-z0-9-]{1,15}$`)
+	portName   = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^[a-z0-9-]{1,15}$`) })
 	headerName = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile("^[a-zA-Z0-9!#$%&'*+.^_`|~-]{1,128}$") })
 )
 
@@ -89,7 +89,7 @@ func (w Wish) Check() error {
 		return errors.New("the namespace is none")
 	case !workloadName().MatchString(w.Workload):
 		return errors.New("the workload is none: write NAME or KIND/NAME")
-	case w.Port != "" && !portName.MatchString(w.Port):
+	case w.Port != "" && !portName().MatchString(w.Port):
 		return errors.New("the port is neither a name nor a number")
 	case w.Local == 0:
 		return errors.New("the port on the laptop is a number from 1 to 65535")
