@@ -2,7 +2,6 @@ package agent
 
 import (
 	"encoding/json"
-	"errors"
 	"io"
 	"net"
 	"net/netip"
@@ -11,6 +10,8 @@ import (
 	"time"
 
 	"github.com/doppel-dev/doppel/internal/control"
+	"github.com/doppel-dev/doppel/internal/mux"
+	"github.com/doppel-dev/doppel/internal/wire"
 )
 
 const (
@@ -46,7 +47,7 @@ func (c *canaries) expect(body []byte, udp bool) (any, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if len(c.nonces) >= maxCanaries {
-		return nil, errors.New("too many canaries")
+		return nil, &mux.RejectError{Code: wire.CodeBusy, Msg: "too many canaries"}
 	}
 	if c.nonces == nil {
 		c.nonces = map[canaryKey]string{}

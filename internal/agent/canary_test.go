@@ -6,6 +6,7 @@ import (
 	"net"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/doppel-dev/doppel/internal/control"
 	"github.com/doppel-dev/doppel/internal/tunnel"
@@ -66,6 +67,7 @@ func TestCanaryUDP(t *testing.T) {
 		if _, err := c.Write(nil); err != nil {
 			t.Fatal(err)
 		}
+		_ = c.SetReadDeadline(time.Now().Add(deadline))
 		b := make([]byte, 100)
 		n, err := c.Read(b)
 		if err != nil {

@@ -30,9 +30,10 @@ func forgetProgram() error {
 type addrRange struct{ start, end uintptr }
 
 // unwritten are the mappings of a file, out of proc_pid_smaps(5), that have nothing but what is in the file: none may write to them, nor ever did, as a loader
-// does that sets addresses.
+// does that sets addresses. Pages that were written are anonymous ones, or were until they went to the swap device.
 func unwritten(smaps, file string) (out []addrRange) {
 	var r addrRange
+	written := false
 	for line := range strings.Lines(smaps) {
 		f := strings.Fields(line)
 		if len(f) < 2 {
@@ -41,13 +42,18 @@ func unwritten(smaps, file string) (out []addrRange) {
 		if start, end, ok := strings.Cut(f[0], "-"); ok {
 			a, err1 := strconv.ParseUint(start, 16, 64)
 			b, err2 := strconv.ParseUint(end, 16, 64)
-			r = addrRange{uintptr(a), uintptr(b)}
+			r, written = addrRange{uintptr(a), uintptr(b)}, false
 			if len(f) < 6 || strings.Join(f[5:], " ") != file || f[1][1] != '-' || err1 != nil || err2 != nil {
 				r = addrRange{}
 			}
 		}
-		if f[0] == "Anonymous:" && f[1] == "0" && r.end > 0 {
-			out = append(out, r)
+		switch f[0] {
+		case "Anonymous:":
+			written = f[1] != "0"
+		case "Swap:": // comes after it
+			if f[1] == "0" && !written && r.end > 0 {
+				out = append(out, r)
+			}
 		}
 	}
 	return out

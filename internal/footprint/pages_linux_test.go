@@ -11,21 +11,32 @@ import (
 const smaps = `00400000-01a00000 r-xp 00000000 fe:00 12                     /bin/traffic-manager
 Size:              22528 kB
 Anonymous:             0 kB
+Swap:                  0 kB
 VmFlags: rd ex mr mw me 
 01a00000-03000000 r--p 01600000 fe:00 12                     /bin/traffic-manager
 Size:              22528 kB
 Anonymous:             0 kB
+Swap:                  0 kB
+SwapPss:               0 kB
 03000000-03100000 r--p 02c00000 fe:00 12                     /bin/traffic-manager
 Size:               1024 kB
 Anonymous:            12 kB
+Swap:                  0 kB
 03100000-03200000 rw-p 02d00000 fe:00 12                     /bin/traffic-manager
 Size:               1024 kB
 Anonymous:             0 kB
+Swap:                  0 kB
+03200000-03300000 r--p 02e00000 fe:00 12                     /bin/traffic-manager
+Size:               1024 kB
+Anonymous:             0 kB
+Swap:                  4 kB
 c000000000-c000400000 rw-p 00000000 00:00 0 
 Size:               4096 kB
 Anonymous:             0 kB
+Swap:                  0 kB
 7f0000000000-7f0000001000 r--p 00000000 fe:00 13                     /bin/traffic-manager (deleted)
 Anonymous:             0 kB
+Swap:                  0 kB
 `
 
 func TestUnwritten(t *testing.T) {

@@ -18,6 +18,7 @@ import (
 
 	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/doppel-dev/doppel/api/v1alpha1"
@@ -26,6 +27,7 @@ import (
 	"github.com/doppel-dev/doppel/internal/inject"
 	"github.com/doppel-dev/doppel/internal/mux"
 	"github.com/doppel-dev/doppel/internal/tunnel"
+	"github.com/doppel-dev/doppel/internal/wire"
 )
 
 const (
@@ -53,7 +55,7 @@ func newProofs() *proofs { return &proofs{of: map[workloadKey]map[string]*proof{
 // proof is what is known about some ports of a workload. Their intercepts share it.
 type proof struct {
 	running bool
-	what    string    // the pods that it is about
+	what    string    // the pods that it is about, and their agents' connections
 	began   time.Time // the last one
 	asOf    time.Time // when that began whose outcome is known; zero: there is none yet
 	problem string    // why not all arrives
@@ -73,11 +75,15 @@ func (r *interceptReconciler) proven(in *v1alpha1.Intercept, w *workload, taken 
 	if in.Status.State == v1alpha1.InterceptActive {
 		since = time.Time{}
 	}
-	patience := proofTimeout
-	if re, ok := r.restarted[in.UID]; ok && !re.done {
-		patience = restartedTimeout
+	return r.m.proven(w, taken, since, r.patience(in.UID))
+}
+
+// patience is how long a proof for an intercept may take.
+func (r *interceptReconciler) patience(uid types.UID) time.Duration {
+	if re, ok := r.restarted[uid]; ok && !re.done {
+		return restartedTimeout
 	}
-	return r.m.proven(w, taken, since, patience)
+	return proofTimeout
 }
 
 // proven says what a proof that began at a time or later has shown, and whether there has been one. It begins another if that is due, if pods are others, or
@@ -89,7 +95,7 @@ func (m *Manager) proven(w *workload, taken []inject.Taken, since time.Time, pat
 	}
 	var what strings.Builder
 	for _, t := range direct {
-		fmt.Fprintf(&what, "%s %s\n", t.at[0].pod, t.addr)
+		fmt.Fprintf(&what, "%s %p %s\n", t.at[0].pod, t.at[0], t.addr)
 	}
 	m.proofs.mu.Lock()
 	defer m.proofs.mu.Unlock()
@@ -167,7 +173,9 @@ func (m *Manager) prove(ctx context.Context, w *workload, taken []inject.Taken, 
 		}
 		slots <- struct{}{}
 		wg.Go(func() {
-			problems[i] = explain(t, m.agents.canary(ctx, t))
+			if ctx.Err() == nil {
+				problems[i] = explain(t, m.agents.canary(context.WithoutCancel(ctx), t)) // one that was cut off would show nothing
+			}
 			<-slots
 		})
 	}
@@ -205,7 +213,10 @@ func (m *Manager) proveService(ctx context.Context, began time.Time, ns string, 
 	t.addr, t.where = netip.AddrPortFrom(ip, uint16(sp.Port)), fmt.Sprintf("service %s, port %d", sp.Service, sp.Port)
 	err = errUnknown
 	for alone, tried := false, false; ; {
-		if !alone {
+		if slices.ContainsFunc(t.at, func(c *agentConn) bool { return c.mux.Err() != nil }) {
+			return "" // it cannot be told, and its next connection is proven anew
+		}
+		if !alone || t.port.Protocol == string(corev1.ProtocolUDP) { // by TCP the app would not notice a connection of ours that came to it
 			others, ending := m.besides(ctx, ns, svc.Spec.Selector, t.at)
 			if others || ending && time.Since(began) >= proofTimeout {
 				return ""
@@ -213,12 +224,16 @@ func (m *Manager) proveService(ctx context.Context, began time.Time, ns string, 
 			alone = !ending
 		}
 		if alone {
-			if e := m.agents.canary(ctx, t); ctx.Err() == nil || !tried { // one that was cut off shows nothing
+			try := ctx
+			if !tried {
+				try = context.WithoutCancel(ctx)
+			}
+			if e := m.agents.canary(try, t); !tried || ctx.Err() == nil { // one that was cut off shows nothing
 				err = e
 			}
 			tried = true
 		}
-		if _, never := errors.AsType[*mux.RejectError](err); err == nil || never {
+		if rejected, ok := errors.AsType[*mux.RejectError](err); err == nil || ok && rejected.Code != wire.CodeBusy { // an agent that does not know of such
 			return ""
 		}
 		select {

@@ -1,6 +1,7 @@
 package manager
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -14,6 +15,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/doppel-dev/doppel/internal/agentcfg"
@@ -215,6 +217,16 @@ func TestProofShared(t *testing.T) {
 	w.until("it is proven once more", func() bool { return proven(first) })
 }
 
+// kube-proxy is waited for where pods are new: until an intercept is active for which they were restarted.
+func TestPatience(t *testing.T) {
+	r := &interceptReconciler{restarted: map[types.UID]restart{"restarting": {}, "restarted": {done: true}}}
+	for uid, want := range map[types.UID]time.Duration{"restarting": restartedTimeout, "restarted": proofTimeout, "other": proofTimeout} {
+		if got := r.patience(uid); got != want {
+			t.Errorf("%s: %v, want %v", uid, got, want)
+		}
+	}
+}
+
 // Through a service datagrams are sent, too, but only when nobody but an agent can have them. It is tried until kube-proxy knows.
 func TestProveService(t *testing.T) {
 	selector := map[string]string{"app": "web"}
@@ -225,6 +237,8 @@ func TestProveService(t *testing.T) {
 		other       bool // a pod without an agent runs
 		ending      bool // one ends, and is gone with the first look after
 		never       bool // one ends and is not gone in time
+		comes       bool // a pod without an agent begins to run a moment later
+		lost        bool // the agent's connection is, a moment later
 		headless    bool
 		want        string
 		wantCanary  bool
@@ -243,6 +257,8 @@ func TestProveService(t *testing.T) {
 		"udp, an old one goes on":    {protocol: "UDP", never: true},
 		"tcp, an old one goes on":    {protocol: "TCP", never: true},
 		"udp, another and an ending": {protocol: "UDP", other: true, ending: true},
+		"udp, another comes":         {protocol: "UDP", late: 1000, comes: true, wantCanary: true},
+		"udp, the agent goes":        {protocol: "UDP", late: 1000, lost: true, wantCanary: true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -274,18 +290,33 @@ func TestProveService(t *testing.T) {
 			to := target{port: control.Port{Protocol: tt.protocol, Number: 8080}, at: []*agentConn{w.agents.byPod["web-1"]}}
 			sp := inject.ServicePort{Service: "web", Port: int32(behindKubeProxy(t, a, tt.protocol, tt.late))}
 			began := time.Now()
-			if tt.ending {
-				time.AfterFunc(2*proofPause, func() {
-					var p corev1.Pod
-					err := w.kc.Get(context.Background(), client.ObjectKey{Namespace: "shop", Name: "old"}, &p)
-					if err == nil {
-						p.Finalizers = nil
-						err = w.kc.Update(context.Background(), &p)
-					}
-					if err != nil {
+			later := func(do func() error) { // while it is waited for
+				timer := time.AfterFunc(2*proofPause, func() {
+					if err := do(); err != nil {
 						t.Error(err)
 					}
 				})
+				t.Cleanup(func() { timer.Stop() })
+			}
+			pod := func(name string) (*corev1.Pod, error) {
+				p := new(corev1.Pod)
+				return p, w.kc.Get(context.Background(), client.ObjectKey{Namespace: "shop", Name: name}, p)
+			}
+			switch {
+			case tt.ending && !tt.other:
+				later(func() error {
+					p, err := pod("old")
+					p.Finalizers = nil
+					return cmp.Or(err, w.kc.Update(context.Background(), p))
+				})
+			case tt.comes:
+				later(func() error {
+					p, err := pod("web-2")
+					p.Status.Phase = corev1.PodRunning
+					return cmp.Or(err, w.kc.Status().Update(context.Background(), p))
+				})
+			case tt.lost:
+				later(to.at[0].mux.Close)
 			}
 			ctx, cancel := context.WithTimeout(t.Context(), 2*proofTimeout)
 			defer cancel()

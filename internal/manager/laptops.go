@@ -465,6 +465,13 @@ func (l *laptops) checkLeases(ctx context.Context) error {
 	for i := range list.Items {
 		s := &list.Items[i]
 		there[s.UID] = true
+		l.mu.Lock()
+		deleted := l.deleted[s.UID]
+		l.mu.Unlock()
+		if deleted { // and the cache does not know; a laptop whose connection was being made just then is sent away
+			l.drop(s.UID)
+			continue
+		}
 		if why := l.over(s); why != "" {
 			l.end(ctx, s, why)
 		}

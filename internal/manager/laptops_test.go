@@ -139,6 +139,17 @@ func TestSessionEndedHere(t *testing.T) {
 	if _, err := w.laptops.authorize(t.Context(), hello, l.id.Fingerprint()); !errors.Is(err, errNoSession) {
 		t.Errorf("one that was deleted: %v", err)
 	}
+	deleted := func(is bool) {
+		w.laptops.mu.Lock()
+		defer w.laptops.mu.Unlock()
+		w.laptops.deleted["mine"] = is
+	}
+	deleted(false)
+	up, err := l.attach(w, hello) // it was let in a moment before
+	if err != nil {
+		t.Fatal(err)
+	}
+	deleted(true)
 	for _, there := range []bool{true, false} {
 		if !there {
 			w.delete(again)
@@ -148,6 +159,11 @@ func TestSessionEndedHere(t *testing.T) {
 		}
 		if got := w.laptops.deleted["mine"]; got != there {
 			t.Errorf("in the cache: %v, remembered: %v", there, got)
+		}
+		select {
+		case <-up.Done():
+		case <-time.After(deadline):
+			t.Fatal("its tunnel goes on")
 		}
 	}
 }

@@ -53,7 +53,7 @@ func ServeDial(req *mux.Request, hdr wire.FlowHeader, d Dialer) error {
 	return ServeConn(req, c, nil)
 }
 
-// dial dials in a goroutine of its own: what that needs of stack, a goroutine that is to wait for data keeps as long as it does.
+// dial dials in a goroutine of its own: of the stack that it needs, a goroutine that is to wait for data would keep a part as long as it does.
 func dial(ctx context.Context, d Dialer, network string, dst netip.AddrPort) (c net.Conn, err error) {
 	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
 	defer cancel()
