@@ -54,15 +54,17 @@ func (e *entrance) open(ctx context.Context, use func(context.Context, net.Conn)
 			return nil
 		}
 		switch {
+		case ctx.Err() != nil: // given up: that says nothing about the transport
+			if i == 0 {
+				e.begin(t)
+			}
+			return err
 		case decided(t, err), t != kube.Direct && i == 0 && !e.fallBack(err):
 			return err
 		case failed == nil:
 			failed = err
 		default:
 			failed = both(failed, t, err)
-		}
-		if ctx.Err() != nil {
-			break
 		}
 	}
 	return failed
@@ -89,7 +91,9 @@ func (e *entrance) try(ctx context.Context, t kube.Transport, use func(context.C
 		cancel()
 	}
 	if err != nil {
-		e.failed(t, err)
+		if ctx.Err() == nil {
+			e.failed(t, err)
+		}
 		return err
 	}
 	e.mu.Lock()
@@ -152,6 +156,13 @@ func (e *entrance) again(t kube.Transport, because string) {
 	e.used, e.next, e.because = "", t, because
 }
 
+// begin has the next open begin with t, as it was to this time.
+func (e *entrance) begin(t kube.Transport) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.next = t
+}
+
 // failed notes why a transport is not used.
 func (e *entrance) failed(t kube.Transport, err error) {
 	e.mu.Lock()
@@ -205,8 +216,8 @@ func (s *session) seekBetter(ctx context.Context) error {
 
 // changeOver gives the tunnel another connection if one of the better transports connects. Its flows go on.
 func (s *session) changeOver(ctx context.Context, better ...kube.Transport) {
-	m := s.link.Session()
-	if m == nil {
+	m, err := s.link.Wait(ctx) // it may be down for a moment, and the next look is minutes away
+	if err != nil {
 		return
 	}
 	for _, t := range better {

@@ -129,6 +129,31 @@ func TestEntrance(t *testing.T) {
 	})
 }
 
+// An attempt that is given up, because the network has changed meanwhile, say, is no answer of the transport: it is the next one to be tried.
+func TestEntranceGivenUp(t *testing.T) {
+	w := newRoads()
+	w.direct = true
+	w.want(t, w.open(t), proxy, proxy)
+	w.again(kube.Direct, "it is nearer")
+	ctx, cancel := context.WithCancel(t.Context())
+	w.tried = nil
+	err := w.entrance.open(ctx, func(ctx context.Context, _ net.Conn) error {
+		cancel()
+		return fmt.Errorf("tunnel handshake: %w", ctx.Err())
+	})
+	if !errors.Is(err, context.Canceled) {
+		t.Error(err)
+	}
+	w.want(t, err, "", string(kube.Direct))
+	if st := w.status(); st.Failed != nil {
+		t.Errorf("%+v", st)
+	}
+	w.want(t, w.open(t), string(kube.Direct), string(kube.Direct))
+	if st := w.status(); st.Why != "it is nearer" {
+		t.Errorf("%+v", st)
+	}
+}
+
 // What carried the tunnel is left for another transport only after a while, and for a better one when asked.
 func TestEntranceLater(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
