@@ -149,6 +149,7 @@ func TestSessionEndedHere(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	w.until("its tunnel is registered", func() bool { return w.laptops.count() == 1 })
 	deleted(true)
 	for _, there := range []bool{true, false} {
 		if !there {
