@@ -31,8 +31,8 @@ import (
 )
 
 const (
-	// canaryTimeout bounds one connection, and proofTimeout all that are made for an intercept, or restartedTimeout if pods were restarted for it: kube-proxy
-	// needs three seconds for its rules on a node whose processors are busy.
+	// canaryTimeout bounds one connection, and proofTimeout the time in which all for an intercept are begun, or restartedTimeout if pods were restarted for it:
+	// kube-proxy needs three seconds for its rules on a node whose processors are busy. Later tries through a service end with that time.
 	canaryTimeout    = 700 * time.Millisecond
 	proofTimeout     = time.Second
 	restartedTimeout = 5 * time.Second
