@@ -39,7 +39,7 @@ type entrance struct {
 	mu sync.Mutex
 	// guarded by mu
 	used    kube.Transport           // what worked last; "": nothing yet
-	next    kube.Transport           // what the next open tries first
+	next    kube.Transport           // what is tried first, until it has been
 	because string                   // why used is used, if it is Direct
 	failing time.Time                // since when it does not; zero: it does
 	why     map[kube.Transport]error // why each one failed last
@@ -54,10 +54,7 @@ func (e *entrance) open(ctx context.Context, use func(context.Context, net.Conn)
 			return nil
 		}
 		switch {
-		case ctx.Err() != nil: // given up: that says nothing about the transport
-			if i == 0 {
-				e.begin(t)
-			}
+		case ctx.Err() != nil:
 			return err
 		case decided(t, err), t != kube.Direct && i == 0 && !e.fallBack(err):
 			return err
@@ -75,7 +72,6 @@ func (e *entrance) order() []kube.Transport {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	first := cmp.Or(e.next, e.used)
-	e.next = ""
 	order := slices.DeleteFunc(slices.Clone(kube.Transports), func(t kube.Transport) bool { return t == first })
 	if first != "" {
 		order = slices.Insert(order, 0, first)
@@ -90,16 +86,19 @@ func (e *entrance) try(ctx context.Context, t kube.Transport, use func(context.C
 		err = use(ctx, raw)
 		cancel()
 	}
-	if err != nil {
-		if ctx.Err() == nil {
-			e.failed(t, err)
-		}
+	if err != nil && ctx.Err() != nil { // given up: that says nothing about the transport, which is still the next one
 		return err
 	}
 	e.mu.Lock()
-	defer e.mu.Unlock()
-	e.used, e.failing = t, time.Time{}
-	return nil
+	e.next = ""
+	if err == nil {
+		e.used, e.failing = t, time.Time{}
+	}
+	e.mu.Unlock()
+	if err != nil {
+		e.failed(t, err)
+	}
+	return err
 }
 
 // fallBack says whether, after err on the first transport, others are to be tried.
@@ -154,13 +153,6 @@ func (e *entrance) again(t kube.Transport, because string) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.used, e.next, e.because = "", t, because
-}
-
-// begin has the next open begin with t, as it was to this time.
-func (e *entrance) begin(t kube.Transport) {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	e.next = t
 }
 
 // failed notes why a transport is not used.
