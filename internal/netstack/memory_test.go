@@ -18,7 +18,9 @@ import (
 	"github.com/doppel-dev/doppel/internal/flow"
 	"github.com/doppel-dev/doppel/internal/netstack"
 	"github.com/doppel-dev/doppel/internal/netstack/netstacktest"
+	"github.com/doppel-dev/doppel/internal/tundev"
 	"github.com/doppel-dev/doppel/internal/tundev/tuntest"
+	"github.com/doppel-dev/doppel/internal/wire"
 )
 
 // pipeStream is a flow in memory.
@@ -86,6 +88,76 @@ func TestInMemory(t *testing.T) {
 	host.Close()
 	if err := <-done; err != nil { // the device's end is the stack's, and no error
 		t.Error(err)
+	}
+}
+
+// sizes is a device that notes the longest packet written to it.
+type sizes struct {
+	netstack.Device
+	mu      sync.Mutex
+	longest int
+}
+
+func (d *sizes) WritePacket(h tundev.Header, parts [][]byte) error {
+	n := 0
+	for _, p := range parts {
+		n += len(p)
+	}
+	d.mu.Lock()
+	d.longest = max(d.longest, n)
+	d.mu.Unlock()
+	return d.Device.WritePacket(h, parts)
+}
+
+// framesStream is a flow of so many full frames.
+type framesStream struct {
+	echoStream
+	left int
+}
+
+func (f *framesStream) WriteSome(w io.Writer, _ func()) (bool, error) {
+	for ; f.left > 0; f.left-- {
+		if _, err := w.Write(make([]byte, wire.FullPayload)); err != nil {
+			return false, err
+		}
+	}
+	return false, nil
+}
+
+// TestFullFrame sees that what a full frame carries goes out as one packet, and not as one and what is left over.
+func TestFullFrame(t *testing.T) {
+	for dst, headers := range map[string]int{"10.9.9.9": 20, "fd09::9": 40} {
+		a, b := tuntest.Pair()
+		dev := &sizes{Device: b}
+		s, err := netstack.New(netstack.Config{Device: dev, DialTCP: func(context.Context, netip.AddrPort, netip.AddrPort) (flow.Stream, error) {
+			return &framesStream{left: 64}, nil
+		}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+		defer cancel()
+		done := make(chan error, 1)
+		go func() { done <- s.Run(ctx) }()
+		host, err := netstacktest.NewHost(a, netip.MustParseAddr("10.1.1.1"), netip.MustParseAddr("fd01::1"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		c, err := host.DialTCP(ctx, netip.AddrPortFrom(netip.MustParseAddr(dst), 80))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if n, err := io.Copy(io.Discard, c); err != nil || n != 64*wire.FullPayload {
+			t.Errorf("%s: %d bytes came, %v", dst, n, err)
+		}
+		c.Close()
+		host.Close()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+		if got := dev.longest; got < wire.FullPayload+headers+20 || got-headers > 65535 {
+			t.Errorf("%s: the longest packet has %d bytes", dst, got)
+		}
 	}
 }
 
