@@ -3,7 +3,9 @@ package agent
 import (
 	"cmp"
 	"context"
+	"errors"
 	"net"
+	"os"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -39,6 +41,9 @@ func (t taken) place() string {
 // A request is told from other bytes by two signs: the other side had the last word, and what comes now is the head of a request. An answer
 // that is not complete yet (the client pipelines) is waited for. Where the other side answers before the whole request has come it is not known
 // to have had the last word, and the connection stays.
+//
+// The end of a laptop's side, of its own or because its intercept has ended, is the client's only amid an exchange. Between two of them the client moves,
+// without having to say anything: a request that is on its way just then would be lost with the connection.
 type mover struct {
 	p     *port
 	table *table
@@ -52,20 +57,30 @@ type mover struct {
 
 	mu sync.Mutex
 	// guarded by mu:
-	moving bool // the other side's end is not the client's
-	ended  bool // it was, and the client knows
-	http2  bool // the client speaks it
+	moving    bool // the other side's end is not the client's
+	ended     bool // it was, and the client knows
+	http2     bool // the client speaks it
+	exchanges httproute.Exchanges
+	between   bool // it was taken between two of them: nothing that the other side has to say is missed
+	late      *time.Timer
 }
 
 // relay joins the client and its other side, which gets first what came before, until both directions ended or ctx ends. If the connection has
-// to move it returns the bytes of the client that are for its next side; the old one is closed.
+// to move it returns the bytes of the client that are for its next side, which may be none, but not nil; the old one is closed.
 func (m *mover) relay(ctx context.Context, other flow.Stream, came []byte) (next []byte) {
 	client := flow.FromTCP(m.c)
 	reset := func() { client.Reset(); other.Reset() }
-	stop := context.AfterFunc(ctx, reset)
+	stop := context.AfterFunc(ctx, func() {
+		if !m.part(other) {
+			reset()
+		}
+	})
 	defer stop()
-	m.answered.Store(came == nil)
-	if came != nil {
+	m.answered.Store(len(came) == 0)
+	if len(came) > 0 {
+		if m.tracks(other) {
+			m.exchanges.Asked(came)
+		}
 		if _, err := other.Write(came); err != nil {
 			reset()
 			return nil
@@ -82,13 +97,13 @@ func (m *mover) relay(ctx context.Context, other flow.Stream, came []byte) (next
 	go func() { down <- m.down(client, other) }()
 	next, err := m.up(client, other, came == nil)
 	if next != nil {
-		late := time.AfterFunc(moveTimeout, other.Reset)
-		if err := <-down; err != nil && late.Stop() { // it broke amid an answer
+		err := <-down
+		if m.late.Stop() && err != nil && !m.between { // it broke amid an answer
 			reset()
 			return nil
 		}
-		late.Stop()
-		_ = other.Close() // it has ended already
+		_ = other.Close()                    // it has ended already
+		_ = m.c.SetReadDeadline(time.Time{}) // of part
 		return next
 	}
 	if err == nil {
@@ -99,8 +114,16 @@ func (m *mover) relay(ctx context.Context, other flow.Stream, came []byte) (next
 	}
 	if <-down == nil && err == nil {
 		_, _ = client.Close(), other.Close()
+	} else {
+		reset()
 	}
 	return nil
+}
+
+// tracks says whether the exchanges with the other side are followed: with a laptop. Nobody looks at what goes to and fro between the client and the app.
+func (m *mover) tracks(other flow.Stream) bool {
+	_, tunnel := other.(*mux.Stream)
+	return tunnel
 }
 
 // changed looks up where new connections go. Of two calls at once the later has the last word.
@@ -114,13 +137,28 @@ func (m *mover) changed() {
 	}
 }
 
-// leave takes the client from its other side, unless that has ended the connection already.
-func (m *mover) leave(other flow.Stream) bool {
+// takeLocked takes the client from its other side.
+func (m *mover) takeLocked(other flow.Stream) {
+	m.moving, m.between = true, m.exchanges.Between()
+	m.late = time.AfterFunc(moveTimeout, other.Reset)
+	_ = other.CloseWrite() // an error of it shows where its last words are read
+}
+
+// part takes the client from its other side, which is ending, if it lies between two exchanges or is being taken. Otherwise the end is the client's.
+func (m *mover) part(other flow.Stream) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.moving = !m.ended
-	if m.moving {
-		_ = other.CloseWrite() // an error of it shows where its last words are read
+	return m.partLocked(other)
+}
+
+func (m *mover) partLocked(other flow.Stream) bool {
+	switch {
+	case m.moving:
+	case m.ended || !m.exchanges.Between():
+		m.ended = true
+	default:
+		m.takeLocked(other)
+		_ = m.c.SetReadDeadline(time.Unix(1, 0)) // wakes up, who has read nothing then
 	}
 	return m.moving
 }
@@ -130,7 +168,7 @@ func (m *mover) down(client, other flow.Stream) error {
 	err := m.pass(client, other)
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.moving {
+	if m.moving || err != nil && m.partLocked(other) {
 		return err
 	}
 	m.ended = true
@@ -148,6 +186,7 @@ func (m *mover) down(client, other flow.Stream) error {
 func (m *mover) up(client, other flow.Stream, first bool) (next []byte, err error) {
 	var http2 bool
 	var werr error
+	tracks := m.tracks(other)
 	_, err = flow.CopyWhile(other, client, func(p []byte) bool {
 		if http2 = first && httproute.BeginsHTTP2(p); http2 {
 			m.mu.Lock()
@@ -160,6 +199,8 @@ func (m *mover) up(client, other flow.Stream, first bool) (next []byte, err erro
 		first = false
 		if m.answered.Swap(false) && m.away.Load() && time.Now().After(m.until) && httproute.BeginsRequest(p) && m.leave(other) {
 			next = slices.Clone(p)
+		} else if tracks && m.asked(p) {
+			next = slices.Clone(p)
 		}
 		return next == nil
 	})
@@ -168,29 +209,80 @@ func (m *mover) up(client, other flow.Stream, first bool) (next []byte, err erro
 			_, err = flow.Copy(m.drain.Server(), client)
 		}
 	}
+	if errors.Is(err, os.ErrDeadlineExceeded) { // of part
+		next = []byte{}
+	}
 	return next, err
+}
+
+// leave takes the client from its other side, unless that has ended the connection already.
+func (m *mover) leave(other flow.Stream) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if !m.moving && !m.ended {
+		m.takeLocked(other)
+	}
+	return m.moving
+}
+
+// asked follows what the client says, or says that it is for another side since it was taken from this one.
+func (m *mover) asked(p []byte) (moving bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if !m.moving {
+		m.exchanges.Asked(p)
+	}
+	return m.moving
 }
 
 // pass copies what the other side says. The kernel may copy what an app says that is not HTTP/2.
 func (m *mover) pass(client, other flow.Stream) error {
+	if m.tracks(other) {
+		_, err := flow.Copy(answering{m.drain.Client(), m}, other)
+		return err
+	}
+	first, http2 := true, false
+	var werr error
 	said := func([]byte) bool {
 		m.answered.Store(true)
 		return true
 	}
-	if _, tunnel := other.(*mux.Stream); !tunnel {
-		first, http2 := true, false
-		var werr error
-		_, err := flow.CopyWhile(client, other, func(p []byte) bool {
-			if http2 = first && httproute.AnswersHTTP2(p); http2 {
-				_, werr = m.drain.Client().Write(p)
-			}
-			first = false
-			return said(p) && !http2
-		})
-		if !http2 || werr != nil {
-			return cmp.Or(werr, err)
+	_, err := flow.CopyWhile(client, other, func(p []byte) bool {
+		if http2 = first && httproute.AnswersHTTP2(p); http2 {
+			_, werr = m.drain.Client().Write(p)
 		}
+		first = false
+		return said(p) && !http2
+	})
+	if http2 && werr == nil {
+		_, werr = flow.CopyWhile(m.drain.Client(), other, said)
+		return werr
 	}
-	_, err := flow.CopyWhile(m.drain.Client(), other, said)
-	return err
+	return cmp.Or(werr, err)
+}
+
+// answering is the client as a laptop's answers are written to it.
+type answering struct {
+	flow.Stream
+	m *mover
+}
+
+// Write implements flow.Stream.
+func (a answering) Write(p []byte) (int, error) {
+	a.m.mu.Lock()
+	a.m.answered.Store(true)
+	a.m.exchanges.Answered(p)
+	a.m.mu.Unlock()
+	return a.Stream.Write(p)
+}
+
+// TryWrite is Write that never blocks, and may take less than all.
+func (a answering) TryWrite(p []byte) (int, error) {
+	a.m.mu.Lock()
+	defer a.m.mu.Unlock()
+	a.m.answered.Store(true)
+	a.m.exchanges.Answered(p)
+	n, err := a.Stream.(interface{ TryWrite(p []byte) (int, error) }).TryWrite(p)
+	a.m.exchanges.Again(len(p) - n)
+	return n, err
 }

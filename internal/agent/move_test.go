@@ -334,3 +334,101 @@ func TestMoveNotOnTLSPort(t *testing.T) {
 	w.table(s, byHeader("lou", "lou"))
 	k.get("lou", "app")
 }
+
+// What runs when the end comes for the connections of an intercept that was left ends with it. A connection that lies between two requests goes on, and so
+// does one that is on its way to another side.
+func TestMoveAtTheEnd(t *testing.T) {
+	w := startBefore(t, newApp(t, func(c *net.TCPConn) { serveHTTP(c, "app") }), false)
+	taken, ended := make(chan *mux.Stream, 10), make(chan error, 1)
+	eof, release := make(chan struct{}), make(chan struct{})
+	w.mgr.set(func(r *mux.Request, h wire.InterceptHeader) {
+		st, err := r.Accept(nil)
+		if err != nil {
+			return
+		}
+		taken <- st
+		if h.Intercept != "slow" {
+			serveHandler(st, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				if r.URL.Path == "/events" {
+					_, _ = io.WriteString(w, "one\n")
+					_ = http.NewResponseController(w).Flush()
+					<-r.Context().Done()
+				}
+				fmt.Fprintf(w, "%s %s", h.Intercept, r.URL.Path)
+			}))
+			return
+		}
+		br := bufio.NewReader(st)
+		if _, err := http.ReadRequest(br); err == nil {
+			_, _ = io.WriteString(st, "HTTP/1.1 200 OK\r\nContent-Length: 7\r\n\r\nslow /x")
+		}
+		_, err = br.ReadByte()
+		ended <- err
+		close(eof)
+		<-release
+		_ = st.Close()
+	})
+	s := w.mgr.up()
+	// leave takes the intercept away, and returns what leaveGrace does later.
+	leave := func() (end func()) {
+		end = w.agent.table.lookup("TCP", w.cfg.Ports[0].ContainerPort).intercepts[0].cancel
+		w.table(s)
+		return end
+	}
+	all := control.TableEntry{Intercept: "all"}
+
+	t.Run("between two requests", func(t *testing.T) {
+		w.table(s, all)
+		idle, used, events := w.kept(t), w.kept(t), w.kept(t)
+		for _, k := range []*kept{idle, used} {
+			k.get("", "all")
+			k.get("", "all")
+		}
+		events.write("GET /events HTTP/1.1\r\nHost: web\r\n\r\n")
+		for line := ""; line != "one\n"; {
+			var err error
+			if line, err = events.r.ReadString('\n'); err != nil {
+				t.Fatal(err)
+			}
+		}
+		leave()()
+		if _, err := io.ReadAll(events.r); err == nil {
+			t.Error("an answer without an end has come to one")
+		}
+		for range 2 {
+			used.get("", "app")
+		}
+		w.table(s, byHeader("lou", "lou"))
+		idle.get("lou", "lou")
+		idle.get("", "app")
+		w.table(s)
+	})
+	t.Run("on its way", func(t *testing.T) {
+		w.table(s, control.TableEntry{Intercept: "slow"})
+		k := w.kept(t)
+		k.get("", "slow")
+		end := leave()
+		k.write("GET /x HTTP/1.1\r\nHost: web\r\n\r\n")
+		<-eof
+		if err := <-ended; err != io.EOF { //nolint:errorlint // the end itself
+			t.Errorf("the laptop read %v", err)
+		}
+		end()
+		time.AfterFunc(50*time.Millisecond, func() { close(release) })
+		if got := k.answer(); got != "app /x" {
+			t.Errorf("%q", got)
+		}
+		k.get("", "app")
+	})
+	t.Run("the laptop's process dies", func(t *testing.T) {
+		for len(taken) > 0 {
+			<-taken
+		}
+		w.table(s, all)
+		k := w.kept(t)
+		k.get("", "all")
+		(<-taken).Reset()
+		<-taken // the client has another one
+		k.get("", "all")
+	})
+}
