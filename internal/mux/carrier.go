@@ -189,6 +189,9 @@ func (c *carrier) forgetLocked(to uint64) {
 func (c *carrier) acked(n uint64) (room bool, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if c.err != nil { // ended meanwhile: nothing is kept
+		return false, nil
+	}
 	if c.limit == 0 || n > c.next {
 		return false, fmt.Errorf("%w: ACK of %d bytes", wire.ErrProtocol, n)
 	}

@@ -33,8 +33,7 @@ func (st *Stream) readBytesFrom(br *bufio.Reader, n int) error {
 		}
 		now := time.Now()
 		if now.Sub(start) > slowRead {
-			st.deliverChunk(c, 0)
-			c = getChunk(n)
+			c = st.deliverPart(c, n)
 		}
 		start = now
 	}
@@ -52,8 +51,9 @@ func (st *Stream) readMessageFrom(br *bufio.Reader, n int) error {
 	return nil
 }
 
-// arriving takes the credit for a DATA frame. keep is false if nobody wants the data any more.
-func (st *Stream) arriving(cost int) (keep bool, err error) {
+// arriving takes the credit for a DATA frame. keep is false if nobody wants the data any more. A stream has messages or not: the two by turns would need a
+// chunk each, however short they are.
+func (st *Stream) arriving(cost int, message bool) (keep bool, err error) {
 	st.mu.Lock()
 	defer st.mu.Unlock()
 	switch {
@@ -63,9 +63,12 @@ func (st *Stream) arriving(cost int) (keep bool, err error) {
 		return false, fmt.Errorf("%w: DATA before the answer on stream %d", wire.ErrProtocol, st.id)
 	case st.rx.fin:
 		return false, fmt.Errorf("%w: DATA after FIN on stream %d", wire.ErrProtocol, st.id)
+	case st.rx.begun && st.rx.messages != message:
+		return false, fmt.Errorf("%w: messages and bytes on stream %d", wire.ErrProtocol, st.id)
 	case cost > st.rx.credit:
 		return false, fmt.Errorf("%w: %d bytes on stream %d with %d bytes of credit", wire.ErrProtocol, cost, st.id, st.rx.credit)
 	}
+	st.rx.begun, st.rx.messages = true, message
 	st.rx.credit -= cost
 	st.rx.touched = true
 	st.rx.stalled = false
@@ -130,6 +133,24 @@ func (st *Stream) deliverChunk(c *chunk, overhead int) {
 	st.rx.buf.push(c)
 	st.arrivedLocked()
 	st.mu.Unlock()
+}
+
+// deliverPart hands on what has come of a frame, and returns a chunk for the n bytes that are still to come. What fills little of its chunk is copied: else
+// a peer that sends byte by byte would have us hold a chunk for each.
+func (st *Stream) deliverPart(c *chunk, n int) *chunk {
+	if c.w >= len(c.b)/2 {
+		st.deliverChunk(c, 0)
+		return getChunk(n)
+	}
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	if !st.freed {
+		st.rx.largeAt = moment()
+		st.rx.buf.add(c.b[:c.w])
+		st.arrivedLocked()
+	}
+	c.w = 0
+	return c
 }
 
 // onFin notes the end of the peer's direction.

@@ -158,6 +158,8 @@ func TestViolations(t *testing.T) {
 			frame(wire.TypeData, 0, 2, big...), frame(wire.TypeData, 0, 2, big...),
 		}},
 		{"DATA after FIN", true, [][]byte{frame(wire.TypeFin, 0, 1), frame(wire.TypeData, 0, 1, 'x')}},
+		{"messages among bytes", true, [][]byte{frame(wire.TypeData, 0, 1, 'x'), frame(wire.TypeData, wire.FlagMessage, 1, 'x')}},
+		{"bytes among messages", true, [][]byte{frame(wire.TypeData, wire.FlagMessage, 1), frame(wire.TypeData, 0, 1, 'x')}},
 		{"FIN twice", true, [][]byte{frame(wire.TypeFin, 0, 1), frame(wire.TypeFin, 0, 1)}},
 		{"RST of one byte", true, [][]byte{frame(wire.TypeRst, 0, 1, 1)}},
 		{"WINDOW overflow", true, [][]byte{number(wire.TypeWindow, 1, 1<<31-1)}},
@@ -191,6 +193,52 @@ func TestViolations(t *testing.T) {
 				t.Errorf("session ended by %v", p.s.Err())
 			}
 		})
+	}
+}
+
+// TestDribble: what a peer sends byte by byte takes about as much memory as it is long.
+func TestDribble(t *testing.T) {
+	const size, came = 60_000, 400
+	p := newRawPeer(t, mux.Config{})
+	p.send(frame(wire.TypeOpen, 12, 1, 'x'))
+	st := p.acceptOne()
+	p.expect(wire.TypeOK, 1)
+	before := heap()
+	want := make([]byte, size)
+	for i := range want {
+		want[i] = byte(i)
+	}
+	p.send(wire.Header{Type: wire.TypeData, Stream: 1, Len: size}.Append(nil))
+	for i := range came {
+		p.send(want[i : i+1])
+		time.Sleep(time.Millisecond) // each is a read of its own, and a slow one
+	}
+	if grown := heap() - before; grown > 1<<20 {
+		t.Errorf("%d KiB are held of %d bytes", grown>>10, came)
+	}
+	p.send(want[came:])
+	got := make([]byte, size)
+	if _, err := io.ReadFull(st, got); err != nil || !bytes.Equal(got, want) {
+		t.Errorf("other bytes came, %v", err)
+	}
+}
+
+// TestAnsweredHeaders: a call that was answered is not kept with what was asked, though its opener goes on.
+func TestAnsweredHeaders(t *testing.T) {
+	const calls = 500
+	p := newRawPeer(t, mux.Config{})
+	serve(t, p.s, func(r *mux.Request) { _ = r.Reply([]byte("x")) })
+	header := bytes.Repeat([]byte("x"), 60_000)
+	before := heap()
+	for i := range uint32(calls) {
+		p.send(frame(wire.TypeOpen, 12, 2*i+1, header...))
+		p.expect(wire.TypeOK, 2*i+1)
+	}
+	if n := p.s.NumStreams(); n != calls {
+		t.Errorf("%d streams", n)
+	}
+	if grown := heap() - before; grown > 8<<20 {
+		t.Errorf("%d KiB are held for %d calls", grown>>10, calls)
 	}
 }
 

@@ -218,6 +218,10 @@ func (s *Session) onAnswer(h wire.Header, a answer) error {
 		return nil // given up while the answer was under way
 	}
 	st.mu.Lock()
+	if st.err != nil { // given up just now
+		st.mu.Unlock()
+		return nil
+	}
 	if !st.pending {
 		st.mu.Unlock()
 		return fmt.Errorf("%w: second answer on stream %d", wire.ErrProtocol, h.Stream)
@@ -247,7 +251,8 @@ func (s *Session) readData(br *bufio.Reader, h wire.Header) error {
 		_, err := br.Discard(h.Len)
 		return err
 	}
-	keep, err := st.arriving(wire.HeaderLen + h.Len)
+	message := h.Flags&wire.FlagMessage != 0
+	keep, err := st.arriving(wire.HeaderLen+h.Len, message)
 	if err != nil {
 		return err
 	}
@@ -256,7 +261,6 @@ func (s *Session) readData(br *bufio.Reader, h wire.Header) error {
 		_, err := br.Discard(h.Len)
 		return err
 	}
-	message := h.Flags&wire.FlagMessage != 0
 	if h.Len <= smallFrame {
 		p, err := br.Peek(h.Len)
 		if err != nil {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"sync"
+	"time"
 
 	"github.com/doppel-dev/doppel/internal/wire"
 )
@@ -24,8 +25,12 @@ type Request struct {
 	ended    error // why ctx is cancelled
 }
 
-// Header returns the OPEN's payload; its first byte is the kind.
-func (r *Request) Header() []byte { return r.header }
+// Header returns the OPEN's payload until the request is answered; its first byte is the kind.
+func (r *Request) Header() []byte {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.header
+}
 
 // Context is cancelled, with the cause, when the opener gives up, the stream ends, or the session does.
 func (r *Request) Context() context.Context {
@@ -60,6 +65,7 @@ func (r *Request) answer() error {
 	}
 	r.answered = true
 	r.st.s.answered(len(r.header))
+	r.header = nil // its stream may live long
 	return nil
 }
 
@@ -77,6 +83,9 @@ func (r *Request) Accept(reply []byte) (*Stream, error) {
 	return r.st, nil
 }
 
+// replyTimeout is how long the opener has to take 64 KiB of an answer: whoever takes none would have it kept for as long as the session lasts.
+const replyTimeout = 30 * time.Second
+
 // Reply answers a call with at most MaxReply bytes and ends the stream.
 func (r *Request) Reply(payload []byte) error {
 	if len(payload) > MaxReply {
@@ -91,11 +100,14 @@ func (r *Request) Reply(payload []byte) error {
 	if err := r.st.accept(first, len(rest) == 0); err != nil {
 		return err
 	}
-	if len(rest) > 0 {
-		if _, err := r.st.Write(rest); err != nil {
-			_ = r.st.Close()
+	for len(rest) > 0 {
+		_ = r.st.SetWriteDeadline(time.Now().Add(replyTimeout)) // fails only for a stream that has ended
+		n, err := r.st.Write(rest[:min(len(rest), wire.MaxPayload)])
+		if err != nil {
+			r.st.Reset()
 			return err
 		}
+		rest = rest[n:]
 	}
 	return r.st.Close()
 }

@@ -59,6 +59,8 @@ type Stream struct {
 // incoming is the peer's direction of a stream.
 type incoming struct {
 	fin      bool // received
+	begun    bool // something was received,
+	messages bool // which was one of messages
 	buf      chunks
 	window   int   // share of the budget: credit, what is stored, and owed
 	credit   int   // what the peer may still send

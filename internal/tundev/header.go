@@ -12,6 +12,8 @@ const (
 	HeaderLen = 10
 	// MaxPacket is the longest IP packet that a device carries: a super packet that the kernel left unsplit.
 	MaxPacket = 65535
+	// ipv6HeaderLen is what a packet of TCP over IPv6 may have more, since its length does not count the header (RFC 8200, section 3).
+	ipv6HeaderLen = 40
 	// DefaultMTU is used where a caller gives no MTU.
 	DefaultMTU = 1500
 )
@@ -87,7 +89,11 @@ func ParseHeader(p []byte) (Header, error) {
 
 // Check says whether h can belong to a packet of n bytes.
 func (h Header) Check(n int) error {
-	if n <= 0 || n > MaxPacket {
+	most := MaxPacket
+	if h.GSO == GSOTCPv6 {
+		most += ipv6HeaderLen
+	}
+	if n <= 0 || n > most {
 		return fmt.Errorf("vnet header: packet of %d bytes", n)
 	}
 	if h.NeedsCsum && int(h.CsumStart)+int(h.CsumOffset)+2 > n {

@@ -44,6 +44,8 @@ func TestCheckRefuses(t *testing.T) {
 	}{
 		"empty":             {Header{}, 0},
 		"too long":          {Header{}, MaxPacket + 1},
+		"too long for IPv4": {Header{GSO: GSOTCPv4, GSOSize: 1400}, MaxPacket + 1},
+		"too long for IPv6": {Header{GSO: GSOTCPv6, GSOSize: 1400}, MaxPacket + 41},
 		"checksum outside":  {Header{NeedsCsum: true, CsumStart: 20, CsumOffset: 16}, 37},
 		"checksum overflow": {Header{NeedsCsum: true, CsumStart: 65535, CsumOffset: 65535}, 100},
 		"headers outside":   {Header{GSO: GSOTCPv4, GSOSize: 1, HdrLen: 101}, 100},

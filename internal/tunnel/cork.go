@@ -66,6 +66,9 @@ func (a *ahead) fit(n int) {
 	}
 }
 
+// closeTimeout is how long TLS may try to send its last record.
+const closeTimeout = 100 * time.Millisecond
+
 // corkSize holds what one write of the session becomes under TLS: a full frame, small frames before it, and 22 bytes for each record.
 const corkSize = 96 << 10
 
@@ -178,7 +181,7 @@ func (c *conn) Write(p []byte) (int, error) {
 
 // Close does not wait as tls.Conn's own does, which tries for 5 s to send its last record.
 func (c *conn) Close() error {
-	t := time.AfterFunc(100*time.Millisecond, func() { _ = c.cork.Conn.Close() })
+	t := time.AfterFunc(closeTimeout, func() { _ = c.cork.Conn.Close() })
 	defer t.Stop()
 	return c.Conn.Close()
 }

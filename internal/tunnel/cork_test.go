@@ -2,11 +2,17 @@ package tunnel
 
 import (
 	"bytes"
+	"context"
+	"crypto/tls"
 	"errors"
 	"io"
 	"math/rand/v2"
+	"net"
 	"testing"
 	"testing/iotest"
+	"time"
+
+	"github.com/doppel-dev/doppel/internal/mux/muxtest"
 )
 
 // What is read is what was sent, whatever the sizes, and a quiet connection gives the large buffer back.
@@ -51,6 +57,54 @@ func TestAhead(t *testing.T) {
 			if largest != readAhead || len(got) != len(sent) {
 				t.Errorf("%s: a buffer of %d bytes, %d read", name, largest, len(got))
 			}
+		}
+	}
+}
+
+// endless is a connection on which a write waits as long as it takes.
+type endless struct{ net.Conn }
+
+func (endless) SetWriteDeadline(time.Time) error { return nil }
+
+// TestCloseStalled: what was written by way of the API server, and does not leave, does not hold up the end.
+func TestCloseStalled(t *testing.T) {
+	link := muxtest.NewLink(muxtest.Config{Buffer: 64 << 10})
+	id, err := NewIdentity()
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := tls.Server(link.B, serverTLS(id))
+	defer link.B.Close()
+	shaken := make(chan error)
+	go func() { shaken <- server.Handshake() }()
+	s := NewSocket(endless{link.A})
+	client := tls.Client(s, &tls.Config{MinVersion: tls.VersionTLS13, NextProtos: []string{alpn}, InsecureSkipVerify: true}) //nolint:gosec // nobody is asked who he is
+	if err := errors.Join(client.Handshake(), <-shaken); err != nil {
+		t.Fatal(err)
+	}
+	_, cancel := context.WithCancelCause(t.Context())
+	c := s.Over(&upgradedConn{ReadWriteCloser: client, cancel: cancel})
+	link.Stall(true)
+	before, _ := link.Bytes()
+	ended := make(chan struct{}, 2)
+	go func() {
+		for err := error(nil); err == nil; {
+			_, err = c.Write(make([]byte, 64<<10))
+		}
+		ended <- struct{}{}
+	}()
+	for still, last := 0, before; still < 20; time.Sleep(time.Millisecond) { // until it is stuck
+		now, _ := link.Bytes()
+		if still++; now != last || now == before {
+			still, last = 0, now
+		}
+	}
+	go func() { _ = c.Close(); ended <- struct{}{} }()
+	for range 2 {
+		select {
+		case <-ended:
+		case <-time.After(30 * time.Second):
+			t.Fatal("it goes on")
 		}
 	}
 }

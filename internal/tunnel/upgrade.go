@@ -96,8 +96,12 @@ func (c *upgradedConn) Write(p []byte) (int, error) {
 	return n, err
 }
 
+// Close does not wait for the API server's TLS, which tries for 5 s to send its last record.
 func (c *upgradedConn) Close() error {
 	c.once.Do(func() {
+		if c.under != nil {
+			defer time.AfterFunc(closeTimeout, func() { _ = c.under.Conn.Close() }).Stop()
+		}
 		c.err = c.ReadWriteCloser.Close()
 		c.cancel(net.ErrClosed)
 	})
