@@ -61,7 +61,8 @@ type mover struct {
 	ended     bool // it was, and the client knows
 	http2     bool // the client speaks it
 	exchanges httproute.Exchanges
-	between   bool // it was taken between two of them: nothing that the other side has to say is missed
+	between   bool // it was taken between two of them: what the other side has still to say is not for the client
+	broken    bool // the client
 	late      *time.Timer
 }
 
@@ -77,10 +78,13 @@ func (m *mover) relay(ctx context.Context, other flow.Stream, came []byte) (next
 	})
 	defer stop()
 	m.answered.Store(len(came) == 0)
+	if came != nil && m.tracks(other) {
+		m.mu.Lock()
+		m.exchanges.Resume()
+		m.exchanges.Asked(came)
+		m.mu.Unlock()
+	}
 	if len(came) > 0 {
-		if m.tracks(other) {
-			m.exchanges.Asked(came)
-		}
 		if _, err := other.Write(came); err != nil {
 			reset()
 			return nil
@@ -98,7 +102,7 @@ func (m *mover) relay(ctx context.Context, other flow.Stream, came []byte) (next
 	next, err := m.up(client, other, came == nil)
 	if next != nil {
 		err := <-down
-		if m.late.Stop() && err != nil && !m.between { // it broke amid an answer
+		if inTime := m.late.Stop(); m.cut(inTime && err != nil) {
 			reset()
 			return nil
 		}
@@ -118,6 +122,13 @@ func (m *mover) relay(ctx context.Context, other flow.Stream, came []byte) (next
 		reset()
 	}
 	return nil
+}
+
+// cut says that the other side, from which the client was taken, has ended amid an answer. failed is all that is known of it where nobody follows the exchanges.
+func (m *mover) cut(failed bool) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return !m.between && (failed || m.exchanges.Amid())
 }
 
 // tracks says whether the exchanges with the other side are followed: with a laptop. Nobody looks at what goes to and fro between the client and the app.
@@ -154,7 +165,7 @@ func (m *mover) part(other flow.Stream) bool {
 func (m *mover) partLocked(other flow.Stream) bool {
 	switch {
 	case m.moving:
-	case m.ended || !m.exchanges.Between():
+	case m.ended || m.broken || !m.exchanges.Between():
 		m.ended = true
 	default:
 		m.takeLocked(other)
@@ -267,22 +278,44 @@ type answering struct {
 	m *mover
 }
 
+// seenLocked follows what is about to be written. nobody says that it is for nobody: the client was taken from the laptop before.
+func (a answering) seenLocked(p []byte) (nobody bool) {
+	if a.m.moving && a.m.between {
+		return true
+	}
+	a.m.answered.Store(true)
+	a.m.exchanges.Answered(p)
+	return false
+}
+
 // Write implements flow.Stream.
 func (a answering) Write(p []byte) (int, error) {
 	a.m.mu.Lock()
-	a.m.answered.Store(true)
-	a.m.exchanges.Answered(p)
+	nobody := a.seenLocked(p)
 	a.m.mu.Unlock()
-	return a.Stream.Write(p)
+	if nobody {
+		return len(p), nil
+	}
+	n, err := a.Stream.Write(p)
+	if err != nil {
+		a.m.mu.Lock()
+		a.m.broken = true
+		a.m.mu.Unlock()
+	}
+	return n, err
 }
 
 // TryWrite is Write that never blocks, and may take less than all.
 func (a answering) TryWrite(p []byte) (int, error) {
-	a.m.mu.Lock()
+	if !a.m.mu.TryLock() {
+		return 0, nil
+	}
 	defer a.m.mu.Unlock()
-	a.m.answered.Store(true)
-	a.m.exchanges.Answered(p)
+	if a.seenLocked(p) {
+		return len(p), nil
+	}
 	n, err := a.Stream.(interface{ TryWrite(p []byte) (int, error) }).TryWrite(p)
 	a.m.exchanges.Again(len(p) - n)
+	a.m.broken = a.m.broken || err != nil
 	return n, err
 }

@@ -152,6 +152,39 @@ func TestMoveAfterRefusal(t *testing.T) {
 	})
 }
 
+// A client that does not wait for an answer gets no other one amid it, whatever becomes of the laptop that gives it.
+func TestMoveAmidAnAnswer(t *testing.T) {
+	w := startBefore(t, newApp(t, func(c *net.TCPConn) { serveHTTP(c, "app") }), false)
+	half := make(chan struct{}, 1)
+	w.mgr.set(func(r *mux.Request, _ wire.InterceptHeader) {
+		st, err := r.Accept(nil)
+		if err != nil {
+			return
+		}
+		br := bufio.NewReader(st)
+		if _, err := http.ReadRequest(br); err == nil {
+			_, _ = io.WriteString(st, "HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\nhalf")
+			half <- struct{}{}
+			_, _ = br.ReadByte()
+		}
+		_ = st.Close()
+	})
+	s := w.mgr.up()
+	w.table(s, control.TableEntry{Intercept: "all"})
+	k := w.kept(t)
+	k.write("GET /x HTTP/1.1\r\nHost: web\r\n\r\n")
+	<-half
+	got := make([]byte, len("HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\nhalf"))
+	if _, err := io.ReadFull(k.r, got); err != nil {
+		t.Fatal(err)
+	}
+	w.table(s)
+	k.write("GET /y HTTP/1.1\r\nHost: web\r\n\r\n")
+	if rest, err := io.ReadAll(k.r); err == nil || len(rest) > 0 {
+		t.Errorf("%q, %v", rest, err)
+	}
+}
+
 // What only looks like a request, in the midst of one, stays with it.
 func TestMoveBetweenRequests(t *testing.T) {
 	const inner = "GET /x HTTP/1.1\r\nHost: web\r\n\r\n"
@@ -427,8 +460,16 @@ func TestMoveAtTheEnd(t *testing.T) {
 		w.table(s, all)
 		k := w.kept(t)
 		k.get("", "all")
-		(<-taken).Reset()
-		<-taken // the client has another one
+		for i := range 3 {
+			select {
+			case st := <-taken: // the client's
+				if i < 2 {
+					st.Reset()
+				}
+			case <-time.After(deadline):
+				t.Fatal("the client has no other one")
+			}
+		}
 		k.get("", "all")
 	})
 }

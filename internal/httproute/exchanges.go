@@ -1,6 +1,9 @@
 package httproute
 
-import "slices"
+import "bytes"
+
+// maxAnswerHead is the longest head of an answer that Exchanges holds when it comes in pieces.
+const maxAnswerHead = 16 << 10
 
 // Exchanges follows the HTTP/1 exchanges of a connection that is not split by requests, and knows when it lies between two of them. What it is not sure of it
 // does not follow any more: a request whose head comes in pieces, a pipeline, an answer before the whole request, another protocol. The zero value is ready.
@@ -41,6 +44,12 @@ func (c *content) whole() bool { return c.left == 0 && !c.chunked }
 // Between says that an exchange was whole, and that no other one has begun.
 func (x *Exchanges) Between() bool { return x.some && !x.lost && !x.asked && x.again == 0 }
 
+// Amid says that an answer, or the rest of one, is to come.
+func (x *Exchanges) Amid() bool { return !x.lost && x.asked }
+
+// Resume says that the connection lies between two exchanges with another server.
+func (x *Exchanges) Resume() { x.some = true }
+
 // Asked sees what the client says.
 func (x *Exchanges) Asked(p []byte) {
 	if x.lost || len(p) == 0 {
@@ -77,16 +86,19 @@ func (x *Exchanges) Answered(p []byte) {
 // answered returns what of p comes behind the answer, or behind a provisional one.
 func (x *Exchanges) answered(p []byte) []byte {
 	if !x.body {
-		if len(x.head) > 0 {
-			p = append(x.head, p...)
+		old := len(x.head)
+		if old > 0 || !endsHead(p) {
+			x.head = append(x.head, p...)
+			if p = x.head; !endsHead(p[max(0, old-3):]) { // each byte is looked at once, however small the pieces
+				if len(p) > maxAnswerHead {
+					x.lost, x.head = true, nil
+				}
+				return nil
+			}
 		}
 		h, n, err := parseResponse(p, x.method)
-		switch {
-		case err != nil || h.status == 101 || n > 0 && (h.body == untilClose || h.closes):
+		if err != nil || n == 0 || h.status == 101 || h.body == untilClose || h.closes {
 			x.lost, x.head = true, nil
-			return nil
-		case n == 0:
-			x.head = slices.Clone(p)
 			return nil
 		}
 		x.head, p = nil, p[n:]
@@ -104,6 +116,11 @@ func (x *Exchanges) answered(p []byte) []byte {
 		x.asked, x.body, x.some = false, false, true
 	}
 	return rest
+}
+
+// endsHead says whether there is an empty line in p.
+func endsHead(p []byte) bool {
+	return bytes.Contains(p, []byte("\n\r\n")) || bytes.Contains(p, []byte("\n\n"))
 }
 
 // Again says that the last n bytes that Answered saw were not passed on. They come again.

@@ -1,6 +1,9 @@
 package httproute
 
-import "testing"
+import (
+	"strings"
+	"testing"
+)
 
 func TestExchanges(t *testing.T) {
 	const get, post = "GET / HTTP/1.1\r\nHost: a\r\n\r\n", "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\n"
@@ -38,6 +41,7 @@ func TestExchanges(t *testing.T) {
 		{"CONNECT", []string{"CONNECT a:1 HTTP/1.1\r\nHost: a:1\r\n\r\n", "HTTP/1.1 200 OK\r\n\r\n"}, false},
 		{"another protocol", []string{"HELO a\r\n", "250 a\r\n"}, false},
 		{"the server speaks first", []string{"", "220 a\r\n", get, sized}, false},
+		{"a long head", []string{get, "HTTP/1.1 200 OK\r\nA: " + strings.Repeat("a", maxAnswerHead/2) + "\r\n" + sized[17:]}, true},
 		{"more than was asked for", []string{get, sized + "c"}, false},
 		{"more than was asked for, later", []string{get, sized, "", sized, get, sized}, false},
 	} {
@@ -67,5 +71,27 @@ func TestExchanges(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// A head that comes byte by byte is not looked at from its beginning with each, and not held without an end.
+func TestExchangesDribble(t *testing.T) {
+	var x Exchanges
+	x.Asked([]byte("GET / HTTP/1.1\r\nHost: a\r\n\r\n"))
+	x.Answered([]byte("HTTP/1.1 200 OK\r\n"))
+	for range maxAnswerHead {
+		x.Answered([]byte("a"))
+	}
+	if !x.lost || x.head != nil {
+		t.Errorf("%d bytes are held", len(x.head))
+	}
+	x = Exchanges{}
+	x.Resume()
+	if !x.Between() || x.Amid() {
+		t.Error("another server's next exchange has begun")
+	}
+	x.Asked([]byte("GET / HTTP/1.1\r\nHost: a\r\n\r\n"))
+	if x.Between() || !x.Amid() {
+		t.Error("and has not")
 	}
 }

@@ -84,7 +84,8 @@ func (r *Request) Accept(reply []byte) (*Stream, error) {
 }
 
 // replyTimeout is how long the opener has to take 64 KiB of an answer: whoever takes none would have it kept for as long as the session lasts.
-const replyTimeout = 30 * time.Second
+// It is longer than a session may be without a connection.
+const replyTimeout = time.Minute
 
 // Reply answers a call with at most MaxReply bytes and ends the stream.
 func (r *Request) Reply(payload []byte) error {
@@ -109,6 +110,7 @@ func (r *Request) Reply(payload []byte) error {
 		}
 		rest = rest[n:]
 	}
+	_ = r.st.SetWriteDeadline(time.Time{})
 	return r.st.Close()
 }
 
