@@ -2,6 +2,7 @@ package rootd
 
 import (
 	"errors"
+	"log/slog"
 	"net"
 	"os"
 	"path/filepath"
@@ -13,6 +14,7 @@ import (
 	"github.com/doppel-dev/doppel/internal/nettest"
 	"github.com/doppel-dev/doppel/internal/rootapi"
 	"github.com/doppel-dev/doppel/internal/uerr"
+	"github.com/doppel-dev/doppel/internal/xlog"
 )
 
 func TestConfig(t *testing.T) {
@@ -64,6 +66,22 @@ func TestGroupMember(t *testing.T) {
 	}
 	if _, gid, err := socketOwner(cfg); gid != 7777 || err != nil {
 		t.Errorf("group of the socket: %d, %v", gid, err)
+	}
+}
+
+// A service logs as its users ask, and is ended by the system only.
+func TestServiceLevel(t *testing.T) {
+	s := &Server{cfg: Config{Service: true, Level: new(xlog.Level)}, log: slog.New(slog.DiscardHandler)}
+	ada, bob := &session{peer: peer{uid: 1001}}, &session{peer: peer{uid: 1002}}
+	if err := s.setLevel(ada, "debug", 0); err != nil {
+		t.Error(err)
+	}
+	s.owner = ada
+	if err := s.setLevel(ada, "info", 0); err != nil {
+		t.Error(err)
+	}
+	if s.setLevel(bob, "debug", 0) == nil || s.mayQuit(ada) == nil {
+		t.Error("allowed")
 	}
 }
 

@@ -198,6 +198,11 @@ func (s *Server) mayQuit(ss *session) error {
 	if s.cfg.Service {
 		return uerr.New(uerr.Denied, "stop it with: systemctl stop doppel-rootd", "doppel-rootd is a service of the system")
 	}
+	return s.mayChange(ss)
+}
+
+// mayChange is for the owner, root, and anybody allowed while there is no owner.
+func (s *Server) mayChange(ss *session) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.owner == nil || s.owner.peer.uid == ss.peer.uid || ss.peer.uid == 0 {
@@ -206,9 +211,9 @@ func (s *Server) mayQuit(ss *session) error {
 	return uerr.New(uerr.Denied, "ask them, or become root", "user %d is connected", s.owner.peer.uid)
 }
 
-// setLevel changes the log level, for those who may end the server.
+// setLevel changes the log level, a service's too.
 func (s *Server) setLevel(ss *session, level string, seconds int) error {
-	if err := s.mayQuit(ss); err != nil {
+	if err := s.mayChange(ss); err != nil {
 		return err
 	}
 	if s.cfg.Level == nil {

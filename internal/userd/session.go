@@ -66,7 +66,8 @@ type session struct {
 	link       *tunnel.Link
 	addrs      *addresses // once it is in the network
 	intercepts *intercepts
-	firstInfo  chan control.Cluster
+	news       sync.Mutex           // one piece of news of the cluster at a time
+	info       chan control.Cluster // the last one, until the network is set up
 
 	mu sync.Mutex
 	// guarded by mu
@@ -82,7 +83,7 @@ type session struct {
 
 // openSession does everything a connect does; when it fails nothing is left behind.
 func openSession(ctx context.Context, cfg sessionConfig) (*session, error) {
-	s := &session{cfg: cfg, cluster: cfg.cluster, log: cfg.log, firstInfo: make(chan control.Cluster, 1)}
+	s := &session{cfg: cfg, cluster: cfg.cluster, log: cfg.log, info: make(chan control.Cluster, 1)}
 	s.entrance.attach = func(ctx context.Context, t kube.Transport) (net.Conn, error) {
 		if t == kube.Direct {
 			return kube.DialDirect(ctx, s.manager.Direct)
@@ -100,7 +101,7 @@ func openSession(ctx context.Context, cfg sessionConfig) (*session, error) {
 	s.group.Go("tunnel", s.link.Run)
 	s.group.Go("network watch", func(ctx context.Context) error { return netwatch.Watch(ctx, s.networkChanged) })
 	if err := s.join(ctx); err != nil {
-		s.close(true)
+		s.close()
 		return nil, err
 	}
 	s.group.Go("renewal", s.renewals)
@@ -167,7 +168,7 @@ func (s *session) join(ctx context.Context) error {
 	}
 	var info control.Cluster
 	select {
-	case info = <-s.firstInfo:
+	case info = <-s.info:
 	case <-s.group.Context().Done():
 		return s.whyDown(context.Cause(s.group.Context()))
 	case <-wctx.Done():
@@ -178,9 +179,7 @@ func (s *session) join(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	s.mu.Lock()
-	s.net = n
-	s.mu.Unlock()
+	s.joined(n)
 	s.group.Go("network", n.run)
 	for _, w := range s.addrs.workloads() {
 		if err := s.intercepts.egress(ctx, w, s.cfg.progress); err != nil {
@@ -365,11 +364,28 @@ func follow[T any](ctx context.Context, m *mux.Session, method string, ask any, 
 	return fmt.Errorf("watch %s: %w", method, err)
 }
 
-func (s *session) onCluster(c control.Cluster) {
+// joined notes the network, and tells it what has come of the cluster while it was being set up.
+func (s *session) joined(n *network) {
+	s.news.Lock()
+	defer s.news.Unlock()
+	s.mu.Lock()
+	s.net = n
+	s.mu.Unlock()
 	select {
-	case s.firstInfo <- c:
-	default: // nobody waits for the first any more
+	case c := <-s.info:
+		n.setCluster(s, c)
+	default:
 	}
+}
+
+func (s *session) onCluster(c control.Cluster) {
+	s.news.Lock()
+	defer s.news.Unlock()
+	select {
+	case <-s.info: // older
+	default:
+	}
+	s.info <- c
 	s.mu.Lock()
 	n := s.net
 	s.mu.Unlock()
@@ -419,8 +435,8 @@ func (s *session) renewals(ctx context.Context) error {
 	}
 }
 
-// close ends the session: first what the laptop has, then, if asked, the objects in the cluster.
-func (s *session) close(remove bool) {
+// close ends the session: first what the laptop has, then the objects in the cluster.
+func (s *session) close() {
 	s.mu.Lock()
 	n := s.net
 	s.mu.Unlock()
@@ -429,15 +445,10 @@ func (s *session) close(remove bool) {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancel()
-	if remove {
-		s.intercepts.removeAll(ctx)
-	}
+	s.intercepts.removeAll(ctx)
 	s.group.Stop()
 	if err := s.group.Wait(); err != nil {
 		s.log.Debug("session ended with", "err", err)
-	}
-	if !remove {
-		return
 	}
 	s.mu.Lock()
 	o := s.object // nobody makes another one in its place any more

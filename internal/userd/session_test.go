@@ -304,7 +304,7 @@ users: [{name: u, user: {token: t}}], contexts: [{name: x, context: {cluster: c,
 	log := slog.New(noErrors{slog.NewTextHandler(c.t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug}), c.t})
 	s := &session{
 		cfg:     sessionConfig{cluster: kc, managerNS: "doppel", log: log, progress: func(string, ...any) {}},
-		cluster: kc, log: log, user: "ada", manager: kube.ManagerInfo{Key: c.id.Fingerprint(), Version: "test"}, firstInfo: make(chan control.Cluster, 1),
+		cluster: kc, log: log, user: "ada", manager: kube.ManagerInfo{Key: c.id.Fingerprint(), Version: "test"}, info: make(chan control.Cluster, 1),
 	}
 	s.entrance.attach = func(ctx context.Context, t kube.Transport) (net.Conn, error) { return kc.Attach(ctx, "doppel", t) }
 	s.intercepts = newIntercepts(s)
@@ -344,7 +344,7 @@ func (c *cluster) start(s *session) {
 	s.group = lifecycle.New(context.Background(), s.log)
 	s.link = tunnel.NewLink(tunnel.LinkConfig{Dial: s.dial, Serve: s.serve, OnUp: s.onUp, OnDown: s.onDown, OnRetry: s.onRetry, Permanent: s.permanent, Log: s.log})
 	s.group.Go("tunnel", s.link.Run)
-	c.t.Cleanup(func() { s.close(true) })
+	c.t.Cleanup(func() { s.close() })
 }
 
 func (c *cluster) up(s *session) {
@@ -475,7 +475,7 @@ func TestClusterNews(t *testing.T) {
 	expect := func(services map[string][]control.Service) {
 		t.Helper()
 		select {
-		case info := <-s.firstInfo:
+		case info := <-s.info:
 			if !reflect.DeepEqual(info.Services, services) || info.Domain != "cluster.test" {
 				t.Errorf("got %v, want %v", info, services)
 			}
@@ -982,13 +982,41 @@ func TestClose(t *testing.T) {
 	s := c.connect()
 	done := create(t.Context(), s, localapi.InterceptRequest{Name: "web", Ports: []string{"3000"}})
 	c.until("it was created", func() bool { c.mu.Lock(); defer c.mu.Unlock(); return c.count == 2 })
-	s.close(true) // while another command still waits for its intercept
+	s.close() // while another command still waits for its intercept
 	o := <-done
 	wantError(t, o.err, uerr.NotConnected, "the session ended", "doppel connect")
 	if got := c.names(); got != "" {
 		t.Errorf("left behind: %s", got)
 	}
-	s.close(true) // again
+	s.close() // again
+}
+
+// A session that ends by itself leaves no more behind than one that was ended: neither in the cluster nor on the laptop.
+func TestForget(t *testing.T) {
+	c := newCluster(t)
+	s := c.connect()
+	done := create(t.Context(), s, localapi.InterceptRequest{Name: "web", Ports: []string{"3000"}})
+	c.until("it was created", func() bool { c.mu.Lock(); defer c.mu.Unlock(); return c.count == 2 })
+	d := &Daemon{log: slog.New(slog.DiscardHandler), sessions: []*session{s}}
+	d.forget(s, errors.New("the root daemon is gone"))
+	<-done
+	if got := c.names(); got != "" {
+		t.Errorf("left behind: %s", got)
+	}
+	if s.intercepts.byName["web"] != nil || len(d.sessions) > 0 {
+		t.Error("not forgotten")
+	}
+}
+
+// While the network is being set up the last news of the cluster are kept, not the first.
+func TestClusterNewsMeanwhile(t *testing.T) {
+	s := &session{info: make(chan control.Cluster, 1)}
+	for _, d := range []string{"one", "two", "three"} {
+		s.onCluster(control.Cluster{Domain: d})
+	}
+	if c := <-s.info; c.Domain != "three" {
+		t.Errorf("got %s", c.Domain)
+	}
 }
 
 // An API server that has just started may refuse what it allows a moment later: a session that was connected waits for that.

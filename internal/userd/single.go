@@ -56,4 +56,4 @@ func OpenSingle(ctx context.Context, cfg SingleConfig) (*Single, error) {
 }
 
 // Close ends the session and removes it from the cluster.
-func (s *Single) Close() { s.s.close(true) }
+func (s *Single) Close() { s.s.close() }

@@ -155,7 +155,7 @@ func choose(all []*session, want string) (*session, error) {
 func (d *Daemon) end(all []*session) {
 	for _, s := range slices.Backward(all) {
 		if d.take(s) {
-			s.close(true)
+			s.close()
 		}
 	}
 }
@@ -231,7 +231,7 @@ func (d *Daemon) forget(s *session, err error) {
 	d.mu.Lock()
 	d.ended = err.Error()
 	d.mu.Unlock()
-	s.close(false)
+	s.close()
 }
 
 func (d *Daemon) status(ctx context.Context, req localapi.StatusRequest, _ localapi.Progress) (localapi.Status, error) {
