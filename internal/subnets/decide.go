@@ -53,8 +53,20 @@ type decision struct {
 	taken  []netip.Prefix // where no new virtual subnet may be: the rivals, and virtual subnets
 }
 
+// maxNodes is how many subnets of nodes of a cluster are routed: mostly each is one address, and there is room for osroute.MaxRoutes in all.
+const maxNodes = 512
+
 func (d *decision) cluster(c *Cluster) {
-	for _, s := range wanted(c) {
+	all := wanted(c)
+	node := func(s *candidate) bool { return s.Kind == Node }
+	if n := len(slices.DeleteFunc(slices.Clone(all), func(s *candidate) bool { return !node(s) })); n > maxNodes {
+		first := all[slices.IndexFunc(all, node)]
+		first.Way = KeptOut
+		first.Why = fmt.Sprintf("as all %d subnets of nodes are: more than %d would be too many routes; name what holds them with --also-proxy", n, maxNodes)
+		d.plan.Subnets = append(d.plan.Subnets, first.Subnet)
+		all = slices.DeleteFunc(all, node)
+	}
+	for _, s := range all {
 		d.subnet(c, s)
 		d.plan.Subnets = append(d.plan.Subnets, s.Subnet)
 	}

@@ -182,6 +182,27 @@ func TestDecide(t *testing.T) {
 }
 
 // Virtual addresses are in the hands of applications: they stay while the connection lasts, unless the laptop itself needs them.
+// A cluster of thousands of nodes is no more than can be routed.
+func TestManyNodes(t *testing.T) {
+	c := Cluster{Session: "s", Services: pfx("10.96.0.0/16"), Pods: pfx("10.244.0.0/14")}
+	a := netip.MustParseAddr("10.128.0.1")
+	for range 3000 {
+		c.Nodes = append(c.Nodes, a)
+		a = a.Next().Next()
+	}
+	p := Decide(Facts{Clusters: []Cluster{c}})
+	if got := fmt.Sprint(p.Routes()); got != "[10.96.0.0/16 10.244.0.0/14]" {
+		t.Errorf("routes %.200s", got)
+	}
+	if n := p.Subnets[0]; len(p.Subnets) != 3 || n.Kind != Node || n.Way != KeptOut || !strings.Contains(n.Why, "3000") {
+		t.Errorf("%d subnets, %+v", len(p.Subnets), n)
+	}
+	c.Nodes = c.Nodes[:maxNodes]
+	if p := Decide(Facts{Clusters: []Cluster{c}}); len(p.Routes()) != 2+maxNodes {
+		t.Errorf("%d routes", len(p.Routes()))
+	}
+}
+
 func TestDecideAgain(t *testing.T) {
 	c := Cluster{Session: "a", Services: pfx("10.96.0.0/16"), Pods: pfx("10.244.1.0/24")}
 	f := Facts{Clusters: []Cluster{c}, Others: routes("10.244.0.0/16@tun0")}

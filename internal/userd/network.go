@@ -95,6 +95,7 @@ type network struct {
 	dns      dnsState
 	root     *rootapi.Client
 	wanted   rootapi.Network
+	applied  bool // wanted is in force
 	state    rootapi.State
 	closed   bool
 }
@@ -154,7 +155,7 @@ func (n *network) start(ctx context.Context, s *session) error {
 	if err != nil {
 		return uerr.Wrap(err, uerr.Internal, "see the root daemon's log with: doppel status", "the root daemon could not set up the network")
 	}
-	n.setState(st)
+	n.inForce(st)
 	if err := n.startStack(tun); err != nil {
 		return err
 	}
@@ -233,16 +234,21 @@ func (n *network) rootOptions() rootapi.Options {
 // desiredLocked is the state asked of the root daemon for what the clusters say of themselves.
 func (n *network) desiredLocked() rootapi.Network {
 	w := rootapi.Network{Name: vifName, DNS: n.desiredDNSLocked()}
+	w.Routes, w.Exclude = n.routesLocked()
+	w.Addrs = vifAddrs(w.Routes)
+	return w
+}
+
+// routesLocked are what is routed to the clusters, and what is kept out of it: their API servers, of which one may be a node of another cluster.
+func (n *network) routesLocked() (routes, kept []netip.Prefix) {
 	for _, s := range n.sessions {
 		c, p := s.addrs.decided()
 		for _, a := range c.Servers {
-			w.Exclude = append(w.Exclude, netip.PrefixFrom(a, a.BitLen()))
+			kept = append(kept, netip.PrefixFrom(a, a.BitLen()))
 		}
-		w.Routes = append(w.Routes, p.Routes()...)
+		routes = append(routes, p.Routes()...)
 	}
-	w.Routes = osroute.Tidy(w.Routes)
-	w.Addrs = vifAddrs(w.Routes)
-	return w
+	return osroute.Tidy(slices.DeleteFunc(routes, func(p netip.Prefix) bool { return slices.Contains(kept, p) })), kept
 }
 
 // vifAddrs are the VIF's addresses: IPv4 always, IPv6 where something is routed there, so that a laptop with IPv6 off hears of that only
@@ -290,6 +296,9 @@ func (n *network) renew() {
 	}
 }
 
+// changeRetry is when a change is tried again that the root daemon has not made.
+const changeRetry = 10 * time.Second
+
 // change does fn under mu and asks the root daemon for what is desired then, if that is something else.
 func (n *network) change(fn func()) error {
 	n.apply.Lock()
@@ -297,8 +306,8 @@ func (n *network) change(fn func()) error {
 	n.mu.Lock()
 	fn()
 	w := n.desiredLocked()
-	same := reflect.DeepEqual(w, n.wanted)
-	n.wanted = w
+	same := n.applied && reflect.DeepEqual(w, n.wanted)
+	n.wanted, n.applied = w, same
 	root, closed := n.root, n.closed
 	n.mu.Unlock()
 	if same || closed || root == nil {
@@ -308,10 +317,19 @@ func (n *network) change(fn func()) error {
 	defer cancel()
 	st, _, err := root.SetNetwork(ctx, w)
 	if err != nil {
+		time.AfterFunc(changeRetry, n.renew)
 		return err
 	}
-	n.setState(st)
+	n.inForce(st)
 	return nil
+}
+
+// inForce notes that the root daemon has done what is wanted.
+func (n *network) inForce(st rootapi.State) {
+	n.mu.Lock()
+	n.applied = true
+	n.mu.Unlock()
+	n.setState(st)
 }
 
 func (n *network) setState(st rootapi.State) {
@@ -370,13 +388,7 @@ func (n *network) recoverRoot(ctx context.Context) error {
 	for ctx.Err() == nil {
 		var root *rootapi.Client
 		if root, err = n.vif.root(ctx, n.rootOptions()); err == nil {
-			n.mu.Lock()
-			n.root = root
-			w := n.wanted
-			n.mu.Unlock()
-			var st rootapi.State
-			if st, err = root.AdoptNetwork(ctx, w); err == nil {
-				n.setState(st)
+			if err = n.adopt(ctx, root); err == nil {
 				return nil
 			}
 			_ = root.Close()
@@ -387,6 +399,22 @@ func (n *network) recoverRoot(ctx context.Context) error {
 		}
 	}
 	return uerr.Wrap(err, uerr.Internal, "connect again with: doppel connect", "the root daemon is gone and could not be started again")
+}
+
+// adopt has a root daemon adopt the VIF before it is asked for anything else: that would have it make another one.
+func (n *network) adopt(ctx context.Context, root *rootapi.Client) error {
+	n.apply.Lock()
+	defer n.apply.Unlock()
+	n.mu.Lock()
+	n.root = root
+	w := n.wanted
+	n.mu.Unlock()
+	st, err := root.AdoptNetwork(ctx, w)
+	if err != nil {
+		return err
+	}
+	n.inForce(st)
+	return nil
 }
 
 func (n *network) isClosed() bool {

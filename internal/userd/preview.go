@@ -72,7 +72,7 @@ func (x *intercepts) addPreview(ctx context.Context, req localapi.PreviewRequest
 		return localapi.Intercept{}, err
 	}
 	x.waitGone(ctx, string(before.UID), leaveTimeout)
-	again := func(spec v1alpha1.InterceptSpec) (localapi.Intercept, error) {
+	again := func(ctx context.Context, spec v1alpha1.InterceptSpec) (localapi.Intercept, error) {
 		o := before.DeepCopy()
 		o.UID, o.Spec = "", spec
 		x.mu.Lock()
@@ -80,13 +80,13 @@ func (x *intercepts) addPreview(ctx context.Context, req localapi.PreviewRequest
 		x.mu.Unlock()
 		return x.establish(ctx, in, defaultInterceptTimeout, progress)
 	}
-	v, err := again(spec)
+	v, err := again(ctx, spec)
 	if err == nil {
 		return v, nil
 	}
 	old := before.Spec
 	old.Takeover = false
-	if _, rerr := again(old); rerr != nil {
+	if _, rerr := again(context.WithoutCancel(ctx), old); rerr != nil { // also for whoever has lost patience
 		in.close()
 		return v, uerr.Wrap(err, uerr.Cluster, "make it again with: doppel intercept", "the intercept could not be made with a preview, nor as it was (%v)", rerr)
 	}

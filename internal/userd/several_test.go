@@ -96,6 +96,28 @@ func TestMeant(t *testing.T) {
 	}
 }
 
+// The API server of one cluster may be a node of another: it is reached without either.
+func TestServerIsANode(t *testing.T) {
+	n := newNetwork(&vif{})
+	for name, nodes := range map[string][]netip.Addr{"hosted": nil, "host": {netip.MustParseAddr("10.77.0.11"), netip.MustParseAddr("10.77.0.21")}} {
+		s := &session{cfg: sessionConfig{name: name}}
+		s.addrs, _ = testAddresses(t, localapi.NetworkOptions{}, func() []osroute.Existing { return nil })
+		s.addrs.around = func() ([]subnets.Cluster, []subnets.Subnet) { return nil, nil }
+		if nodes != nil {
+			s.addrs.cluster.Servers = []netip.Addr{netip.MustParseAddr("10.77.0.31")}
+		}
+		s.addrs.learn(t.Context(), control.Cluster{Nodes: nodes})
+		n.sessions = append(n.sessions, s)
+	}
+	routes, kept := n.routesLocked()
+	if got := fmt.Sprint(routes); got != "[10.77.0.21/32]" {
+		t.Errorf("routes %s", got)
+	}
+	if _, err := osroute.Make(osroute.Want{Routes: routes, Exclude: kept}, nil); err != nil {
+		t.Error(err)
+	}
+}
+
 // Later sessions yield to earlier ones, and keep what they have when those change or go.
 func TestSeveralAddresses(t *testing.T) {
 	n := newNetwork(&vif{})
