@@ -263,11 +263,12 @@ func BenchmarkEcho100(b *testing.B) {
 func BenchmarkPingUnderBulk(b *testing.B) {
 	p := benchTunnel(b)
 	serve(b, p.b, func(r *mux.Request) {
+		echoes := r.Header()[0] == 'e'
 		st, err := r.Accept(nil)
 		if err != nil {
 			return
 		}
-		if r.Header()[0] == 'e' {
+		if echoes {
 			_, _ = io.Copy(st, st)
 		} else {
 			_, _ = io.Copy(io.Discard, st)
