@@ -624,7 +624,7 @@ func (r *interceptReconciler) writeStatus(ctx context.Context, in *v1alpha1.Inte
 	}
 	base := in.DeepCopy()
 	// The cache may be behind our own last write: the patch carries every field, not only those that differ from what the cache has.
-	base.Status = v1alpha1.InterceptStatus{State: "-", Reason: "-", Message: "-", Container: "-", Session: "-", Agents: -1, Replace: &v1alpha1.PodRef{Name: "-", UID: "-"}, Ports: []v1alpha1.InterceptedPort{{Protocol: "-"}}}
+	base.Status = v1alpha1.InterceptStatus{State: "-", Reason: "-", Message: "-", Container: "-", Session: "-", Taken: "-", Requests: "-", Agents: -1, Replace: &v1alpha1.PodRef{Name: "-", UID: "-"}, Ports: []v1alpha1.InterceptedPort{{Protocol: "-"}}}
 	in.Status = st
 	r.m.cfg.Log.Info("intercept", "intercept", in.Namespace+"/"+in.Name, "user", in.Spec.User, "state", st.State, "detail", st.Message)
 	err := client.IgnoreNotFound(r.m.ctrl.GetClient().Status().Patch(ctx, in, client.MergeFrom(base)))

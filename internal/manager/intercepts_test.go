@@ -862,3 +862,15 @@ func TestInterceptOfAnotherLeader(t *testing.T) {
 	st, _ = r.look("in-1")
 	wantStatus(t, "its agent does not come", st, v1alpha1.InterceptPending, reasonInterrupted, "waiting for the traffic-agents")
 }
+
+// A status says no more what was true once.
+func TestStatusIsCleared(t *testing.T) {
+	in := intercept("in-1", "ada", "mine")
+	in.Status = v1alpha1.InterceptStatus{State: v1alpha1.InterceptActive, Taken: "8080", Requests: "all"}
+	r := newReconciler(t, in)
+	r.must(r.writeStatus(t.Context(), in.DeepCopy(), v1alpha1.InterceptStatus{State: v1alpha1.InterceptPending}))
+	r.world.get(in)
+	if in.Status.Taken != "" || in.Status.Requests != "" {
+		t.Errorf("%+v", in.Status)
+	}
+}

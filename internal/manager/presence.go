@@ -142,14 +142,16 @@ func (p *presence) check(ctx context.Context) error {
 			found[o.UID] = pod
 		}
 	}
+	var errs error // of one workload that cannot be restarted: the others are none the worse
 	for _, pod := range slices.SortedFunc(maps.Values(found), func(a, b *corev1.Pod) int {
 		return cmp.Or(cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Name, b.Name))
 	}) {
-		if done, err := p.roll(ctx, pod, p.judge(pod)); done || err != nil {
-			return err
+		done, err := p.roll(ctx, pod, p.judge(pod))
+		if errs = errors.Join(errs, err); done {
+			break
 		}
 	}
-	return nil
+	return errs
 }
 
 // injects says whether pods of a namespace may have agents at all; the webhook's configuration says the same.

@@ -47,14 +47,19 @@ func (r *restorer) wake() {
 }
 
 func (r *restorer) run(ctx context.Context) error {
-	for {
+	for again := restoringPoll; ; {
 		pause := restorePoll
 		under, err := r.look(ctx)
-		if err != nil && ctx.Err() == nil {
-			r.m.cfg.Log.Warn("replaced containers not restored", "err", err)
-		}
-		if under || err != nil {
-			pause = restoringPoll
+		switch {
+		case err != nil: // later and later
+			if ctx.Err() == nil {
+				r.m.cfg.Log.Warn("replaced containers not restored", "err", err)
+			}
+			pause, again = again, min(2*again, restorePoll)
+		case under:
+			pause, again = restoringPoll, restoringPoll
+		default:
+			again = restoringPoll
 		}
 		select {
 		case <-ctx.Done():
@@ -68,18 +73,18 @@ func (r *restorer) run(ctx context.Context) error {
 // look restarts the workloads of pods with a stand-in that nobody wants, and ends the traffic of intercepts whose app is back. It says whether
 // there is more to do soon.
 func (r *restorer) look(ctx context.Context) (under bool, err error) {
-	var list corev1.PodList
-	if err := r.m.ctrl.GetAPIReader().List(ctx, &list, client.HasLabels{agentcfg.LabelStandIn}); err != nil {
+	with, err := r.standIns(ctx)
+	if err != nil {
 		return false, err
 	}
 	pods := map[workloadKey][]*corev1.Pod{}
-	for i := range list.Items {
-		w, e := r.m.workloadOf(ctx, &list.Items[i])
+	for i := range with {
+		w, e := r.m.workloadOf(ctx, &with[i])
 		if e != nil {
 			err = errors.Join(err, client.IgnoreNotFound(e))
 			continue
 		}
-		pods[w] = append(pods[w], &list.Items[i])
+		pods[w] = append(pods[w], &with[i])
 	}
 	for w, of := range pods {
 		more, e := r.restore(ctx, w, of)
@@ -97,6 +102,22 @@ func (r *restorer) look(ctx context.Context) (under bool, err error) {
 		r.m.notifyIntercepts()
 	}
 	return under, err
+}
+
+// standIns are the pods with a stand-in, of the namespaces that the manager may look at.
+func (r *restorer) standIns(ctx context.Context) (pods []corev1.Pod, err error) {
+	namespaces := r.m.allowed
+	if !r.m.narrow() {
+		namespaces = []string{corev1.NamespaceAll}
+	}
+	for _, ns := range namespaces {
+		var list corev1.PodList
+		if err := r.m.ctrl.GetAPIReader().List(ctx, &list, client.InNamespace(ns), client.HasLabels{agentcfg.LabelStandIn}); err != nil {
+			return nil, err
+		}
+		pods = append(pods, list.Items...)
+	}
+	return pods, nil
 }
 
 // restore restarts a workload if a stand-in is in one of its pods that nobody wants. A pod of an older template is about to be

@@ -64,6 +64,17 @@ func (r *reconciler) injected() *corev1.Pod {
 	return out
 }
 
+// A manager that is for some namespaces may list the pods of these only.
+func TestReplaceNarrow(t *testing.T) {
+	r := newReconciler(t)
+	r.allowed, r.world.narrow = []string{"data", "shop"}, true
+	r.rollout("2")
+	r.addPod("new-1", "rs-2", ready1, withStandIn(r.templateRestarted()))
+	if !r.look2() || r.restarts() != 1 {
+		t.Errorf("%d restarts", r.restarts())
+	}
+}
+
 // The way of a replaced container: away with new pods, the traffic to the laptop until the app is back, and back.
 func TestReplace(t *testing.T) {
 	r := newReconciler(t, replacing("in-1", "ada", "mine"))

@@ -63,6 +63,7 @@ type world struct {
 	policyErr error                                           // what a forged object gets; nil: it is accepted
 	deaf      bool                                            // the API server does not reach the webhook
 	reachErr  error                                           // what a session gets that wants too much; nil: it is accepted
+	narrow    bool                                            // pods may be listed in namespaces only
 	fail      func(verb string, o runtime.Object) (err error) // nil: nothing fails
 	patched   []client.Object
 }
@@ -175,6 +176,10 @@ func (w *world) funcs() interceptor.Funcs {
 			return errors.Join(broken("get", o), c.Get(ctx, k, o, opts...))
 		},
 		List: func(ctx context.Context, c client.WithWatch, l client.ObjectList, opts ...client.ListOption) error {
+			var o client.ListOptions
+			if _, pods := l.(*corev1.PodList); pods && w.narrow && o.ApplyOptions(opts).Namespace == "" {
+				return apierrors.NewForbidden(schema.GroupResource{Resource: "pods"}, "", errors.New("cannot list pods at the cluster scope"))
+			}
 			return errors.Join(broken("list", l), c.List(ctx, l, opts...))
 		},
 		Delete: func(ctx context.Context, c client.WithWatch, o client.Object, opts ...client.DeleteOption) error {
