@@ -62,8 +62,8 @@ type mover struct {
 	http2     bool // the client speaks it
 	exchanges httproute.Exchanges
 	between   bool // it was taken between two of them: what the other side has still to say is not for the client
-	broken    bool // the client
-	late      *time.Timer
+	broken    bool // nothing can be said to the client any more
+	late      *time.Timer // of moveTimeout, once moving
 }
 
 // relay joins the client and its other side, which gets first what came before, until both directions ended or ctx ends. If the connection has
