@@ -61,8 +61,8 @@ type mover struct {
 	ended     bool // it was, and the client knows
 	http2     bool // the client speaks it
 	exchanges httproute.Exchanges
-	between   bool // it was taken between two of them: what the other side has still to say is not for the client
-	broken    bool // nothing can be said to the client any more
+	between   bool        // it was taken between two of them: what the other side has still to say is not for the client
+	broken    bool        // nothing can be said to the client any more
 	late      *time.Timer // of moveTimeout, once moving
 }
 
