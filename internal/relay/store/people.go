@@ -67,7 +67,8 @@ func (s *Store) Empty(ctx context.Context) (bool, error) {
 	return n == 0, err
 }
 
-// AddPerson makes an account, by an invitation (its token's hash is used up) and into a team, if they are given.
+// AddPerson makes an account, by an invitation (its token's hash is used up) and into a team, if they are given. It ends all links that make the first
+// account.
 func (s *Store) AddPerson(ctx context.Context, p Person, team string, role Role, invitation string) (Person, error) {
 	p.ID, p.Email, p.Created = secret.ID(), Email(p.Email), time.Now()
 	err := s.change(ctx, func(tx *sql.Tx) error {
@@ -86,6 +87,9 @@ func (s *Store) AddPerson(ctx context.Context, p Person, team string, role Role,
 		_, err := tx.ExecContext(ctx, "INSERT INTO people (id, email, name, password, created) VALUES ($1, $2, $3, $4, $5)", p.ID, p.Email, p.Name, p.Password, millis(p.Created))
 		if err == nil && team != "" {
 			_, err = tx.ExecContext(ctx, "INSERT INTO members (team, person, role) VALUES ($1, $2, $3)", team, p.ID, role)
+		}
+		if err == nil {
+			_, err = tx.ExecContext(ctx, "DELETE FROM tokens WHERE kind = $1", Setup)
 		}
 		return err
 	})

@@ -28,13 +28,14 @@ func (s *Site) accountRoutes(mux *http.ServeMux) {
 	mux.Handle("GET /invite", s.public(s.joinPage(store.Invite)))
 }
 
-// SetupURL returns a new one-time link with which the first account is made, or "" if there is one.
+// SetupURL returns a new link with which the first account is made, or "" if there is one. Those that were returned before count, too: another relay on the
+// same database may have printed one. All end with the first account.
 func (s *Site) SetupURL(ctx context.Context) (string, error) {
 	empty, err := s.cfg.Store.Empty(ctx)
 	if err != nil || !empty {
 		return "", err
 	}
-	token, err := s.cfg.Store.ReplaceTokens(ctx, store.Token{Kind: store.Setup}, setupLife)
+	token, err := s.cfg.Store.AddToken(ctx, store.Token{Kind: store.Setup}, setupLife)
 	return s.link("/setup", url.Values{"token": {token}}), err
 }
 
