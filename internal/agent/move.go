@@ -9,6 +9,7 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/doppel-dev/doppel/internal/flow"
@@ -63,6 +64,7 @@ type mover struct {
 	exchanges httproute.Exchanges
 	between   bool        // it was taken between two of them: what the other side has still to say is not for the client
 	broken    bool        // nothing can be said to the client any more
+	over      bool        // nor to the other side: its end is none in order (flow.Over)
 	late      *time.Timer // of moveTimeout, once moving
 }
 
@@ -85,7 +87,7 @@ func (m *mover) relay(ctx context.Context, other flow.Stream, came []byte) (next
 		m.mu.Unlock()
 	}
 	if len(came) > 0 {
-		if _, err := other.Write(came); err != nil {
+		if _, err := other.Write(came); err != nil && !flow.Over(other) {
 			reset()
 			return nil
 		}
@@ -113,7 +115,13 @@ func (m *mover) relay(ctx context.Context, other flow.Stream, came []byte) (next
 	if err == nil {
 		err = other.CloseWrite()
 	}
-	if err != nil {
+	switch {
+	case err == nil:
+	case flow.Over(other): // it may have said something before
+		m.mu.Lock()
+		m.over = true
+		m.mu.Unlock()
+	default:
 		reset()
 	}
 	if <-down == nil && err == nil {
@@ -183,7 +191,11 @@ func (m *mover) down(client, other flow.Stream) error {
 		return err
 	}
 	m.ended = true
-	if err == nil {
+	switch {
+	case err != nil:
+	case m.over:
+		err = syscall.ECONNRESET
+	default:
 		err = client.CloseWrite()
 	}
 	if err != nil {

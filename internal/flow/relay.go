@@ -7,6 +7,7 @@ import (
 	"net"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/doppel-dev/doppel/internal/wire"
@@ -22,17 +23,21 @@ const (
 var buffers = sync.Pool{New: func() any { return new([bufferSize]byte) }}
 
 // Relay copies both ways between a and b until both directions have ended, and closes both. The end of a direction (FIN) is
-// passed on while the other goes on; any failure, a RST among them, resets both ends and is returned.
+// passed on while the other goes on; any failure, a RST among them, resets both ends and is returned. What an end has said before it
+// reset is passed on first: a server may answer and close while its client is still sending.
 func Relay(a, b Stream) (aToB, bToA int64, err error) {
 	var errA, errB error
+	var over atomic.Bool
 	var wg sync.WaitGroup
-	wg.Go(func() { aToB, errA = direction(b, a) })
-	bToA, errB = direction(a, b)
+	wg.Go(func() { aToB, errA = direction(b, a, &over) })
+	bToA, errB = direction(a, b, &over)
 	wg.Wait()
 	err = first(errA, errB)
 	if err == nil {
-		err = errors.Join(a.Close(), b.Close())
+		return aToB, bToA, errors.Join(a.Close(), b.Close())
 	}
+	a.Reset()
+	b.Reset()
 	return aToB, bToA, err
 }
 
@@ -59,18 +64,42 @@ type directionError struct {
 func (e *directionError) Error() string { return e.err.Error() }
 func (e *directionError) Unwrap() error { return e.err }
 
-// direction copies src to dst until EOF and passes the EOF on; after an error both ends are reset.
-func direction(dst, src Stream) (int64, error) {
+// direction copies src to dst until EOF and passes the EOF on. After an error both ends are reset, but if dst is over, the other direction reads first
+// what came from it. It sets over then: the other's EOF is none.
+func direction(dst, src Stream, over *atomic.Bool) (int64, error) {
 	n, err := Copy(dst, src)
-	if err == nil {
+	switch {
+	case err != nil:
+	case over.Load():
+		err = syscall.ECONNRESET
+	default:
 		err = dst.CloseWrite()
 	}
-	if err != nil {
-		err = &directionError{err, time.Now()}
-		dst.Reset()
-		src.Reset()
+	if err == nil {
+		return n, nil
 	}
+	err = &directionError{err, time.Now()}
+	if Over(dst) {
+		over.Store(true)
+		return n, err
+	}
+	dst.Reset()
+	src.Reset()
 	return n, err
+}
+
+// Over reports whether the peer of s has reset it or is gone. Nothing can be written any more; what came before can still be read. A read that follows a
+// failed write may show io.EOF instead of the reset (Linux tells an error of a socket once). Of a stream that cannot say so it reports false.
+func Over(s Stream) bool {
+	switch s := s.(type) {
+	case *tee:
+		return Over(s.Stream)
+	case *tcpStream:
+		return closed(s.c)
+	case interface{ Err() error }: // mux.Stream
+		return s.Err() != nil
+	}
+	return false
 }
 
 // Copy copies from src to dst until EOF, in the fastest way the two have. It passes no end on.

@@ -3,6 +3,7 @@ package httproute
 import (
 	"errors"
 	"io"
+	"syscall"
 
 	"github.com/doppel-dev/doppel/internal/flow"
 )
@@ -14,6 +15,9 @@ func (c *conn) answers(u *upstream) {
 	in.drop()
 	c.mu.Lock()
 	u.ended = true
+	if err == nil && u.lost { // no end in order: the reset showed in a write (flow.Over)
+		err = syscall.ECONNRESET
+	}
 	quiet := c.active != u || len(u.owed) == 0 && u.mode == http1 && u.to != App && (err != nil || !u.closes)
 	c.ended = c.ended || !quiet
 	c.cond.Broadcast()

@@ -47,6 +47,7 @@ type upstream struct {
 	mode   mode
 	closes bool // its last answer ends the connection
 	ended  bool // its side has ended
+	lost   bool // nothing can be sent to it any more
 }
 
 // exchange is a request that waits for its answer.
@@ -365,11 +366,20 @@ func (c *conn) settle(u *upstream) {
 func (c *conn) lost(u *upstream, err error) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	u.lost = true
 	for !u.ended && c.err == nil {
 		c.cond.Wait()
 	}
 	if c.ended {
 		return errDone
+	}
+	return err
+}
+
+// unsent is what the error of a copy to u means, which may be of either end.
+func (c *conn) unsent(u *upstream, err error) error {
+	if err != nil && flow.Over(u.s) {
+		return c.lost(u, err)
 	}
 	return err
 }
@@ -389,7 +399,7 @@ func (c *conn) sendSized(u *upstream, dst flow.Stream, lead int, n int64) error 
 		}
 		if k > 0 {
 			c.in.release()
-			return flow.CopyN(dst, c.client, n)
+			return c.unsent(u, flow.CopyN(dst, c.client, n))
 		}
 		if err := c.moreBody(u); err != nil {
 			return err
@@ -474,7 +484,7 @@ func (c *conn) passRest() error {
 	}
 	c.in.release()
 	if _, err := flow.Copy(u.s, c.client); err != nil {
-		return err
+		return c.unsent(u, err)
 	}
 	return c.clientEnded()
 }
@@ -513,14 +523,20 @@ func (c *conn) forRest() (*upstream, error) {
 // clientEnded passes the client's FIN on; what is owed is still answered.
 func (c *conn) clientEnded() error {
 	c.mu.Lock()
-	defer c.mu.Unlock()
 	for _, u := range c.ups {
 		if u != c.active {
 			_ = u.s.Close()
 		}
 	}
-	if c.active == nil || c.active.ended {
+	u := c.active
+	if u == nil || u.ended {
+		c.mu.Unlock()
 		return nil
 	}
-	return c.active.s.CloseWrite()
+	err := u.s.CloseWrite()
+	c.mu.Unlock()
+	if err != nil {
+		_ = c.lost(u, err)
+	}
+	return nil
 }

@@ -161,6 +161,82 @@ func TestFullFrame(t *testing.T) {
 	}
 }
 
+// overStream is a flow whose peer answered and is over, which shows to who writes before the answer is read.
+type overStream struct {
+	echoStream
+	written chan struct{} // something was, or its end
+	once    sync.Once
+}
+
+func (o *overStream) Write([]byte) (int, error) { return 0, o.CloseWrite() }
+func (o *overStream) Err() error                { return syscall.ECONNRESET }
+
+func (o *overStream) CloseWrite() error {
+	o.once.Do(func() { close(o.written) })
+	return syscall.ECONNRESET
+}
+
+func (o *overStream) Reset() {
+	o.change(func() { o.buf, o.err = nil, net.ErrClosed })
+}
+
+func (o *overStream) WriteSome(w io.Writer, wake func()) (bool, error) {
+	select {
+	case <-o.written:
+	default:
+		go func() {
+			<-o.written
+			time.Sleep(20 * time.Millisecond) // the one who found it has done what follows
+			wake()
+		}()
+		return true, nil
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.err == nil {
+		_, o.err = w.Write([]byte("no"))
+		o.err = syscall.ECONNRESET
+	}
+	return false, o.err
+}
+
+// TestEarlyAnswer sees that an application gets what a server said before it closed with a request unread.
+func TestEarlyAnswer(t *testing.T) {
+	a, b := tuntest.Pair()
+	s, err := netstack.New(netstack.Config{Device: b, DialTCP: func(context.Context, netip.AddrPort, netip.AddrPort) (flow.Stream, error) {
+		return &overStream{written: make(chan struct{})}, nil
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	done := make(chan error, 1)
+	go func() { done <- s.Run(ctx) }()
+	host, err := netstacktest.NewHost(a, netip.MustParseAddr("10.1.1.1"), netip.MustParseAddr("fd01::1"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for what, do := range map[string]func(*netstacktest.Conn){
+		"writes": func(c *netstacktest.Conn) { c.Write([]byte("more")) },
+		"ends":   func(c *netstacktest.Conn) { c.CloseWrite() },
+	} {
+		c, err := host.DialTCP(ctx, netip.MustParseAddrPort("10.9.9.9:80"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		do(c)
+		if got, err := io.ReadAll(c); string(got) != "no" || err == nil {
+			t.Errorf("%s: %q, %v; want the answer and a reset", what, got, err)
+		}
+		c.Close()
+	}
+	host.Close()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+}
+
 // echoStream is a flow that needs no goroutine: what goes up comes down.
 type echoStream struct {
 	mu   sync.Mutex

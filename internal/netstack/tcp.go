@@ -202,7 +202,7 @@ func (f *tcpFlow) abort(err error) {
 }
 
 // up copies from the application to the flow what is there. It holds a buffer only while it has bytes. It returns true when it is to be called again
-// once there is more.
+// once there is more. Of a flow that is over the other way reads first what came from it, and then why.
 func (f *tcpFlow) up() (more bool) {
 	for {
 		n, err := f.uploadSome()
@@ -219,7 +219,11 @@ func (f *tcpFlow) up() (more bool) {
 				err = f.remote.CloseWrite()
 			}
 		}
-		if err != nil {
+		switch {
+		case err == nil:
+		case !errors.As(err, &werr) && flow.Over(f.remote):
+			err = nil
+		default:
 			err = fmt.Errorf("from the application: %w", err)
 		}
 		f.ended(err)
