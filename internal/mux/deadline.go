@@ -8,10 +8,10 @@ import (
 // deadline is a point in time after which waiting on cond ends. All fields are guarded by cond.L.
 type deadline struct {
 	cond    *sync.Cond
+	passed  func() // is told, with cond.L held; may be nil
 	expired bool
 	timer   *time.Timer
-	set     uint64        // counts changes: an old timer that fires late must do nothing
-	ch      chan struct{} // closed when expired; made when a waiter needs it
+	set     uint64 // counts changes: an old timer that fires late must do nothing
 }
 
 func (d *deadline) change(t time.Time) {
@@ -22,9 +22,6 @@ func (d *deadline) change(t time.Time) {
 		d.timer = nil
 	}
 	d.set++
-	if d.expired && d.ch != nil {
-		d.ch = nil
-	}
 	d.expired = false
 	if t.IsZero() {
 		return
@@ -46,26 +43,10 @@ func (d *deadline) change(t time.Time) {
 
 func (d *deadline) expireLocked() {
 	d.expired = true
-	if d.ch != nil {
-		close(d.ch)
+	if d.passed != nil {
+		d.passed()
 	}
 	d.cond.Broadcast()
-}
-
-// channel returns what is closed when the deadline expires; nil while no deadline is set.
-func (d *deadline) channel(mu *sync.Mutex) <-chan struct{} {
-	mu.Lock()
-	defer mu.Unlock()
-	if d.timer == nil && !d.expired {
-		return nil
-	}
-	if d.ch == nil {
-		d.ch = make(chan struct{})
-		if d.expired {
-			close(d.ch)
-		}
-	}
-	return d.ch
 }
 
 // SetReadDeadline ends a Read that waits, and those that come after, with os.ErrDeadlineExceeded at t; zero means never.

@@ -155,9 +155,13 @@ func (st *Stream) accept(reply []byte, fin bool) error {
 	st.mu.Unlock()
 
 	st.writeMu.Lock()
-	err := st.s.w.put(&st.turn, hdr, reply, nil)
+	err := st.s.w.put(st, hdr, reply, nil)
 	st.unlockWrite()
-	if err != nil {
+	switch {
+	case err == nil:
+	case errors.Is(err, errGivenUp):
+		return st.Err()
+	default:
 		return st.transportError(err)
 	}
 	if both {

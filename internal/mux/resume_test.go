@@ -6,6 +6,8 @@ import (
 	"errors"
 	"io"
 	"math/rand/v2"
+	"net"
+	"os"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -318,6 +320,67 @@ func TestAckViolations(t *testing.T) {
 			if bad := h.Type == wire.TypeGoAway; bad != tt.bad {
 				t.Errorf("answered by %s", h.Type)
 			}
+		})
+	}
+}
+
+// TestWaitEnds: whoever waits for his turn while the session has no link is not kept by it when his stream is reset, or closed, or his deadline is set
+// and passes.
+func TestWaitEnds(t *testing.T) {
+	for name, row := range map[string]struct {
+		end  func(*mux.Stream)
+		want error
+	}{
+		"reset":    {func(st *mux.Stream) { st.Reset() }, net.ErrClosed},
+		"closed":   {func(st *mux.Stream) { _ = st.Close() }, net.ErrClosed},
+		"deadline": {func(st *mux.Stream) { _ = st.SetWriteDeadline(time.Now().Add(time.Second)) }, os.ErrDeadlineExceeded},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				cfg := mux.Config{Resume: grace, Resend: 1 << 20, KeepAlive: -1}
+				a, b, l := muxtest.Pair(t, muxtest.Config{Delay: time.Millisecond}, cfg, cfg)
+				p := pair{a: a, b: b}
+				serve(t, p.b, func(r *mux.Request) { _, _ = r.Accept(nil) })
+				var sts []*mux.Stream
+				for range 40 {
+					sts = append(sts, open(t, p.a))
+				}
+				l.Cut()
+				synctest.Wait()
+				results := make(chan error, len(sts))
+				for _, st := range sts { // more than the queue and what is kept hold
+					go func() {
+						_, err := st.Write(make([]byte, 60<<10))
+						results <- err
+					}()
+				}
+				synctest.Wait()
+				written := len(results)
+				if written == len(sts) {
+					t.Fatal("nobody had to wait")
+				}
+				for range written {
+					<-results
+				}
+				for _, st := range sts {
+					row.end(st)
+				}
+				time.Sleep(2 * time.Second) // less than the session's grace
+				for range len(sts) - written {
+					select {
+					case err := <-results:
+						if !errors.Is(err, row.want) {
+							t.Errorf("%v, want %v", err, row.want)
+						}
+					default:
+						t.Fatal("somebody still waits")
+					}
+				}
+				rejoin(t, p, muxtest.Config{Delay: time.Millisecond}) // and the others have lost nothing
+				if st := open(t, p.a); st == nil {
+					t.Error("no stream after it")
+				}
+			})
 		})
 	}
 }

@@ -1,6 +1,7 @@
 package mux
 
 import (
+	"cmp"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -101,18 +102,28 @@ func (st *Stream) WritePacket(p []byte) error {
 
 // send queues one DATA frame for which credit was taken. writeMu is held.
 func (st *Stream) send(flags uint8, p []byte) error {
-	err := st.s.w.put(&st.turn, wire.Header{Type: wire.TypeData, Flags: flags, Stream: st.id}, p, st.writeDeadline.channel(&st.mu))
+	err := st.s.w.put(st, wire.Header{Type: wire.TypeData, Flags: flags, Stream: st.id}, p, nil)
 	switch {
 	case err == nil:
 		return nil
-	case errors.Is(err, errTimeout):
+	case errors.Is(err, errGivenUp):
 		st.mu.Lock()
+		defer st.mu.Unlock()
 		st.tx.credit += wire.HeaderLen + len(p)
-		st.mu.Unlock()
-		return err
+		return cmp.Or(st.sendErrLocked(), errTimeout)
 	}
 	return st.transportError(err)
 }
+
+// over reports whether a Write has to end.
+func (st *Stream) over() bool {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	return st.err != nil || st.closed || st.writeDeadline.expired
+}
+
+// giveUp ends a Write that waits for its turn. It may be called with mu held.
+func (st *Stream) giveUp() { st.s.w.giveUp(&st.turn) }
 
 func (st *Stream) transportError(err error) error {
 	if e := st.s.Err(); e != nil {

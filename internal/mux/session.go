@@ -130,7 +130,7 @@ func (s *Session) open(ctx context.Context, hdr []byte, flags uint8) (*Stream, [
 		return nil, nil, err
 	}
 	st.writeMu.Lock()
-	err = s.w.put(&st.turn, wire.Header{Type: wire.TypeOpen, Flags: flags | st.first, Stream: st.id}, hdr, ctx.Done())
+	err = s.w.put(st, wire.Header{Type: wire.TypeOpen, Flags: flags | st.first, Stream: st.id}, hdr, ctx.Done())
 	st.writeMu.Unlock()
 	switch {
 	case errors.Is(err, errTimeout): // not sent

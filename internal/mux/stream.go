@@ -96,6 +96,7 @@ func newStream(s *Session, id uint32, mine bool, window int) *Stream {
 	st := &Stream{id: id, s: s, mine: mine, pending: true, rx: incoming{window: max(window, minWindow), credit: window}}
 	st.readable.L, st.writable.L = &st.mu, &st.mu
 	st.readDeadline.cond, st.writeDeadline.cond = &st.readable, &st.writable
+	st.writeDeadline.passed = st.giveUp
 	return st
 }
 
@@ -177,6 +178,7 @@ func (st *Stream) Close() error {
 	unread := !st.rx.fin && (st.rx.buf.head != nil || st.rx.wanted > 0)
 	st.arrivedLocked()
 	st.writable.Broadcast()
+	st.giveUp()
 	st.freeLocked()
 	st.mu.Unlock()
 	err := st.fin()
@@ -248,6 +250,7 @@ func (st *Stream) end(err error, drop bool) {
 	}
 	st.arrivedLocked()
 	st.writable.Broadcast()
+	st.giveUp()
 	st.mu.Unlock()
 }
 

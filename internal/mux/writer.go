@@ -1,6 +1,7 @@
 package mux
 
 import (
+	"cmp"
 	"errors"
 	"sync"
 	"sync/atomic"
@@ -20,7 +21,10 @@ const (
 	headroom = 16 << 10 // in front of the large frames, so that small and large leave in one write
 )
 
-var errNotReading = errors.New("peer does not read")
+var (
+	errNotReading = errors.New("peer does not read")
+	errGivenUp    = errors.New("nobody wants to send it any more")
+)
 
 // bulkBuf is the buffer of large frames: headroom, then up to bulkQueue bytes.
 type bulkBuf struct {
@@ -112,9 +116,10 @@ func (w *writer) run() {
 	}
 }
 
-// put queues one frame of a stream, and writes it if the transport is idle. It blocks while the queue is full and gives up
-// when cancel is closed.
-func (w *writer) put(t *turn, hdr wire.Header, p []byte, cancel <-chan struct{}) error {
+// put queues one frame of a stream, and writes it if the transport is idle. It blocks while the queue is full and gives up when cancel is closed, or
+// (errGivenUp) when the stream says so.
+func (w *writer) put(st *Stream, hdr wire.Header, p []byte, cancel <-chan struct{}) error {
+	t := &st.turn
 	hdr.Len = len(p)
 	n := wire.HeaderLen + len(p)
 	w.mu.Lock()
@@ -128,7 +133,7 @@ func (w *writer) put(t *turn, hdr wire.Header, p []byte, cancel <-chan struct{})
 	case w.first == nil && w.bulkLen+n <= bulkQueue:
 		w.appendBulkLocked(t, hdr, p)
 	default:
-		return w.waitLocked(t, hdr, p, cancel)
+		return w.waitLocked(st, hdr, p, cancel)
 	}
 	w.asks = true
 	w.kickLocked(true)
@@ -245,13 +250,17 @@ func (w *writer) silent() time.Duration {
 }
 
 // waitLocked waits in turn until somebody has copied the frame into the queue. It unlocks.
-func (w *writer) waitLocked(t *turn, hdr wire.Header, p []byte, cancel <-chan struct{}) error {
+func (w *writer) waitLocked(st *Stream, hdr wire.Header, p []byte, cancel <-chan struct{}) error {
+	t := &st.turn
 	if t.ready == nil {
 		t.ready = make(chan struct{}, 1)
 	}
 	t.hdr, t.p = hdr, p
 	w.enqueueLocked(t)
 	w.mu.Unlock()
+	if st.over() { // since it was looked at last
+		w.giveUp(t)
+	}
 	select {
 	case <-t.ready:
 	case <-cancel:
@@ -270,7 +279,17 @@ func (w *writer) waitLocked(t *turn, hdr wire.Header, p []byte, cancel <-chan st
 		return nil
 	}
 	t.p = nil
-	return w.errLocked()
+	return cmp.Or(w.errLocked(), errGivenUp)
+}
+
+// giveUp ends the wait of whoever waits in turn with the stream's frame.
+func (w *writer) giveUp(t *turn) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if t.queued {
+		w.dequeueLocked(t)
+		t.ready <- struct{}{}
+	}
 }
 
 func (w *writer) enqueueLocked(t *turn) {
