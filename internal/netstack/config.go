@@ -19,6 +19,8 @@ type Device interface {
 	ReadPacket(p []byte) (int, tundev.Header, error)
 	// WritePacket sends one packet given in parts, and keeps none of them. Any number of goroutines call it.
 	WritePacket(h tundev.Header, parts [][]byte) error
+	// Splits says that it takes super packets, which the kernel splits if anybody must.
+	Splits() bool
 	// Close makes a blocked ReadPacket return.
 	Close() error
 }

@@ -18,7 +18,7 @@ import (
 // acknowledgement more.
 const gsoMaxSize = 65535 - header.IPv4MinimumSize - header.TCPHeaderMaximumSize + header.TCPTotalHeaderMaximumSize + 1
 
-// link is gVisor's way to the device: packets go out unsplit and without checksum (the kernel does both, if anybody must), and come
+// link is gVisor's way to the device: packets go out unsplit and without checksum, where that does both if anybody must, and come
 // in as they are, since the kernel's own packets carry only partial checksums.
 type link struct {
 	dev Device
@@ -156,4 +156,9 @@ func (*link) SetOnCloseAction(func()) {}
 func (*link) GSOMaxSize() uint32 { return gsoMaxSize }
 
 // SupportedGSO implements stack.GSOEndpoint.
-func (*link) SupportedGSO() stack.SupportedGSO { return stack.HostGSOSupported }
+func (l *link) SupportedGSO() stack.SupportedGSO {
+	if l.dev.Splits() {
+		return stack.HostGSOSupported
+	}
+	return stack.GSONotSupported
+}

@@ -3,6 +3,7 @@ package netstack_test
 import (
 	"bytes"
 	"context"
+	"errors"
 	"io"
 	"net"
 	"net/netip"
@@ -158,6 +159,60 @@ func TestFullFrame(t *testing.T) {
 		if got := dev.longest; got < wire.FullPayload+headers+20 || got-headers > 65535 {
 			t.Errorf("%s: the longest packet has %d bytes", dst, got)
 		}
+	}
+}
+
+// whole is a device that takes finished packets only, as those of macOS and Windows.
+type whole struct {
+	netstack.Device
+	t *testing.T
+}
+
+func (*whole) Splits() bool { return false }
+
+func (d *whole) WritePacket(h tundev.Header, parts [][]byte) error {
+	n := 0
+	for _, p := range parts {
+		n += len(p)
+	}
+	if h.GSO != tundev.GSONone || n > 1500 {
+		d.t.Errorf("a packet of %d bytes, %+v", n, h)
+		return errors.New("not taken")
+	}
+	return d.Device.WritePacket(h, parts)
+}
+
+// TestWholePackets sees that what a full frame carries reaches an application also by a device that does not split packets.
+func TestWholePackets(t *testing.T) {
+	a, b := tuntest.Pair()
+	s, err := netstack.New(netstack.Config{Device: &whole{b, t}, DialTCP: func(context.Context, netip.AddrPort, netip.AddrPort) (flow.Stream, error) {
+		return &framesStream{left: 16}, nil
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	done := make(chan error, 1)
+	go func() { done <- s.Run(ctx) }()
+	host, err := netstacktest.NewHost(a, netip.MustParseAddr("10.1.1.1"), netip.MustParseAddr("fd01::1"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, dst := range []string{"10.9.9.9", "fd09::9"} {
+		c, err := host.DialTCP(ctx, netip.AddrPortFrom(netip.MustParseAddr(dst), 80))
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.SetDeadline(time.Now().Add(20 * time.Second))
+		if n, err := io.Copy(io.Discard, c); err != nil || n != 16*wire.FullPayload {
+			t.Errorf("%s: %d bytes came, %v", dst, n, err)
+		}
+		c.Close()
+	}
+	host.Close()
+	if err := <-done; err != nil {
+		t.Error(err)
 	}
 }
 

@@ -188,6 +188,9 @@ func (w *writeOp) writev(fd uintptr) bool {
 	}
 }
 
+// Splits says that super packets are taken: the kernel splits them (IFF_VNET_HDR).
+func (*Device) Splits() bool { return true }
+
 // Close closes the descriptor; a blocked ReadPacket returns. The interface goes when no other process holds it.
 func (d *Device) Close() error {
 	d.closed.Store(true)

@@ -75,6 +75,9 @@ func (d *Device) WritePacket(h Header, parts [][]byte) error {
 	return nil
 }
 
+// Splits says that super packets are not taken.
+func (*Device) Splits() bool { return false }
+
 // Close closes the device; a blocked ReadPacket returns.
 func (d *Device) Close() error {
 	err := d.t.Close()

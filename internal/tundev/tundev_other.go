@@ -30,5 +30,8 @@ func (d *Device) ReadPacket(p []byte) (int, Header, error) { return 0, Header{},
 // WritePacket is not supported here yet.
 func (d *Device) WritePacket(h Header, parts [][]byte) error { return errUnsupported }
 
+// Splits is not supported here yet.
+func (d *Device) Splits() bool { return false }
+
 // Close is not supported here yet.
 func (d *Device) Close() error { return errUnsupported }

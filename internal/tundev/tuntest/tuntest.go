@@ -75,6 +75,9 @@ func (p *Pipe) WritePacket(h tundev.Header, parts [][]byte) error {
 	return nil
 }
 
+// Splits says that super packets are passed on.
+func (*Pipe) Splits() bool { return true }
+
 // Close ends both directions of this end.
 func (p *Pipe) Close() error {
 	p.once.Do(func() { close(p.done) })
