@@ -28,7 +28,7 @@ func do(ctx context.Context, r helm.Request, progress func(string)) error {
 	}
 	cfg := cluster.RESTConfig()
 	o := chart.Options{
-		Namespace: r.Namespace, ValueFiles: r.ValueFiles, Set: r.Set, CreateNamespace: r.CreateNamespace,
+		Namespace: r.Namespace, ValueFiles: r.ValueFiles, Set: r.Set, SetString: r.SetString, CreateNamespace: r.CreateNamespace,
 		Wait: r.Wait, Timeout: r.Timeout, ResetValues: r.ResetValues, Progress: progress,
 	}
 	switch r.Verb {

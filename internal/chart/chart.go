@@ -49,6 +49,8 @@ type Options struct {
 	Values     map[string]any
 	ValueFiles []string
 	Set        []string
+	// SetString is Set of values that are text whatever they look like (--set-string).
+	SetString []string
 	// CreateNamespace creates the namespace if it is missing. Uninstall removes a namespace that was created this way.
 	CreateNamespace bool
 	// Wait waits until the manager is ready, or says why it does not become so.
@@ -95,9 +97,15 @@ func (o Options) values() (map[string]any, error) {
 		}
 		vals = loader.MergeMaps(vals, m)
 	}
-	for _, s := range o.Set {
-		if err := strvals.ParseInto(s, vals); err != nil {
-			return nil, uerr.Wrap(err, uerr.Usage, "write it as key=value, for example image.tag=1.2.3", "--set %s", s)
+	for _, f := range []struct {
+		name  string
+		given []string
+		parse func(string, map[string]any) error
+	}{{"set", o.Set, strvals.ParseInto}, {"set-string", o.SetString, strvals.ParseIntoString}} {
+		for _, s := range f.given {
+			if err := f.parse(s, vals); err != nil {
+				return nil, uerr.Wrap(err, uerr.Usage, "write it as key=value, for example image.tag=1.2.3", "--%s %s", f.name, s)
+			}
 		}
 	}
 	return vals, nil

@@ -32,7 +32,7 @@ type client struct {
 	dynamic   dynamic.Interface
 	unbound   kubernetes.Interface // outlives the operation's context, for explanations
 	namespace string
-	set       []string // what the caller sets, for whoever runs the command in the caller's place
+	flags     []string // what the caller sets, for whoever runs the command in the caller's place
 	last      *lastError
 	log       *slog.Logger
 }

@@ -83,8 +83,8 @@ func (c *client) adminHint(op string) string {
 	if c.namespace != DefaultNamespace {
 		b.WriteString(" --manager-namespace " + c.namespace)
 	}
-	for _, set := range c.set {
-		b.WriteString(" --set " + shellQuote(set))
+	for _, f := range c.flags {
+		b.WriteString(" " + f)
 	}
 	if op != opInstall {
 		return b.String()
@@ -93,7 +93,7 @@ func (c *client) adminHint(op string) string {
 	defer cancel()
 	r, err := c.unbound.AuthenticationV1().SelfSubjectReviews().Create(ctx, &authn.SelfSubjectReview{}, metav1.CreateOptions{})
 	if err == nil {
-		b.WriteString(" --set " + shellQuote(subjectValues(r.Status.UserInfo.Username)))
+		b.WriteString(" --set-string " + shellQuote(subjectValues(r.Status.UserInfo.Username)))
 	}
 	return b.String()
 }

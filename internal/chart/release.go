@@ -101,6 +101,9 @@ func Install(ctx context.Context, cfg *rest.Config, o Options) (err error) {
 	if err != nil {
 		return err
 	}
+	if _, err := render(ch, vals, o.Namespace); err != nil {
+		return err
+	}
 	if err := c.checkServer(); err != nil {
 		return c.explain(ctx, err, opInstall)
 	}
@@ -124,7 +127,7 @@ func Install(ctx context.Context, cfg *rest.Config, o Options) (err error) {
 		// Whoever came first keeps what they installed.
 		if err != nil && !errors.Is(err, ErrInstalled) {
 			if left := takeBack(cfg, o, created, madeCRDs); left != nil {
-				err = errors.Join(err, left)
+				err = leftBehind(err, left, "what is left is removed by: doppel helm uninstall")
 			}
 		}
 	}()
@@ -150,13 +153,10 @@ func Install(ctx context.Context, cfg *rest.Config, o Options) (err error) {
 	return c.waitReady(ctx, o)
 }
 
-// prepare reads all that can be wrong before anything is touched: values, chart, credentials.
+// prepare reads what can be wrong before anything is touched: values, chart, credentials.
 func prepare(ctx context.Context, cfg *rest.Config, o Options) (*client, *chartv2.Chart, map[string]any, error) {
 	vals, err := o.values()
 	if err != nil {
-		return nil, nil, nil, err
-	}
-	if _, err := Render(o); err != nil {
 		return nil, nil, nil, err
 	}
 	ch, err := Load()
@@ -167,7 +167,12 @@ func prepare(ctx context.Context, cfg *rest.Config, o Options) (*client, *chartv
 	if err != nil {
 		return nil, nil, nil, err
 	}
-	c.set = o.Set
+	for _, s := range o.Set {
+		c.flags = append(c.flags, "--set "+shellQuote(s))
+	}
+	for _, s := range o.SetString {
+		c.flags = append(c.flags, "--set-string "+shellQuote(s))
+	}
 	return c, ch, vals, nil
 }
 
@@ -250,10 +255,11 @@ func Upgrade(ctx context.Context, cfg *rest.Config, o Options) error {
 	if r == nil {
 		return notInstalled(o.Namespace)
 	}
-	sc := scopeOf(vals)
-	if !o.ResetValues {
-		sc = scopeOf(loader.MergeMaps(r.Config, vals))
+	full := o.over(r.Config, vals)
+	if _, err := render(ch, full, o.Namespace); err != nil {
+		return err
 	}
+	sc := scopeOf(full)
 	if err := c.mayInstall(ctx, opUpgrade, false, sc); err != nil {
 		return err
 	}
@@ -272,7 +278,8 @@ func Upgrade(ctx context.Context, cfg *rest.Config, o Options) error {
 	up.WaitStrategy = kube.HookOnlyStrategy
 	up.ForceConflicts = true // the chart's word counts for what the chart says, over kubectl edit and scale
 	up.ResetValues, up.ResetThenReuseValues = o.ResetValues, !o.ResetValues
-	if _, err = up.RunWithContext(ctx, ReleaseName, ch, vals); err != nil {
+	made, err := up.RunWithContext(ctx, ReleaseName, ch, vals)
+	if err != nil {
 		err = c.explain(ctx, err, opUpgrade)
 	} else if o.Wait {
 		err = c.waitReady(ctx, o)
@@ -280,10 +287,27 @@ func Upgrade(ctx context.Context, cfg *rest.Config, o Options) error {
 	if err == nil {
 		return nil
 	}
-	if left := rollBack(cfg, o, r.Version); left != nil {
-		return errors.Join(err, left)
+	ours, _ := made.(*release.Release)
+	if ours == nil { // nothing was changed: somebody else is at it, for example
+		return err
+	}
+	if left := rollBack(cfg, o, r.Version, ours); left != nil {
+		return leftBehind(err, left, "try again: doppel helm upgrade")
 	}
 	return err
+}
+
+// leftBehind is the error of an operation that could not be undone, which is not said to be an interrupt only.
+func leftBehind(err, left error, hint string) error {
+	return uerr.New(uerr.LeftBehind, hint, "%s; %s", oneLine(err.Error()), oneLine(left.Error()))
+}
+
+// over are the overrides after an upgrade: vals, and of those that were kept the rest.
+func (o Options) over(kept, vals map[string]any) map[string]any {
+	if o.ResetValues {
+		return vals
+	}
+	return loader.MergeMaps(kept, vals)
 }
 
 // unlock marks a revision that was interrupted long ago as failed, because Helm takes it for one under way, for ever.
@@ -296,8 +320,8 @@ func (c *client) unlock(r *release.Release) error {
 	return c.helm.Releases.Update(r)
 }
 
-// rollBack returns to revision was, if the release got beyond it.
-func rollBack(cfg *rest.Config, o Options, was int) error {
+// rollBack returns to revision was if ours is the last one. What somebody else has made meanwhile is theirs.
+func rollBack(cfg *rest.Config, o Options, was int, ours *release.Release) error {
 	ctx, cancel := context.WithTimeout(context.Background(), cleanupTimeout)
 	defer cancel()
 	c, err := newClient(ctx, cfg, o.Namespace, o.Log)
@@ -308,15 +332,15 @@ func rollBack(cfg *rest.Config, o Options, was int) error {
 	if err != nil {
 		return fmt.Errorf("roll back: %w", err)
 	}
-	if r == nil || r.Version <= was {
-		return nil // nothing was changed
+	if !same(r, ours) {
+		return nil
 	}
 	o.Progress(fmt.Sprintf("rolling back to revision %d", was))
 	rb := action.NewRollback(c.helm)
 	rb.Version, rb.MaxHistory = was, maxHistory
 	rb.WaitStrategy = kube.HookOnlyStrategy
 	rb.ForceConflicts = true
-	if r.Info.Status.IsPending() { // ours, cut off by the caller
+	if r.Info.Status.IsPending() { // cut off by the caller
 		r.Info.Status = common.StatusFailed
 		if err := c.helm.Releases.Update(r); err != nil {
 			return fmt.Errorf("roll back: %w", err)
@@ -326,6 +350,11 @@ func rollBack(cfg *rest.Config, o Options, was int) error {
 		return fmt.Errorf("roll back to revision %d: %w", was, err)
 	}
 	return nil
+}
+
+// same reports whether a release that was read (nil: there is none) is one that was written.
+func same(r, written *release.Release) bool {
+	return r != nil && r.Version == written.Version && r.Info.LastDeployed.Equal(written.Info.LastDeployed)
 }
 
 // Uninstall removes the release, waits until its pods are gone, and removes the resource types if no other manager needs them, and the namespace if Install

@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -152,6 +151,10 @@ func (p *appFlags) inPlace(ctx context.Context, a *app, req localapi.InterceptRe
 		fmt.Fprintf(a.Err, "doppel: warning: %s\n", oneLine(e.Msg))
 		lerr = nil
 	}
+	if err != nil && lerr != nil { // both count: the app may still be replaced
+		a.warn(lerr)
+		return err
+	}
 	return cmp.Or(err, lerr)
 }
 
@@ -164,9 +167,6 @@ func (p *appFlags) command(ctx context.Context, a *app, command []string, env en
 		cmd.Env = full
 		return cmd
 	}
-	if _, err := exec.LookPath(command[0]); err != nil {
-		return uerr.Wrap(err, uerr.Usage, "", "run %s", command[0])
-	}
 	root, volumes := env["DOPPEL_ROOT"], env["DOPPEL_MOUNTS"]
 	if root == "" || volumes == "" || !p.ownPaths {
 		return a.runCommand(ctx, run())
@@ -174,7 +174,7 @@ func (p *appFlags) command(ctx context.Context, a *app, command []string, env en
 	cmd := run()
 	sandbox.WithVolumes(cmd, []string{volumesCommand}, root, strings.Split(volumes, ":"))
 	err := a.runCommand(ctx, cmd)
-	if errors.Is(err, fs.ErrPermission) && cmd.Process == nil { // this machine lets nobody make namespaces
+	if err != nil && cmd.Process == nil && sandbox.Refused(err) { // this machine lets nobody make namespaces
 		fmt.Fprintf(a.Err, "doppel: warning: the volumes are below %s only, not at their own paths: %s\n", root, oneLine(err.Error()))
 		return a.runCommand(ctx, run())
 	}

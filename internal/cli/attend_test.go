@@ -45,6 +45,30 @@ func TestAttendFromTheStart(t *testing.T) {
 	}
 }
 
+// A Java program, for example, shows what it is at on SIGQUIT and goes on; doppel is to be there still when it ends.
+func TestAttendQuit(t *testing.T) {
+	cmd := exec.Command("sh", "-c", `trap "exit 8" QUIT; echo ready; while :; do sleep 0.05; done`)
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	giveUp := time.AfterFunc(10*time.Second, func() { _ = cmd.Process.Kill() })
+	defer giveUp.Stop()
+	err = attend(t.Context(), cmd, func() error {
+		if err := cmd.Start(); err != nil {
+			return err
+		}
+		if _, err := bufio.NewReader(out).ReadString('\n'); err != nil {
+			return err
+		}
+		return syscall.Kill(os.Getpid(), syscall.SIGQUIT)
+	})
+	var code exitCode
+	if !errors.As(err, &code) || code != 8 {
+		t.Errorf("got %v, want exit code 8", err)
+	}
+}
+
 // A command is not started when a signal has come before: nobody would hand it on.
 func TestAttendAfterTheEnd(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())

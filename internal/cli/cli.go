@@ -82,6 +82,8 @@ func (a *app) fail(ctx context.Context, err error) int {
 	e := uerr.From(err)
 	var ue usageError
 	switch {
+	case ctx.Err() != nil && e.Kind == uerr.LeftBehind:
+		e = uerr.New(uerr.Canceled, e.Hint, "interrupted: %s", e.Msg)
 	case ctx.Err() != nil:
 		e = uerr.New(uerr.Canceled, "", "interrupted")
 	case errors.As(err, &ue):
@@ -95,6 +97,15 @@ func (a *app) fail(ctx context.Context, err error) int {
 		fmt.Fprintf(a.Err, "doppel: hint: %s\n", oneLine(e.Hint))
 	}
 	return e.Kind.ExitCode()
+}
+
+// warn prints what has gone wrong beside what the command ends with.
+func (a *app) warn(err error) {
+	e := uerr.From(err)
+	fmt.Fprintf(a.Err, "doppel: warning: %s\n", oneLine(e.Msg))
+	if e.Hint != "" {
+		fmt.Fprintf(a.Err, "doppel: hint: %s\n", oneLine(e.Hint))
+	}
 }
 
 func oneLine(s string) string { return harmless(strings.Join(strings.Fields(s), " ")) }

@@ -65,6 +65,18 @@ func TestInterrupted(t *testing.T) {
 	}
 }
 
+// But what an interrupt leaves behind is told.
+func TestInterruptedLeftBehind(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	var errOut bytes.Buffer
+	a := &app{Streams: Streams{Out: &bytes.Buffer{}, Err: &errOut}}
+	code := a.fail(ctx, uerr.New(uerr.LeftBehind, "remove it", "install; take it back: still there: Pod x"))
+	if want := "doppel: error: interrupted: install; take it back: still there: Pod x\ndoppel: hint: remove it\n"; code != 130 || errOut.String() != want {
+		t.Errorf("%d, %q", code, errOut.String())
+	}
+}
+
 func TestFail(t *testing.T) {
 	for name, tt := range map[string]struct {
 		err    error

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -15,6 +16,7 @@ import (
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
+	"golang.org/x/term"
 
 	"github.com/doppel-dev/doppel/internal/buildinfo"
 	"github.com/doppel-dev/doppel/internal/helm"
@@ -58,30 +60,19 @@ func (k *kubeFlags) request() (localapi.ConnectRequest, error) {
 	if r.Kubeconfig == "" {
 		r.Kubeconfig = os.Getenv("KUBECONFIG")
 	}
-	if r.Kubeconfig == "" {
-		return r, nil
-	}
 	var abs []string
 	for _, p := range filepath.SplitList(r.Kubeconfig) {
+		if p == "" { // as kubectl has it: KUBECONFIG=$KUBECONFIG:FILE with nothing before
+			continue
+		}
 		a, err := filepath.Abs(p)
 		if err != nil {
 			return r, err
 		}
 		abs = append(abs, a)
 	}
-	r.Kubeconfig = joinList(abs)
+	r.Kubeconfig = strings.Join(abs, string(filepath.ListSeparator))
 	return r, nil
-}
-
-func joinList(paths []string) string {
-	out := ""
-	for i, p := range paths {
-		if i > 0 {
-			out += string(os.PathListSeparator)
-		}
-		out += p
-	}
-	return out
 }
 
 // The three kinds of connect that differ in what has to be done.
@@ -160,6 +151,9 @@ With a command after --, connect runs it and ends with its exit code, and quits 
 }
 
 func (a *app) connectRun(ctx context.Context, base localapi.ConnectRequest, k *kubeFlags, d *dnsFlags, n *networkFlags, command []string) error {
+	if err := found(command); err != nil {
+		return err
+	}
 	out, err := a.connect(ctx, base, k, d, n)
 	if err != nil {
 		return err
@@ -187,7 +181,12 @@ func (a *app) connectRun(ctx context.Context, base localapi.ConnectRequest, k *k
 	if out.Reused {
 		return runErr
 	}
-	return errors.Join(runErr, a.call(context.WithoutCancel(ctx), localapi.MethodQuit, localapi.QuitRequest{Choice: localapi.Choice{Use: out.Session.Connection}}, nil))
+	quitErr := a.call(context.WithoutCancel(ctx), localapi.MethodQuit, localapi.QuitRequest{Choice: localapi.Choice{Use: out.Session.Connection}}, nil)
+	if runErr != nil && quitErr != nil { // both count: the session may still be there
+		a.warn(quitErr)
+		return runErr
+	}
+	return cmp.Or(runErr, quitErr)
 }
 
 // connect starts what is missing, from the daemons to the traffic-manager, and connects.
@@ -231,7 +230,7 @@ func (a *app) connect(ctx context.Context, base localapi.ConnectRequest, k *kube
 	var res localapi.ConnectResult
 	err = a.call(ctx, localapi.MethodConnect, req, &res)
 	var ue *uerr.Error
-	if errors.As(err, &ue) && ue.Kind == uerr.NotFound { // the only thing a connect looks for is the manager
+	if errors.As(err, &ue) && ue.Kind == uerr.NoManager {
 		kind = startFirst
 		if err := a.install(ctx, k); err != nil {
 			return connectOutput{}, err
@@ -295,6 +294,17 @@ func (a *app) runCommand(ctx context.Context, cmd *exec.Cmd) error {
 	return attend(ctx, cmd, func() error { return startCommand(cmd) })
 }
 
+// found says, before anything is made for it, that a command is not there. No command is one that is.
+func found(command []string) error {
+	if len(command) == 0 {
+		return nil
+	}
+	if _, err := exec.LookPath(command[0]); err != nil {
+		return uerr.Wrap(err, uerr.Usage, "", "run %s", command[0])
+	}
+	return nil
+}
+
 func startCommand(cmd *exec.Cmd) error {
 	if err := cmd.Start(); err != nil {
 		return uerr.Wrap(err, uerr.Usage, "", "run %s", cmd.Args[0])
@@ -302,11 +312,11 @@ func startCommand(cmd *exec.Cmd) error {
 	return nil
 }
 
-// attend starts a command, and ends with it and not before: an interrupt is the command's to deal with (the terminal sends it to both of us),
-// other signals are handed on, from the start. It does not start it if a signal has come before (it has ended ctx).
+// attend starts a command, and ends with it and not before: an interrupt and a quit (by which a Java program shows what it is at) are the command's to deal
+// with (the terminal sends them to both of us), other signals are handed on, from the start. It does not start it if a signal has come before (it has ended ctx).
 func attend(ctx context.Context, cmd *exec.Cmd, start func() error) error {
 	signals := make(chan os.Signal, 1)
-	signal.Notify(signals, syscall.SIGTERM, syscall.SIGHUP)
+	signal.Notify(signals, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT)
 	defer signal.Stop(signals)
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
@@ -320,7 +330,9 @@ func attend(ctx context.Context, cmd *exec.Cmd, start func() error) error {
 		for {
 			select {
 			case s := <-signals:
-				_ = cmd.Process.Signal(s)
+				if s != syscall.SIGQUIT || !term.IsTerminal(int(os.Stdin.Fd())) { // the terminal sends its keys' signal to both of us
+					_ = cmd.Process.Signal(s)
+				}
 			case <-ended:
 				return
 			}

@@ -123,6 +123,7 @@ func (a *app) helm(ctx context.Context, r helm.Request, show func(string)) error
 func addValues(f *pflag.FlagSet, o *helm.Options) {
 	f.StringArrayVarP(&o.ValueFiles, "values", "f", nil, "file with values for the chart (may be repeated)")
 	f.StringArrayVar(&o.Set, "set", nil, "a value for the chart, KEY=VALUE (may be repeated)")
+	f.StringArrayVar(&o.SetString, "set-string", nil, "a value that is text whatever it looks like, as 2024 or true, KEY=VALUE (may be repeated)")
 	f.BoolVar(&o.CreateNamespace, "create-namespace", true, "create the namespace if it is missing")
 	f.BoolVar(&o.Wait, "wait", true, "wait until the traffic-manager runs, or say why it does not")
 	f.DurationVar(&o.Timeout, "timeout", helm.DefaultTimeout, "how long to wait")

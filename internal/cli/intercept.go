@@ -159,7 +159,7 @@ func (i *interceptFlags) run(a *app) func(*cobra.Command, []string) error {
 		if i.preview != nil {
 			err = i.preview.check()
 		}
-		if err := cmp.Or(a.configErr, i.ready(), err); err != nil {
+		if err := cmp.Or(a.configErr, i.ready(), err, found(args[1:])); err != nil {
 			return err
 		}
 		var m *made

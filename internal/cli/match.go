@@ -13,11 +13,13 @@ import (
 
 // matchFlags are the flags that choose HTTP requests; all given must match.
 type matchFlags struct {
+	set                             *pflag.FlagSet
 	regexps, headers, methods       []string
 	pathEqual, pathPrefix, pathExpr string
 }
 
 func (m *matchFlags) register(f *pflag.FlagSet) {
+	m.set = f
 	f.StringArrayVar(&m.regexps, "http-match", nil, "only requests with a header whose whole value matches: HEADER=REGEX; \"all\" for all of them")
 	f.StringArrayVar(&m.headers, "http-header", nil, "only requests with a header: HEADER=VALUE, HEADER^=PREFIX or HEADER~=REGEX")
 	f.StringVar(&m.pathEqual, "http-path-equal", "", "only requests for this path")
@@ -51,6 +53,14 @@ func (m *matchFlags) rule() (match.Rule, error) {
 	for _, v := range m.headers {
 		if err := add("http-header", v, match.ParseHeader); err != nil {
 			return r, err
+		}
+	}
+	if m.set == nil { // they are no flags of this command
+		return r, nil
+	}
+	for _, name := range []string{"http-path-equal", "http-path-prefix", "http-path-regexp", "http-method"} {
+		if f := m.set.Lookup(name); f != nil && f.Changed && strings.Trim(f.Value.String(), "[]") == "" { // a variable that is not set, most likely
+			return r, uerr.New(uerr.Usage, "leave it out for all requests", "--%s is empty", name)
 		}
 	}
 	for op, v := range map[match.Op]string{match.Equal: m.pathEqual, match.Prefix: m.pathPrefix, match.Regexp: m.pathExpr} {

@@ -93,11 +93,7 @@ func (p *previewFlags) make(ctx context.Context, a *app, use, name, namespace, w
 	if err != nil {
 		return nil, nil, err
 	}
-	if login.Ingresses == nil {
-		login.Ingresses = map[string]relayclient.Ingress{}
-	}
-	login.Ingresses[r.Cluster] = relayclient.Ingress(in)
-	return &localapi.Preview{ID: m.ID, Ingress: in}, m, logins.Put(login)
+	return &localapi.Preview{ID: m.ID, Ingress: in}, m, logins.Enter(login, r.Cluster, relayclient.Ingress(in))
 }
 
 // create asks the relay for the domain of a preview whose requests enter the cluster there.

@@ -41,11 +41,15 @@ answers it by the name ` + sandbox.HostName + `, and what the command listens on
 		RunE: func(c *cobra.Command, args []string) error { return a.runInside(c.Context(), &k, args) },
 	}
 	k.add(c.Flags(), true)
+	a.configured(&k)
 	return c
 }
 
 // runInside makes the namespaces, connects, and lets the command begin in them.
 func (a *app) runInside(ctx context.Context, k *kubeFlags, command []string) error {
+	if a.configErr != nil {
+		return a.configErr
+	}
 	req, err := k.request()
 	if err != nil {
 		return err
@@ -79,7 +83,7 @@ func (a *app) runInside(ctx context.Context, k *kubeFlags, command []string) err
 		Ended:    func(err error) { fmt.Fprintf(a.Err, "doppel: error: the session ended: %s\n", oneLine(err.Error())) },
 	}
 	s, err := userd.OpenSingle(ctx, cfg)
-	if e := new(uerr.Error); errors.As(err, &e) && e.Kind == uerr.NotFound { // there is no traffic-manager yet
+	if e := new(uerr.Error); errors.As(err, &e) && e.Kind == uerr.NoManager {
 		if err = a.install(ctx, k); err == nil {
 			s, err = userd.OpenSingle(ctx, cfg)
 		}

@@ -55,6 +55,7 @@ type Options struct {
 	Namespace       string        `json:"namespace,omitempty"`
 	ValueFiles      []string      `json:"valueFiles,omitempty"`
 	Set             []string      `json:"set,omitempty"`
+	SetString       []string      `json:"setString,omitempty"`
 	CreateNamespace bool          `json:"createNamespace,omitempty"`
 	Wait            bool          `json:"wait,omitempty"`
 	Timeout         time.Duration `json:"timeout,omitempty"`

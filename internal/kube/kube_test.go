@@ -283,7 +283,7 @@ func TestManager(t *testing.T) {
 		msg, hint string
 	}{
 		"there":       {cm(map[string]string{"key": "sha256:k", "version": "1.0", "protocol": "1", "pod": "traffic-manager-7"}), "", "", ""},
-		"none":        {nil, uerr.NotFound, "no traffic-manager in namespace doppel", "doppel helm install"},
+		"none":        {nil, uerr.NoManager, "no traffic-manager in namespace doppel", "doppel helm install"},
 		"not started": {cm(nil), uerr.Cluster, "has not started yet", "kubectl -n doppel get pods"},
 		"of old":      {cm(map[string]string{"key": "sha256:k"}), uerr.Cluster, "ConfigMap doppel/traffic-manager", "doppel helm upgrade"},
 		"forbidden":   {forbidden(), uerr.Denied, "you may not use doppel in namespace doppel", "an administrator"},
@@ -415,7 +415,7 @@ func TestSessions(t *testing.T) {
 
 	none := newAPIServer(t, nil)
 	_, err = none.c.CreateSession(t.Context(), "doppel", v1alpha1.SessionSpec{})
-	wantError(t, err, uerr.NotFound, "the cluster does not know doppel's resources", "doppel helm install")
+	wantError(t, err, uerr.NoManager, "the cluster does not know doppel's resources", "doppel helm install")
 	if err := none.c.DeleteSession(t.Context(), got); err != nil {
 		t.Errorf("a session that is gone: %v", err)
 	}

@@ -2,6 +2,7 @@ package kube
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"strconv"
@@ -33,7 +34,7 @@ func (c *Cluster) SetLogLevel(ctx context.Context, managerNS, level string, unti
 	return c.explain(configMaps.patch(ctx, c, managerNS, loggingName, patch), "change the log level of the traffic-manager and the agents")
 }
 
-// maxLogs bounds the log of one container in bytes.
+// maxLogs bounds the log of one container in bytes: its end, as that of the local logs.
 const maxLogs = 4 << 20
 
 // PodLog is what one container logged, this time or before its last restart.
@@ -86,12 +87,30 @@ func (c *Cluster) logs(ctx context.Context, ns, selector string, container func(
 func (c *Cluster) log(ctx context.Context, p *corev1.Pod, container string, previous bool) PodLog {
 	out := PodLog{Pod: p.Name, Container: container, Previous: previous}
 	r, err := pods.at(c.api.Get(), p.Namespace).Name(p.Name).SubResource("log").
-		Param("container", container).Param("previous", strconv.FormatBool(previous)).Param("limitBytes", strconv.Itoa(maxLogs)).Stream(ctx)
+		Param("container", container).Param("previous", strconv.FormatBool(previous)).Stream(ctx)
 	if err != nil {
 		out.Err = c.explain(err, "read the log of pod "+p.Name)
 		return out
 	}
 	defer r.Close()
-	out.Text, out.Err = io.ReadAll(r)
+	out.Text, out.Err = end(r, maxLogs)
 	return out
+}
+
+// end is the end of what r has, up to limit bytes of it (limitBytes of the API would be the beginning).
+func end(r io.Reader, limit int) ([]byte, error) {
+	var b []byte
+	buf := make([]byte, 64<<10)
+	for {
+		n, err := r.Read(buf)
+		if b = append(b, buf[:n]...); len(b) > 2*limit {
+			b = append(b[:0], b[len(b)-limit:]...)
+		}
+		if err != nil {
+			if errors.Is(err, io.EOF) {
+				err = nil
+			}
+			return b[max(0, len(b)-limit):], err
+		}
+	}
 }

@@ -43,7 +43,7 @@ func (c *Cluster) Manager(ctx context.Context, ns string) (ManagerInfo, error) {
 	defer cancel()
 	cm, err := configMaps.get(ctx, c, ns, managerName)
 	if apierrors.IsNotFound(err) {
-		return ManagerInfo{}, uerr.Wrap(ErrNoManager, uerr.NotFound, "install it with: doppel helm install", "no traffic-manager in namespace %s", ns)
+		return ManagerInfo{}, uerr.Wrap(ErrNoManager, uerr.NoManager, "install it with: doppel helm install", "no traffic-manager in namespace %s", ns)
 	}
 	if apierrors.IsForbidden(err) {
 		return ManagerInfo{}, uerr.Wrap(err, uerr.Denied,
@@ -95,7 +95,7 @@ func (c *Cluster) CreateSession(ctx context.Context, ns string, spec v1alpha1.Se
 	s := &v1alpha1.Session{ObjectMeta: metav1.ObjectMeta{GenerateName: "session-", Namespace: ns}, Spec: spec}
 	out, err := create(ctx, c, sessions, ns, s)
 	if apierrors.IsNotFound(err) {
-		return nil, uerr.Wrap(ErrNoManager, uerr.NotFound, "install it with: doppel helm install", "the cluster does not know doppel's resources")
+		return nil, uerr.Wrap(ErrNoManager, uerr.NoManager, "install it with: doppel helm install", "the cluster does not know doppel's resources")
 	}
 	return out, c.explain(err, "create a session")
 }

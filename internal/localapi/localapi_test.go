@@ -96,7 +96,7 @@ func TestProgressIsLive(t *testing.T) {
 
 // Every kind of error crosses the socket with its words and hint.
 func TestErrors(t *testing.T) {
-	for _, kind := range []uerr.Kind{uerr.Internal, uerr.Usage, uerr.Denied, uerr.NotConnected, uerr.Cluster, uerr.NotFound, uerr.Conflict, uerr.Canceled} {
+	for _, kind := range []uerr.Kind{uerr.Internal, uerr.Usage, uerr.Denied, uerr.NotConnected, uerr.Cluster, uerr.NotFound, uerr.NoManager, uerr.Conflict, uerr.LeftBehind, uerr.Canceled} {
 		c := serve(t, func(_ context.Context, _ request, p Progress) (result, error) {
 			p("trying")
 			return result{"ignored"}, fmt.Errorf("outer: %w", uerr.Wrap(io.EOF, kind, "do this", "inner"))

@@ -12,6 +12,8 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/gofrs/flock"
+
 	"github.com/doppel-dev/doppel/internal/relayapi"
 	"github.com/doppel-dev/doppel/internal/uerr"
 )
@@ -58,13 +60,10 @@ const (
 // cluster says must not lead it elsewhere.
 func Load(configFile, relay, caFile string) (*Logins, error) {
 	l := &Logins{file: filepath.Join(filepath.Dir(configFile), "relays.json")}
-	b, err := os.ReadFile(l.file)
-	if err == nil {
-		err = json.Unmarshal(b, l)
+	if err := l.read(); err != nil {
+		return nil, err
 	}
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, uerr.Wrap(err, uerr.Usage, "remove it, and log in again", "logins at relays in %s", l.file)
-	}
+	var err error
 	if relay = cmp.Or(os.Getenv(EnvRelay), relay); relay != "" {
 		if l.relay, err = URL(relay); err != nil {
 			return nil, err
@@ -100,13 +99,39 @@ func (l *Logins) All() []Login {
 	return append([]Login{*l.env}, l.Logins...)
 }
 
+// change makes one change to what the file says now: other commands may have changed it since it was read, while this one waited for a person.
+func (l *Logins) change(fn func()) error {
+	if err := os.MkdirAll(filepath.Dir(l.file), 0o700); err != nil {
+		return err
+	}
+	lock := flock.New(l.file+".lock", flock.SetPermissions(0o600))
+	if err := lock.Lock(); err != nil {
+		return fmt.Errorf("lock the logins: %w", err)
+	}
+	defer lock.Unlock() //nolint:errcheck // it ends with the process, if not before
+	if err := l.read(); err != nil {
+		return err
+	}
+	fn()
+	return l.save()
+}
+
+func (l *Logins) read() error {
+	l.Logins = nil
+	b, err := os.ReadFile(l.file)
+	if err == nil {
+		err = json.Unmarshal(b, l)
+	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return uerr.Wrap(err, uerr.Usage, "remove it, and log in again", "logins at relays in %s", l.file)
+	}
+	return nil
+}
+
 // save writes the file as a whole or not at all.
 func (l *Logins) save() error {
 	b, err := json.MarshalIndent(l, "", "  ")
 	if err != nil {
-		return err
-	}
-	if err := os.MkdirAll(filepath.Dir(l.file), 0o700); err != nil {
 		return err
 	}
 	f, err := os.CreateTemp(filepath.Dir(l.file), ".relays-*") // mode 0600
@@ -133,35 +158,56 @@ func (l *Logins) At(relay string) (Login, bool) {
 	return Login{}, false
 }
 
-// Put keeps a login, as the newest; but not that of the environment. What one account was allowed is not another's.
+// Put keeps a login, as the newest. What the account was allowed, and where its previews entered clusters, stays; it is not another account's.
 func (l *Logins) Put(login Login) error {
+	return l.change(func() {
+		login.Permission = relayapi.NotAsked
+		for _, o := range l.Logins {
+			if o.URL == login.URL && o.Who.Email == login.Who.Email {
+				login.Permission, login.Ingresses = o.Permission, o.Ingresses
+			}
+		}
+		l.Logins = slices.Insert(slices.DeleteFunc(l.Logins, func(o Login) bool { return o.URL == login.URL }), 0, login)
+	})
+}
+
+// Enter keeps where previews enter a cluster; that of the environment is not kept.
+func (l *Logins) Enter(login Login, cluster string, in Ingress) error {
 	if login.FromEnv {
 		return nil
 	}
-	for _, o := range l.Logins {
-		if o.URL == login.URL && o.Who.Email != login.Who.Email {
-			login.Permission = relayapi.NotAsked
+	_, err := l.at(login.URL, func(o *Login) {
+		if o.Ingresses == nil {
+			o.Ingresses = map[string]Ingress{}
 		}
-	}
-	l.Logins = slices.Insert(slices.DeleteFunc(l.Logins, func(o Login) bool { return o.URL == login.URL }), 0, login)
-	return l.save()
+		o.Ingresses[cluster] = in
+	})
+	return err
 }
 
 // Permit keeps what the user says of intercepts that are started on a relay's page; false: there is no login at that relay.
 func (l *Logins) Permit(relay string, p relayapi.Permission) (bool, error) {
-	for i := range l.Logins {
-		if l.Logins[i].URL == relay {
-			l.Logins[i].Permission = p
-			return true, l.save()
+	return l.at(relay, func(o *Login) { o.Permission = p })
+}
+
+// at changes the login at a relay; false: there is none.
+func (l *Logins) at(relay string, fn func(*Login)) (found bool, err error) {
+	err = l.change(func() {
+		for i := range l.Logins {
+			if l.Logins[i].URL == relay {
+				fn(&l.Logins[i])
+				found = true
+			}
 		}
-	}
-	return false, nil
+	})
+	return found, err
 }
 
 // Remove forgets a login.
 func (l *Logins) Remove(relay string) error {
-	l.Logins = slices.DeleteFunc(l.Logins, func(o Login) bool { return o.URL == relay })
-	return l.save()
+	return l.change(func() {
+		l.Logins = slices.DeleteFunc(l.Logins, func(o Login) bool { return o.URL == relay })
+	})
 }
 
 // URL is the address of a relay in its one form, from what a person typed: a domain will do.

@@ -3,11 +3,14 @@
 package sandbox
 
 import (
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"net/netip"
 	"strings"
+	"syscall"
 
 	"github.com/doppel-dev/doppel/internal/uerr"
 )
@@ -42,6 +45,17 @@ type facts struct {
 	clone    string // kernel.unprivileged_userns_clone (Debian, and others with its patch)
 	max      string // user.max_user_namespaces
 	appArmor string // kernel.apparmor_restrict_unprivileged_userns (Ubuntu 23.10 and later)
+}
+
+// Refused reports whether a program could not be started because this machine gives no user namespaces: to nobody (clone(2) has ENOSPC for
+// user.max_user_namespaces=0, EINVAL and ENOSYS for a kernel without them), or not to this user.
+func Refused(err error) bool {
+	for _, no := range []error{fs.ErrPermission, syscall.ENOSPC, syscall.EUSERS, syscall.EINVAL, syscall.ENOSYS} {
+		if errors.Is(err, no) {
+			return true
+		}
+	}
+	return false
 }
 
 // refusal says why namespaces could not be made, and what allows them.

@@ -2,8 +2,10 @@ package sandbox
 
 import (
 	"errors"
+	"io/fs"
 	"net/netip"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/doppel-dev/doppel/internal/uerr"
@@ -69,6 +71,18 @@ func TestFiles(t *testing.T) {
 	} {
 		if got := hostsFile(in); got != want {
 			t.Errorf("hosts: %q", got)
+		}
+	}
+}
+
+// TestRefused: a machine that gives no user namespaces says so in several ways.
+func TestRefused(t *testing.T) {
+	for errno, want := range map[syscall.Errno]bool{
+		syscall.EPERM: true, syscall.EACCES: true, syscall.ENOSPC: true, syscall.EUSERS: true, syscall.EINVAL: true, syscall.ENOSYS: true,
+		syscall.ENOENT: false, syscall.ENOMEM: false,
+	} {
+		if got := Refused(&fs.PathError{Op: "fork/exec", Path: "/proc/self/exe", Err: errno}); got != want {
+			t.Errorf("%v: %v", errno, got)
 		}
 	}
 }

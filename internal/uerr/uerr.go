@@ -17,7 +17,9 @@ const (
 	NotConnected Kind = "not-connected" // the command needs a session and there is none
 	Cluster      Kind = "cluster"       // the cluster or something in it does not answer or is broken
 	NotFound     Kind = "not-found"     // what the user named does not exist
+	NoManager    Kind = "no-manager"    // no traffic-manager is installed
 	Conflict     Kind = "conflict"      // somebody or something already holds it
+	LeftBehind   Kind = "left-behind"   // what was begun, and failed, could not be undone
 	Canceled     Kind = "canceled"      // interrupted by the user
 )
 
@@ -30,11 +32,11 @@ func (k Kind) ExitCode() int {
 		return 3
 	case NotConnected:
 		return 4
-	case Cluster:
+	case Cluster, LeftBehind:
 		return 5
 	case Canceled:
 		return 130
-	case Internal, NotFound, Conflict:
+	case Internal, NotFound, NoManager, Conflict:
 		return 1
 	}
 	return 1

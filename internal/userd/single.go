@@ -40,7 +40,7 @@ func OpenSingle(ctx context.Context, cfg SingleConfig) (*Single, error) {
 		return nil, errors.New("userd: incomplete configuration")
 	}
 	req := cfg.Request
-	cluster, err := kube.Load(kube.Options{Kubeconfig: req.Kubeconfig, Context: req.Context, Namespace: req.Namespace})
+	cluster, err := kube.Load(kube.Options{Kubeconfig: req.Kubeconfig, Context: req.Context, Namespace: req.Namespace, As: req.As, AsGroups: req.AsGroups})
 	if err != nil {
 		return nil, err
 	}
