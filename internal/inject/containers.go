@@ -37,20 +37,11 @@ func agentContainer(ac *agentcfg.Config, cfg Config, spec *corev1.PodSpec) corev
 			ProbeHandler:  corev1.ProbeHandler{HTTPGet: &corev1.HTTPGetAction{Path: "/readyz", Port: intstr.FromInt32(int32(ac.HealthPort))}},
 			PeriodSeconds: 1, TimeoutSeconds: 2, FailureThreshold: 3,
 		},
-		Resources: corev1.ResourceRequirements{
-			Requests: corev1.ResourceList{corev1.ResourceCPU: resource.MustParse("5m"), corev1.ResourceMemory: resource.MustParse("24Mi")},
-			Limits:   corev1.ResourceList{corev1.ResourceMemory: resource.MustParse("256Mi")},
-		},
+		Resources:       resources(cfg, spec, "256Mi"),
 		SecurityContext: restricted(runsAsRoot(spec)),
 		// What it said last is in the pod's status when it does not start.
 		TerminationMessagePolicy: corev1.TerminationMessageFallbackToLogsOnError,
 		VolumeMounts:             []corev1.VolumeMount{{Name: tokenVolumeName, MountPath: agentcfg.TokenDir, ReadOnly: true}},
-	}
-	if cfg.Resources != nil {
-		c.Resources = *cfg.Resources
-	}
-	if spec.Resources != nil {
-		c.Resources = corev1.ResourceRequirements{} // the agent shares what the pod has as a whole (KEP-2837)
 	}
 	for _, p := range ac.Ports {
 		cp := corev1.ContainerPort{ContainerPort: int32(p.AgentPort), Protocol: corev1.Protocol(p.Protocol)}
@@ -60,6 +51,21 @@ func agentContainer(ac *agentcfg.Config, cfg Config, spec *corev1.PodSpec) corev
 		c.Ports = append(c.Ports, cp)
 	}
 	return c
+}
+
+// resources are those of a container of ours: what is configured, or little, with a limit of memory. A quota of a namespace may ask for some of every container,
+// the one that has ended before the app begins too.
+func resources(cfg Config, spec *corev1.PodSpec, memory string) corev1.ResourceRequirements {
+	switch {
+	case spec.Resources != nil:
+		return corev1.ResourceRequirements{} // it shares what the pod has as a whole (KEP-2837)
+	case cfg.Resources != nil:
+		return *cfg.Resources.DeepCopy()
+	}
+	return corev1.ResourceRequirements{
+		Requests: corev1.ResourceList{corev1.ResourceCPU: resource.MustParse("5m"), corev1.ResourceMemory: resource.MustParse("24Mi")},
+		Limits:   corev1.ResourceList{corev1.ResourceMemory: resource.MustParse(memory)},
+	}
 }
 
 // restricted is the security context of the agent: it passes the "restricted" pod security standard.
@@ -84,7 +90,7 @@ func restricted(podIsRoot bool) *corev1.SecurityContext {
 // redirectContainer sets the nftables redirect and exits; it is the only thing with a privilege, and runs before the app.
 func redirectContainer(ac *agentcfg.Config, cfg Config, spec *corev1.PodSpec) corev1.Container {
 	no, yes, root := false, true, int64(0)
-	c := corev1.Container{
+	return corev1.Container{
 		Name:            agentcfg.InitContainer,
 		Image:           cfg.Image,
 		ImagePullPolicy: cfg.PullPolicy,
@@ -93,10 +99,7 @@ func redirectContainer(ac *agentcfg.Config, cfg Config, spec *corev1.PodSpec) co
 		VolumeMounts:    []corev1.VolumeMount{{Name: tokenVolumeName, MountPath: agentcfg.TokenDir, ReadOnly: true}}, // keeps the app's token out
 
 		TerminationMessagePolicy: corev1.TerminationMessageFallbackToLogsOnError,
-		Resources: corev1.ResourceRequirements{
-			Requests: corev1.ResourceList{corev1.ResourceCPU: resource.MustParse("5m"), corev1.ResourceMemory: resource.MustParse("24Mi")},
-			Limits:   corev1.ResourceList{corev1.ResourceMemory: resource.MustParse("64Mi")},
-		},
+		Resources:                resources(cfg, spec, "64Mi"),
 		SecurityContext: &corev1.SecurityContext{
 			AllowPrivilegeEscalation: &no,
 			ReadOnlyRootFilesystem:   &yes,
@@ -106,10 +109,6 @@ func redirectContainer(ac *agentcfg.Config, cfg Config, spec *corev1.PodSpec) co
 			SeccompProfile:           &corev1.SeccompProfile{Type: corev1.SeccompProfileTypeRuntimeDefault},
 		},
 	}
-	if spec.Resources != nil {
-		c.Resources = corev1.ResourceRequirements{}
-	}
-	return c
 }
 
 func runsAsRoot(spec *corev1.PodSpec) bool {

@@ -20,7 +20,7 @@ type Config struct {
 	LogLevel   string
 	Managers   []string
 	ManagerKey string
-	// Resources of the agent's container; nil means a small request and a memory limit.
+	// Resources of each of the agent's containers; nil means a small request and a memory limit.
 	Resources *corev1.ResourceRequirements
 	// Ports are the ports to take, as Ports listed them.
 	Ports []Taken

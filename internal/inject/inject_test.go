@@ -13,6 +13,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
+	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/yaml"
 
@@ -203,14 +205,26 @@ func TestAnnotationAloneIsNoAgent(t *testing.T) {
 }
 
 func TestAgentResources(t *testing.T) {
-	f := readFixture(t, "testdata/name-takeover.in.yaml")
-	cfg := f.config(t)
-	cfg.Resources = &corev1.ResourceRequirements{}
-	out, err := Pod(&f.pod, cfg)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if r := out.Spec.Containers[len(out.Spec.Containers)-1].Resources; len(r.Requests)+len(r.Limits) != 0 {
-		t.Errorf("resources %v, want none", r)
+	limits := corev1.ResourceList{corev1.ResourceCPU: resource.MustParse("1"), corev1.ResourceMemory: resource.MustParse("100Mi")}
+	for name, want := range map[string]corev1.ResourceRequirements{"none": {}, "limits, for a quota": {Limits: limits}} {
+		f := readFixture(t, "testdata/redirect.in.yaml")
+		cfg := f.config(t)
+		cfg.Resources = &want
+		out, err := Pod(&f.pod, cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ours := 0
+		for _, c := range slices.Concat(out.Spec.InitContainers, out.Spec.Containers) {
+			if c.Name == agentcfg.Container || c.Name == agentcfg.InitContainer {
+				ours++
+				if !equality.Semantic.DeepEqual(c.Resources, want) {
+					t.Errorf("%s: container %s has resources %v", name, c.Name, c.Resources)
+				}
+			}
+		}
+		if ours != 2 {
+			t.Errorf("%s: %d containers of ours", name, ours)
+		}
 	}
 }
