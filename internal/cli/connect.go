@@ -207,9 +207,11 @@ func (a *app) connect(ctx context.Context, base localapi.ConnectRequest, k *kube
 	if req.Network, err = n.options(); err != nil {
 		return connectOutput{}, err
 	}
-	if _, err := kube.Load(k.Options); err != nil {
-		return connectOutput{}, err // before sudo asks for a password
+	cluster, err := kube.Load(k.Options) // before sudo asks for a password
+	if err != nil {
+		return connectOutput{}, err
 	}
+	req.Env = cluster.Environment()
 	started, err := a.startDaemons(ctx)
 	if started {
 		kind = startCold

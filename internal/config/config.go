@@ -220,12 +220,12 @@ func isSection(t reflect.Type) bool {
 	return !p.Implements(reflect.TypeFor[json.Unmarshaler]()) && !p.Implements(reflect.TypeFor[interface{ UnmarshalText([]byte) error }]())
 }
 
-// sectionFields are a struct's keys; those of embedded structs are its own.
+// sectionFields are a struct's keys; those of embedded structs are its own. A field with the tag config:"-" has none.
 func sectionFields(t reflect.Type) map[string][]int {
 	out := map[string][]int{}
 	for _, f := range reflect.VisibleFields(t) {
 		name, _, _ := strings.Cut(f.Tag.Get("json"), ",")
-		if f.Anonymous || !f.IsExported() || name == "-" || name == "" {
+		if f.Anonymous || !f.IsExported() || name == "-" || name == "" || f.Tag.Get("config") == "-" {
 			continue
 		}
 		out[name] = f.Index

@@ -37,6 +37,7 @@ type Options struct {
 	Namespace  string   `json:"namespace,omitempty"`  // empty: the context's namespace
 	As         string   `json:"as,omitempty"`         // user to impersonate; empty: the kubeconfig's, if any
 	AsGroups   []string `json:"asGroups,omitempty"`   // and groups
+	Env        []string `json:"-"`                    // the environment of who asks, where that is another process; nil: it is this one
 }
 
 // Cluster is one cluster as one user sees it.
@@ -83,6 +84,9 @@ func Load(o Options) (*Cluster, error) {
 	ns, _, err := cc.Namespace()
 	if err != nil {
 		return nil, uerr.Wrap(err, uerr.Usage, "", "namespace of context %q", name)
+	}
+	if o.Env != nil {
+		inEnvironment(cfg, o.Env)
 	}
 	return newCluster(cfg, cc, name, ns)
 }

@@ -182,7 +182,7 @@ func (d *Daemon) connect(ctx context.Context, req localapi.ConnectRequest, progr
 	if err := req.DNS.Validate(); err != nil {
 		return localapi.ConnectResult{}, err
 	}
-	cluster, err := kube.Load(kube.Options{Kubeconfig: req.Kubeconfig, Context: req.Context, Namespace: req.Namespace, As: req.As, AsGroups: req.AsGroups})
+	cluster, err := kube.Load(kube.Options{Kubeconfig: req.Kubeconfig, Context: req.Context, Namespace: req.Namespace, As: req.As, AsGroups: req.AsGroups, Env: append([]string{}, req.Env...)})
 	if err != nil {
 		return localapi.ConnectResult{}, err
 	}
