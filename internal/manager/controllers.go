@@ -164,7 +164,7 @@ func claimsOthers(e event.UpdateEvent) bool {
 func (m *Manager) wake(w workloadKey) {
 	select {
 	case m.wakeups <- event.TypedGenericEvent[workloadKey]{Object: w}:
-	default: // the queue is full of wake-ups; pending intercepts are polled anyway
+	default: // the queue is full of wake-ups; intercepts are polled anyway
 	}
 }
 

@@ -29,7 +29,8 @@ import (
 // pendingPoll is how often an intercept that waits for pods is looked at again; events of agents wake it earlier.
 const pendingPoll = 300 * time.Millisecond
 
-// activePoll is how often a workload with active intercepts is looked at, but not more than one in each activeEach: with thousands, nothing else would be done.
+// activePoll is how often a workload is looked at whose intercepts are active or wait for a laptop, but not more than one in each activeEach: with thousands,
+// nothing else would be done.
 const (
 	activePoll = 10 * time.Second
 	activeEach = 100 * time.Millisecond
@@ -162,7 +163,10 @@ func (r *interceptReconciler) look(ctx context.Context, in *v1alpha1.Intercept) 
 		r.m.engaged.remove(in.UID)
 		r.ended(ctx, in.UID)
 		delete(r.missed, in.UID)
-		return reconcile.Result{}, r.writeStatus(ctx, in, v1alpha1.InterceptStatus{
+		if r.soon(in) {
+			return reconcile.Result{RequeueAfter: pendingPoll}, nil
+		}
+		return reconcile.Result{RequeueAfter: activePoll}, r.writeStatus(ctx, in, v1alpha1.InterceptStatus{
 			State: v1alpha1.InterceptPending, Message: "waiting for " + in.Spec.User + " to connect with --accept-intercepts",
 		})
 	}
@@ -218,7 +222,7 @@ func (r *interceptReconciler) hasFailed(in *v1alpha1.Intercept) bool {
 }
 
 // soon says of an intercept that is pending that it has only just been made, and nothing had to be restarted for it: most of these are active in a moment,
-// which an object that says what they wait for would only delay. One that was active under another leader is, as soon as its agents have come to us.
+// which an object that says what they wait for would only delay. One that was active under another leader is, as soon as its agents and laptop have come to us.
 func (r *interceptReconciler) soon(in *v1alpha1.Intercept) bool {
 	if _, restarted := r.restarted[in.UID]; restarted {
 		return false

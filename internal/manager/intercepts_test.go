@@ -419,6 +419,43 @@ func TestInterceptClaimed(t *testing.T) {
 	}
 }
 
+// To a new leader laptops come later than intercepts are looked at: one that is declared stays active for a while, and is looked at when its laptop comes.
+func TestClaimedUnderAnotherLeader(t *testing.T) {
+	declared := intercept("in-1", "ada", "")
+	r := newReconciler(t, declared)
+	r.addPod("a", "rs-1", withAgent(8080), ready1)
+	r.acknowledge("a", "in-1")
+	declared.Status = v1alpha1.InterceptStatus{State: v1alpha1.InterceptActive, Session: "mine"}
+	r.must(r.kc.Status().Update(t.Context(), declared))
+	s := &v1alpha1.Session{ObjectMeta: meta("doppel", "mine")}
+	r.world.get(s)
+	s.Spec.AcceptIntercepts = true
+	r.must(r.kc.Update(t.Context(), s))
+	delete(r.laptops.tunnels, "mine")
+
+	r.started = time.Now()
+	if st, again := r.look("in-1"); st.State != v1alpha1.InterceptActive || again != pendingPoll {
+		t.Errorf("a new leader: %s %q, looked at again after %v", st.State, st.Message, again)
+	}
+	r.started = time.Now().Add(-leaderNew)
+	st, again := r.look("in-1")
+	wantStatus(t, "its laptop does not come", st, v1alpha1.InterceptPending, "", "waiting for ada to connect")
+	if again != activePoll {
+		t.Errorf("looked at again after %v", again)
+	}
+	r.laptops.up(t.Context(), s, &mux.Session{}, func() {})
+	select {
+	case e := <-r.wakeups:
+		if e.Object != web {
+			t.Errorf("looked at is %v", e.Object)
+		}
+	default:
+		t.Error("nobody looks at it when its laptop comes")
+	}
+	st, _ = r.look("in-1")
+	wantStatus(t, "its laptop came", st, v1alpha1.InterceptActive, "", "")
+}
+
 func TestInterceptFails(t *testing.T) {
 	for name, tt := range map[string]struct {
 		spec        func(*v1alpha1.InterceptSpec)

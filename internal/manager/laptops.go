@@ -204,6 +204,9 @@ func (l *laptops) up(ctx context.Context, sess *v1alpha1.Session, s *mux.Session
 			_ = o.Close()
 		}
 	}
+	for _, w := range l.m.workloadsOfSession(ctx, sess) { // to a new leader the session was Connected all along: its object does not tell
+		l.m.wake(w)
+	}
 	l.log.Info("laptop connected", "session", sess.Name, "user", sess.Spec.User, "client", sess.Spec.Client, "resumed", lost == s)
 	l.showStatus(ctx, sess)
 }
