@@ -47,6 +47,11 @@ func (g engagement) egress() bool { return g.Mode == v1alpha1.ModeEgress }
 // replaces says that the container is not to run.
 func (g engagement) replaces() bool { return g.Mode == v1alpha1.ModeReplace && !g.Ending }
 
+// follows says whether another one is about the same container, or has one of the ports.
+func (g engagement) follows(o engagement) bool {
+	return g.Container == o.Container || slices.ContainsFunc(o.Ports, func(p control.Port) bool { return slices.Contains(g.Ports, p) })
+}
+
 // engagements is the set of intercepts in force; it is rebuilt from the Intercept objects after a restart.
 type engagements struct {
 	mu sync.Mutex

@@ -350,7 +350,7 @@ func (r *interceptReconciler) engage(ctx context.Context, in *v1alpha1.Intercept
 		g.Hosts, g.OwnDNS = hostsOf(&w.Template.Spec), ownDNS(&w.Template.Spec)
 	}
 	for _, o := range r.m.engaged.of(w.key) {
-		if o.Ending && takes(in) { // what it still has is this one's now
+		if o.Ending && takes(in) && g.follows(o) { // what it still has is this one's now
 			r.m.engaged.remove(o.UID)
 		}
 	}

@@ -132,6 +132,50 @@ func TestReplace(t *testing.T) {
 	}
 }
 
+// The laptop's part passes to whoever takes the same port or container, and to nobody else.
+func TestReplaceFollowed(t *testing.T) {
+	wiretap := intercept("in-2", "eve", "hers")
+	wiretap.Spec.Mode = v1alpha1.ModeWiretap
+	for name, tt := range map[string]struct {
+		next  *v1alpha1.Intercept
+		port  string
+		stays bool
+	}{
+		"another container's port":  {intercept("in-2", "eve", "hers"), "grpc", true},
+		"another container":         {replacing("in-2", "eve", "hers"), "grpc", true},
+		"the same port":             {intercept("in-2", "eve", "hers"), "http", false},
+		"the same container":        {replacing("in-2", "eve", "hers"), "http", false},
+		"one that leaves all there": {wiretap, "http", true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newReconciler(t, replacing("in-1", "ada", "mine"), session("hers", "eve", "k2"))
+			r.update(func(d *appsv1.Deployment) {
+				more := corev1.Container{Name: "more", Ports: []corev1.ContainerPort{{Name: "grpc", ContainerPort: 9090}}}
+				d.Spec.Template.Spec.Containers = append(d.Spec.Template.Spec.Containers, more)
+			})
+			r.laptops.tunnels["hers"] = &mux.Session{}
+			in := &v1alpha1.Intercept{ObjectMeta: meta("shop", "in-1")}
+			r.world.get(in)
+			in.Spec.Ports = []v1alpha1.WantedPort{{Port: "http"}}
+			r.must(r.kc.Update(t.Context(), in))
+			r.addPod("a", "rs-1", ready1, withStandIn(""))
+			r.acknowledge("a", "in-1")
+			st, _ := r.look("in-1")
+			wantStatus(t, "replaced", st, v1alpha1.InterceptActive, "", "")
+			r.delete(replacing("in-1", "", ""))
+			r.look("in-1")
+
+			tt.next.Spec.Ports = []v1alpha1.WantedPort{{Port: tt.port}}
+			r.create(tt.next)
+			st, _ = r.look("in-2")
+			wantStatus(t, "the next one", st, v1alpha1.InterceptPending, "", "")
+			if g, there := r.engaged.get("in-1"); there != tt.stays || there && (!g.Ending || !slices.Equal(g.Ports, tcp(8080))) {
+				t.Errorf("what was left: %v %+v", there, g)
+			}
+		})
+	}
+}
+
 // The laptop's part ends with the last pod that needs it, or with the laptop.
 func TestReplaceEnding(t *testing.T) {
 	for name, end := range map[string]func(*reconciler){
