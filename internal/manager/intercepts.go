@@ -503,6 +503,11 @@ func (r *interceptReconciler) progress(ctx context.Context, in *v1alpha1.Interce
 			if err := w.restart(ctx, r.m.ctrl.GetClient()); err != nil {
 				return st, fail("RestartRefused", "the workload could not be restarted: %v", err)
 			}
+		} else { // a pod may have been let in before the webhook knew what is wanted
+			var err error
+			if w.pods, err = r.m.podsOf(ctx, &w.Info); err != nil {
+				return st, err
+			}
 		}
 		r.restarted[in.UID] = restart{workload: w.key, at: time.Now(), old: w.withoutAgent(f), again: restarted}
 		st.Message = "restarting the workload to install the traffic-agent"

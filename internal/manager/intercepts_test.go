@@ -79,6 +79,9 @@ func (r *reconciler) look(name string) (v1alpha1.InterceptStatus, time.Duration)
 func (r *reconciler) addPod(name, rs string, opts ...podOption) {
 	r.t.Helper()
 	p := webPod(name, rs, opts...)
+	if rs != "rs-1" { // of a template that was restarted
+		metav1.SetMetaDataAnnotation(&p.ObjectMeta, restartedAt, r.templateRestarted())
+	}
 	r.create(&p)
 	r.must(r.kc.Status().Update(r.t.Context(), &p))
 }
@@ -268,6 +271,33 @@ func TestMissedInjectionOfANewLeader(t *testing.T) {
 	wantStatus(t, "missed twice", st, v1alpha1.InterceptFailed, "NotInjected", "came up without a traffic-agent")
 	if r.restarts() != 2 {
 		t.Errorf("%d restarts", r.restarts())
+	}
+}
+
+// A pod that was let in just before the webhook knew of the intercept is one of those that are to be replaced.
+func TestAdmittedBefore(t *testing.T) {
+	set := &appsv1.ReplicaSet{ObjectMeta: meta("shop", "bare"), Spec: appsv1.ReplicaSetSpec{Selector: webDeployment().Spec.Selector, Template: webDeployment().Spec.Template}}
+	for kind, of := range map[string]string{"Deployment": "rs-1", "ReplicaSet": "bare"} {
+		t.Run(kind, func(t *testing.T) {
+			in := intercept("in-1", "ada", "mine")
+			if kind == "ReplicaSet" {
+				in.Spec.Workload, in.Spec.Recreate = v1alpha1.WorkloadRef{Kind: "ReplicaSet", Name: "bare"}, true
+			}
+			r := newReconciler(t, set.DeepCopy(), in)
+			pod := func(name string) {
+				r.addPod(name, of, ready1, func(p *corev1.Pod) { p.OwnerReferences = owned(p.ObjectMeta, "ReplicaSet", of).OwnerReferences })
+			}
+			pod("old-1")
+			r.engaged.onChange(func(engagement) {
+				if p := webPod("late-1", of); !r.world.get(&p) {
+					pod("late-1")
+				}
+			})
+			st, _ := r.look("in-1")
+			wantStatus(t, "first look", st, v1alpha1.InterceptPending, "", "restarting")
+			st, _ = r.look("in-1")
+			wantStatus(t, "both are to be replaced", st, v1alpha1.InterceptPending, "", "2")
+		})
 	}
 }
 

@@ -209,7 +209,7 @@ func (w *workload) view(c *clock, f fit, old map[types.UID]bool, serves func(typ
 				v.trouble = trouble
 			}
 			v.unready = cmp.Or(notReady(p), v.unready)
-		case old[p.UID]:
+		case old[p.UID], len(old) > 0 && w.How == kinds.ByController && w.Outdated(p): // or was let in before the webhook knew what is wanted
 			v.draining++ // the rollout has not come to it yet
 		default:
 			v.missing++
