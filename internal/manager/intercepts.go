@@ -500,8 +500,11 @@ func (r *interceptReconciler) progress(ctx context.Context, in *v1alpha1.Interce
 		}
 		if w.How == kinds.ByController {
 			r.reading = nil
-			if err := w.restart(ctx, r.m.ctrl.GetClient()); err != nil {
+			if err := w.restart(ctx, r.m.ctrl.GetClient()); refused(err) {
 				return st, fail("RestartRefused", "the workload could not be restarted: %v", err)
+			} else if err != nil {
+				st.Message = fmt.Sprintf("the workload could not be restarted, which is tried again: %v", err)
+				return st, nil
 			}
 		} else { // a pod may have been let in before the webhook knew what is wanted
 			var err error

@@ -3,6 +3,7 @@ package manager
 import (
 	"errors"
 	"fmt"
+	"io"
 	"reflect"
 	"slices"
 	"strconv"
@@ -14,8 +15,10 @@ import (
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/event"
@@ -572,6 +575,47 @@ func TestInterceptAPIServerAway(t *testing.T) {
 		if r.world.get(in); in.Status.State == v1alpha1.InterceptFailed {
 			t.Errorf("%T: failed for good: %s", kind, in.Status.Message)
 		}
+	}
+}
+
+// A restart is tried again, unless it would be refused again.
+func TestRestartRefused(t *testing.T) {
+	deployments := schema.GroupResource{Group: "apps", Resource: "deployments"}
+	for name, tt := range map[string]struct {
+		err   error
+		final bool
+	}{
+		"EOF":              {io.ErrUnexpectedEOF, false},
+		"too many":         {apierrors.NewTooManyRequests("slow down", 1), false},
+		"time-out":         {apierrors.NewServerTimeout(deployments, "patch", 1), false},
+		"webhook away":     {apierrors.NewInternalError(errors.New(`failed calling webhook "w.example.com"`)), false},
+		"no right":         {apierrors.NewForbidden(deployments, "web", errors.New("no")), true},
+		"invalid":          {apierrors.NewInvalid(schema.GroupKind{Group: "apps", Kind: "Deployment"}, "web", nil), true},
+		"bad request":      {apierrors.NewBadRequest("no"), true},
+		"webhook said 500": {apierrors.NewInternalError(errors.New(`admission webhook "w.example.com" denied the request: frozen`)), true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newReconciler(t, intercept("in-1", "ada", "mine"))
+			r.addPod("old-1", "rs-1", ready1)
+			r.fail = func(verb string, o runtime.Object) error {
+				if _, ok := o.(*appsv1.Deployment); ok && verb == "patch" {
+					return tt.err
+				}
+				return nil
+			}
+			st, again := r.look("in-1")
+			if tt.final {
+				wantStatus(t, "refused", st, v1alpha1.InterceptFailed, "RestartRefused", tt.err.Error())
+				return
+			}
+			wantStatus(t, "trouble", st, v1alpha1.InterceptPending, "", tt.err.Error())
+			r.set(func() { r.fail = nil })
+			st, _ = r.look("in-1")
+			wantStatus(t, "over", st, v1alpha1.InterceptPending, "", "restarting the workload")
+			if again != pendingPoll || r.restarts() != 1 {
+				t.Errorf("looked at again after %v, %d restarts", again, r.restarts())
+			}
+		})
 	}
 }
 

@@ -154,6 +154,11 @@ func (w *workload) restart(ctx context.Context, c client.Client) error {
 	return c.Patch(ctx, w.Object.(client.Object), client.RawPatch(types.MergePatchType, kinds.RestartPatch(w.Kind, time.Now())))
 }
 
+// refused says whether a change would be refused again. What admission denies may have any status.
+func refused(err error) bool {
+	return apierrors.IsForbidden(err) || apierrors.IsInvalid(err) || apierrors.IsBadRequest(err) || err != nil && strings.Contains(err.Error(), "denied")
+}
+
 // podsView is what the pods of a workload mean for one intercept.
 type podsView struct {
 	serving    int    // have an agent that knows the intercept
