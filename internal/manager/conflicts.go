@@ -12,6 +12,7 @@ import (
 
 	"github.com/doppel-dev/doppel/api/v1alpha1"
 	"github.com/doppel-dev/doppel/internal/control"
+	"github.com/doppel-dev/doppel/internal/inject"
 	"github.com/doppel-dev/doppel/internal/match"
 )
 
@@ -44,22 +45,15 @@ func (o rival) String() string {
 
 // conflict refuses ports that older intercepts of the same workload hold, or requests of them that both would take; the answer names the
 // holder. A laptop that is away blocks nobody: its own user takes its ports over at once, others wait for the end of its session. No intercept
-// is ended unless all of the ports can be had.
-func (r *interceptReconciler) conflict(ctx context.Context, in *v1alpha1.Intercept, g engagement, ms []*match.Matcher) (wait string, err error) {
+// is ended unless all of the ports can be had, and as far as it is known before pods can have the agent for them.
+func (r *interceptReconciler) conflict(ctx context.Context, in *v1alpha1.Intercept, g engagement, ms []*match.Matcher, w *workload, taken []inject.Taken) (wait string, err error) {
 	rivals := r.rivals(in, g, ms)
 	if len(rivals) == 0 {
 		return "", nil
 	}
-	if in.Spec.Takeover {
-		for _, o := range rivals {
-			if err := r.takeOver(ctx, o, in); err != nil {
-				return "", err
-			}
-		}
-		return "", nil
-	}
 	for _, o := range rivals {
 		switch {
+		case in.Spec.Takeover:
 		case r.m.laptops.tunnel(types.UID(o.Holder())) != nil:
 			return "", fail("PortHeld", "%s", o)
 		case o.Spec.User != in.Spec.User:
@@ -69,14 +63,50 @@ func (r *interceptReconciler) conflict(ctx context.Context, in *v1alpha1.Interce
 	if wait != "" {
 		return wait, nil
 	}
+	if wait, err := r.possible(ctx, in, g, w, taken, rivals); err != nil || wait != "" {
+		return wait, err
+	}
 	for _, o := range rivals {
-		r.m.cfg.Log.Info("intercept of a lost laptop makes way", "intercept", o.Namespace+"/"+o.Name, "user", o.Spec.User)
-		if err := r.m.ctrl.GetClient().Delete(ctx, o.Intercept, client.Preconditions{UID: &o.UID}); client.IgnoreNotFound(err) != nil {
+		if in.Spec.Takeover {
+			err = r.takeOver(ctx, o, in)
+		} else {
+			err = r.makeWay(ctx, o)
+		}
+		if err != nil {
 			return "", err
 		}
-		r.m.engaged.remove(o.UID)
 	}
 	return "", nil
+}
+
+// possible says what would keep pods from having what an intercept needs once its rivals are gone.
+func (r *interceptReconciler) possible(ctx context.Context, in *v1alpha1.Intercept, g engagement, w *workload, taken []inject.Taken, rivals []rival) (wait string, err error) {
+	f := r.fit(in, g)
+	for _, o := range rivals {
+		_, theirs := r.has(o.Intercept)
+		f.replaced = slices.DeleteFunc(f.replaced, func(name string) bool { return name == theirs })
+	}
+	if g.replaces() {
+		f.replaced = append(f.replaced, g.Container)
+	}
+	view := w.view(r.m.clock, f, nil, func(types.UID) bool { return false })
+	switch {
+	case view.trouble != "":
+		return "", fail("AgentNotStarted", "%s", view.trouble)
+	case view.missing > 0:
+		return r.mayRestart(ctx, in, g, w, taken, f)
+	}
+	return "", nil
+}
+
+// makeWay ends the intercept of a laptop that is away.
+func (r *interceptReconciler) makeWay(ctx context.Context, o rival) error {
+	r.m.cfg.Log.Info("intercept of a lost laptop makes way", "intercept", o.Namespace+"/"+o.Name, "user", o.Spec.User)
+	if err := r.m.ctrl.GetClient().Delete(ctx, o.Intercept, client.Preconditions{UID: &o.UID}); client.IgnoreNotFound(err) != nil {
+		return err
+	}
+	r.m.engaged.remove(o.UID)
+	return nil
 }
 
 // takes says whether an intercept keeps traffic from others.

@@ -340,14 +340,14 @@ func (r *interceptReconciler) engage(ctx context.Context, in *v1alpha1.Intercept
 			return st, fail("PreviewHeld", "the preview is that of an intercept of %s", o.User)
 		}
 	}
-	if takes(in) {
-		if st.Message, err = r.conflict(ctx, in, g, ms); err != nil || st.Message != "" {
-			return st, err
-		}
-	}
 	if in.Spec.Mode != v1alpha1.ModeEgress && in.Spec.Mode != v1alpha1.ModeWiretap {
 		g.Shown = container
 		g.Hosts, g.OwnDNS = hostsOf(&w.Template.Spec), ownDNS(&w.Template.Spec)
+	}
+	if takes(in) {
+		if st.Message, err = r.conflict(ctx, in, g, ms, w, taken); err != nil || st.Message != "" {
+			return st, err
+		}
 	}
 	for _, o := range r.m.engaged.of(w.key) {
 		if o.Ending && takes(in) && g.follows(o) { // what it still has is this one's now
@@ -441,10 +441,7 @@ func portOf(t inject.Taken) control.Port {
 // progress has the workload's pods replaced if they lack the agent, and otherwise counts the agents that know the intercept.
 func (r *interceptReconciler) progress(ctx context.Context, in *v1alpha1.Intercept, w *workload, taken []inject.Taken, st v1alpha1.InterceptStatus) (v1alpha1.InterceptStatus, error) {
 	g, _ := r.m.engaged.get(in.UID)
-	f := fit{ports: g.Ports, standIn: g.Container, replaced: r.m.engaged.replaced(w.key)}
-	if in.Spec.Mode == v1alpha1.ModeIngest {
-		f.shown = g.Shown
-	}
+	f := r.fit(in, g)
 	re, restarted := r.restarted[in.UID]
 	restarted = restarted && !re.done
 	if restarted {
@@ -452,9 +449,10 @@ func (r *interceptReconciler) progress(ctx context.Context, in *v1alpha1.Interce
 			return st, err
 		}
 	}
-	missed := r.missed[in.UID]
-	delete(r.missed, in.UID) // unless it is so again
 	view := w.view(r.m.clock, f, re.old, func(pod types.UID) bool { return r.m.agents.serves(pod, in.UID) })
+	if view.missing == 0 {
+		delete(r.missed, in.UID)
+	}
 	st.Agents = int32(view.serving)
 	for i := range w.pods {
 		r.m.agents.wantCall(&w.pods[i])
@@ -482,21 +480,9 @@ func (r *interceptReconciler) progress(ctx context.Context, in *v1alpha1.Interce
 		if in.Status.State == v1alpha1.InterceptActive {
 			r.m.cfg.Log.Warn("pods without an agent behind an active intercept", "intercept", in.Namespace+"/"+in.Name, "pods", view.missing)
 		}
-		if reason, msg := w.cannotReplace(taken, f.replaced, g.Shown, in.Spec.Recreate); msg != "" {
-			return st, fail(reason, "%s", msg)
-		}
-		if err := r.admits(ctx, w, taken); err != nil {
+		if wait, err := r.mayRestart(ctx, in, g, w, taken, f); err != nil || wait != "" {
+			st.Message = wait
 			return st, err
-		}
-		asked := time.Now()
-		if reached, err := r.m.reached(ctx); err != nil {
-			return st, err
-		} else if !reached {
-			if missed.IsZero() {
-				missed = asked
-			}
-			r.missed[in.UID] = missed
-			return r.unreached(in, st)
 		}
 		if w.How == kinds.ByController {
 			r.reading = nil
@@ -544,13 +530,37 @@ func (r *interceptReconciler) progress(ctx context.Context, in *v1alpha1.Interce
 // policies may take as long to know a new pod of ours, and a new leader has leaderNew.
 const webhookPatience = 2 * time.Second
 
-// unreached is the state of an intercept whose pods would be restarted in vain. One that was active waits for better times.
-func (r *interceptReconciler) unreached(in *v1alpha1.Intercept, st v1alpha1.InterceptStatus) (v1alpha1.InterceptStatus, error) {
-	if !r.wasActive(in) && !r.m.newLeader() && time.Since(r.missed[in.UID]) >= webhookPatience {
-		return st, fail("NotInjected", "nothing was restarted: the API server does not reach the agent-injector webhook, and pods would come up without a traffic-agent")
+// fit is what the pods have to be like for an intercept, besides the others that are in force.
+func (r *interceptReconciler) fit(in *v1alpha1.Intercept, g engagement) fit {
+	f := fit{ports: g.Ports, standIn: g.Container, replaced: r.m.engaged.replaced(g.Workload)}
+	if in.Spec.Mode == v1alpha1.ModeIngest {
+		f.shown = g.Shown
 	}
-	st.Message = "waiting until the API server reaches the agent-injector webhook"
-	return st, nil
+	return f
+}
+
+// mayRestart says what keeps new pods from coming up with the agent that an intercept needs, for good or for a while. One that was active waits for better
+// times if the API server does not reach the webhook.
+func (r *interceptReconciler) mayRestart(ctx context.Context, in *v1alpha1.Intercept, g engagement, w *workload, taken []inject.Taken, f fit) (wait string, err error) {
+	if reason, msg := w.cannotReplace(taken, f.replaced, g.Shown, in.Spec.Recreate); msg != "" {
+		return "", fail(reason, "%s", msg)
+	}
+	if err := r.admits(ctx, w, taken); err != nil {
+		return "", err
+	}
+	asked := time.Now()
+	reached, err := r.m.reached(ctx)
+	if reached || err != nil {
+		delete(r.missed, in.UID)
+		return "", err
+	}
+	if r.missed[in.UID].IsZero() {
+		r.missed[in.UID] = asked
+	}
+	if !r.wasActive(in) && !r.m.newLeader() && time.Since(r.missed[in.UID]) >= webhookPatience {
+		return "", fail("NotInjected", "nothing was restarted: the API server does not reach the agent-injector webhook, and pods would come up without a traffic-agent")
+	}
+	return "waiting until the API server reaches the agent-injector webhook", nil
 }
 
 // activated says that an intercept is in force.

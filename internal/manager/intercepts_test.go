@@ -521,12 +521,7 @@ func TestInterceptFails(t *testing.T) {
 		"agent's image": {change: func(r *reconciler) {
 			r.addPod("new-1", "rs-1", withAgent(8080), waiting(agentcfg.Container, "ImagePullBackOff", "no such image"))
 		}, reason: "AgentNotStarted", msg: "ImagePullBackOff: no such image"},
-		"quota": {change: func(r *reconciler) {
-			d := webDeployment()
-			r.world.get(d)
-			d.Status.Conditions = []appsv1.DeploymentCondition{{Type: appsv1.DeploymentReplicaFailure, Status: corev1.ConditionTrue, Message: "exceeded quota"}}
-			r.must(r.kc.Status().Update(r.t.Context(), d))
-		}, reason: "AgentNotStarted", msg: "exceeded quota"},
+		"quota": {change: func(r *reconciler) { r.failing("exceeded quota") }, reason: "AgentNotStarted", msg: "exceeded quota"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			in := intercept("in-1", "ada", "mine")
@@ -547,6 +542,18 @@ func TestInterceptFails(t *testing.T) {
 			wantStatus(t, "again", after, v1alpha1.InterceptFailed, tt.reason, tt.msg)
 		})
 	}
+}
+
+// failing has the deployment controller not create pods; "": it does.
+func (r *reconciler) failing(why string) {
+	r.t.Helper()
+	d := webDeployment()
+	r.world.get(d)
+	d.Status.Conditions = nil
+	if why != "" {
+		d.Status.Conditions = []appsv1.DeploymentCondition{{Type: appsv1.DeploymentReplicaFailure, Status: corev1.ConditionTrue, Message: why}}
+	}
+	r.must(r.kc.Status().Update(r.t.Context(), d))
 }
 
 func (r *reconciler) update(fn func(*appsv1.Deployment)) {
@@ -771,6 +778,49 @@ func TestConflict(t *testing.T) {
 				t.Errorf("the older one was told %+v", got)
 			}
 		})
+	}
+}
+
+// Nobody is put out for an intercept of which it is known beforehand that it cannot be had.
+func TestTakeoverInVain(t *testing.T) {
+	for name, tt := range map[string]struct {
+		change func(*reconciler)
+		state  v1alpha1.InterceptState
+		reason string
+	}{
+		"no agent on Windows": {func(r *reconciler) {
+			r.update(func(d *appsv1.Deployment) {
+				d.Spec.Template.Spec.NodeSelector = map[string]string{"kubernetes.io/os": "windows"}
+			})
+		}, v1alpha1.InterceptFailed, "CannotInject"},
+		"a gap":                    {func(r *reconciler) { r.update(func(d *appsv1.Deployment) { d.Spec.Paused = true }) }, v1alpha1.InterceptFailed, "Gap"},
+		"the webhook is unreached": {func(r *reconciler) { r.deaf = true }, v1alpha1.InterceptPending, ""},
+		"unreached for long":       {func(r *reconciler) { r.deaf, r.missed["in-1"] = true, time.Now().Add(-webhookPatience) }, v1alpha1.InterceptFailed, "NotInjected"},
+		"pods cannot be created":   {func(r *reconciler) { r.failing("exceeded quota") }, v1alpha1.InterceptFailed, "AgentNotStarted"},
+		"an agent that never comes": {func(r *reconciler) {
+			r.addPod("new-1", "rs-1", withAgent(8080), waiting(agentcfg.Container, "ImagePullBackOff", "no such image"))
+		}, v1alpha1.InterceptFailed, "AgentNotStarted"},
+	} {
+		for _, away := range []bool{false, true} { // an own one of a laptop that is away makes way without being asked
+			t.Run(fmt.Sprintf("%s, away %v", name, away), func(t *testing.T) {
+				theirs, mine := intercept("theirs", "ada", "hers"), intercept("in-1", "ada", "mine")
+				theirs.CreationTimestamp = metav1.NewTime(time.Now().Add(-time.Hour))
+				mine.Spec.Takeover = !away
+				r := newReconciler(t, theirs, mine, session("hers", "ada", "k2"))
+				theirs.Status = v1alpha1.InterceptStatus{State: v1alpha1.InterceptActive, Ports: []v1alpha1.InterceptedPort{{Protocol: "TCP", ContainerPort: 8080}}}
+				r.must(r.kc.Status().Update(t.Context(), theirs))
+				if !away {
+					r.laptops.tunnels["hers"] = &mux.Session{}
+				}
+				r.addPod("old-1", "rs-1", ready1)
+				tt.change(r)
+				st, _ := r.look("in-1")
+				wantStatus(t, name, st, tt.state, tt.reason, "")
+				if !r.world.get(theirs) || theirs.Status.State != v1alpha1.InterceptActive {
+					t.Errorf("the older one is %+v", theirs.Status)
+				}
+			})
+		}
 	}
 }
 
