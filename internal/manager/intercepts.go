@@ -91,11 +91,10 @@ func (r *interceptReconciler) read(ctx context.Context, in *v1alpha1.Intercept) 
 
 // restart is a restart of a workload that an intercept asked for.
 type restart struct {
-	workload workloadKey
-	old      map[types.UID]bool // the pods that it is to replace
-	at       time.Time
-	done     bool // the intercept has been active since: pods that come up without an agent later are worth another
-	again    bool // its pods came up without an agent while this leader was new (see progress), and it is the second one
+	old   map[types.UID]bool // the pods that it is to replace
+	at    time.Time
+	done  bool // the intercept has been active since: pods that come up without an agent later are worth another
+	again bool // its pods came up without an agent while this leader was new (see progress), and it is the second one
 }
 
 // problem is a reason for which an intercept can never become active.
@@ -132,7 +131,7 @@ func (r *interceptReconciler) begin(ctx context.Context, key workloadKey) error 
 	var errs []error
 	for uid := range r.seen {
 		if !there[uid] {
-			errs = append(errs, r.gone(ctx, uid))
+			errs = append(errs, r.gone(ctx, key, uid))
 		}
 	}
 	return errors.Join(errs...)
@@ -498,7 +497,7 @@ func (r *interceptReconciler) progress(ctx context.Context, in *v1alpha1.Interce
 				return st, err
 			}
 		}
-		r.restarted[in.UID] = restart{workload: w.key, at: time.Now(), old: w.withoutAgent(f), again: restarted}
+		r.restarted[in.UID] = restart{at: time.Now(), old: w.withoutAgent(f), again: restarted}
 		st.Message = "restarting the workload to install the traffic-agent"
 	case view.missing > 0:
 		return st, fail("NotInjected", "pod %s came up without a traffic-agent: the API server did not reach the agent-injector webhook", view.missingPod)
@@ -587,7 +586,7 @@ func (r *interceptReconciler) admits(ctx context.Context, w *workload, taken []i
 }
 
 // gone takes an intercept out of force. A workload that its agents kept from coming up is restarted without them.
-func (r *interceptReconciler) gone(ctx context.Context, uid types.UID) error {
+func (r *interceptReconciler) gone(ctx context.Context, key workloadKey, uid types.UID) error {
 	if g, ok := r.m.engaged.get(uid); ok && g.replaces() && r.m.laptops.tunnel(g.Session) != nil {
 		g.Ending = true // the laptop answers until the app does: see restorer
 		r.m.engaged.set(g)
@@ -596,8 +595,9 @@ func (r *interceptReconciler) gone(ctx context.Context, uid types.UID) error {
 	}
 	r.m.looked.Delete(uid)
 	r.ended(ctx, uid)
-	if re, ok := r.restarted[uid]; ok {
-		if err := r.heal(ctx, re); err != nil {
+	re, restarted := r.restarted[uid]
+	if restarted || r.inherited(uid) {
+		if err := r.heal(ctx, key, re); err != nil {
 			return err // and look again
 		}
 	}
@@ -606,6 +606,11 @@ func (r *interceptReconciler) gone(ctx context.Context, uid types.UID) error {
 	delete(r.missed, uid)
 	delete(r.failed, uid)
 	return nil
+}
+
+// inherited says of an intercept whether the leader before us may have restarted its workload.
+func (r *interceptReconciler) inherited(uid types.UID) bool {
+	return r.seen[uid].Sub(r.m.started) < leaderNew
 }
 
 // ended tells of the end of an intercept that was in force.
@@ -617,8 +622,7 @@ func (r *interceptReconciler) ended(ctx context.Context, uid types.UID) {
 }
 
 // heal restarts a workload whose agents could not start, once nobody intercepts it any more: its pods then come up without them.
-func (r *interceptReconciler) heal(ctx context.Context, re restart) error {
-	key := re.workload
+func (r *interceptReconciler) heal(ctx context.Context, key workloadKey, re restart) error {
 	if len(r.m.engaged.of(key)) > 0 {
 		return nil
 	}

@@ -698,6 +698,34 @@ func TestHeal(t *testing.T) {
 	}
 }
 
+// The leader that restarted the workload may have been another one.
+func TestHealOfAnotherLeader(t *testing.T) {
+	for name, tt := range map[string]struct {
+		status   v1alpha1.InterceptState
+		opts     []podOption
+		restarts int
+	}{
+		"it had failed":    {v1alpha1.InterceptFailed, []podOption{waiting(agentcfg.Container, "ImagePullBackOff", "")}, 1},
+		"it fails with us": {v1alpha1.InterceptPending, []podOption{waiting(agentcfg.Container, "ImagePullBackOff", "")}, 1},
+		"fine":             {v1alpha1.InterceptActive, []podOption{ready1}, 0},
+	} {
+		in := intercept("in-1", "ada", "mine")
+		r := newReconciler(t, in)
+		in.Status.State = tt.status
+		r.must(r.kc.Status().Update(t.Context(), in))
+		r.started = time.Now()
+		r.rollout("2")
+		r.addPod("old-1", "rs-1", ready1, withAgent(8080))
+		r.addPod("new-1", "rs-2", append(tt.opts, withAgent(8080))...)
+		r.look("in-1")
+		r.delete(intercept("in-1", "", ""))
+		r.look("in-1")
+		if r.restarts() != tt.restarts {
+			t.Errorf("%s: %d restarts", name, r.restarts())
+		}
+	}
+}
+
 // An intercept that was deleted and created again under the same name is another.
 func TestInterceptSameName(t *testing.T) {
 	r := newReconciler(t, intercept("in-1", "ada", "mine"))
