@@ -73,8 +73,13 @@ func (m *Manager) ensureDirect(ctx context.Context) error {
 			return err
 		}
 		var nodes corev1.NodeList
-		if err := m.ctrl.GetClient().List(ctx, &nodes); err != nil {
-			return err
+		if svc.Spec.Type == corev1.ServiceTypeNodePort {
+			if m.narrow() { // a cache of what it may not read would be waited for
+				return errors.New("this traffic-manager is for some namespaces only and may not read nodes: direct.addresses has to say where it is reached")
+			}
+			if err := m.ctrl.GetClient().List(ctx, &nodes); err != nil {
+				return err
+			}
 		}
 		public = strings.Join(directAddresses(&svc, nodes.Items), ",")
 	}

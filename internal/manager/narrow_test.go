@@ -85,6 +85,40 @@ func TestNarrowReach(t *testing.T) {
 	}
 }
 
+// A narrow manager may not read nodes, and does not need them where a load balancer leads to it.
+func TestNarrowDirect(t *testing.T) {
+	direct := svc("doppel", directService, "10.96.0.98")
+	direct.Spec.Type, direct.Spec.Ports = corev1.ServiceTypeLoadBalancer, []corev1.ServicePort{{Port: 443, NodePort: 30443}}
+	direct.Status.LoadBalancer.Ingress = []corev1.LoadBalancerIngress{{IP: "192.0.2.9"}}
+	w := newWorld(t, direct)
+	w.narrowTo("shop")
+	cm := &corev1.ConfigMap{ObjectMeta: meta("doppel", objectName)}
+	w.get(cm)
+	cm.Data = map[string]string{configListed: "shop"}
+	if err := w.kc.Update(t.Context(), cm); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.ensureDirect(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if w.get(cm); cm.Data[configDirect] != "192.0.2.9:443" {
+		t.Errorf("published %v", cm.Data)
+	}
+
+	w.get(direct)
+	direct.Spec.Type = corev1.ServiceTypeNodePort
+	if err := w.kc.Update(t.Context(), direct); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.ensureDirect(t.Context()); err == nil || !strings.Contains(err.Error(), "direct.addresses") {
+		t.Errorf("at nodes: %v", err)
+	}
+	w.cfg.DirectPublic = "cluster.example.com:443"
+	if err := w.ensureDirect(t.Context()); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestNarrowAgents(t *testing.T) {
 	w := newWorld(t, webPods()...)
 	w.narrowTo("data")
