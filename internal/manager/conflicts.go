@@ -89,8 +89,10 @@ func (r *interceptReconciler) possible(ctx context.Context, in *v1alpha1.Interce
 	if g.replaces() {
 		f.replaced = append(f.replaced, g.Container)
 	}
-	view := w.view(r.m.clock, f, nil, func(types.UID) bool { return false })
+	view, err := r.view(ctx, in, w, f)
 	switch {
+	case err != nil:
+		return "", err
 	case view.trouble != "":
 		return "", fail("AgentNotStarted", "%s", view.trouble)
 	case view.missing > 0:

@@ -95,6 +95,8 @@ type restart struct {
 	at    time.Time
 	done  bool // the intercept has been active since: pods that come up without an agent later are worth another
 	again bool // its pods came up without an agent while this leader was new (see progress), and it is the second one
+	// blocked is since when, without a break, pods could not be created for a reason that passes.
+	blocked time.Time
 }
 
 // problem is a reason for which an intercept can never become active.
@@ -443,12 +445,10 @@ func (r *interceptReconciler) progress(ctx context.Context, in *v1alpha1.Interce
 	f := r.fit(in, g)
 	re, restarted := r.restarted[in.UID]
 	restarted = restarted && !re.done
-	if restarted {
-		if err := r.m.failedCreate(ctx, w, re.at); err != nil {
-			return st, err
-		}
+	view, err := r.view(ctx, in, w, f)
+	if err != nil {
+		return st, err
 	}
-	view := w.view(r.m.clock, f, re.old, func(pod types.UID) bool { return r.m.agents.serves(pod, in.UID) })
 	if view.missing == 0 {
 		delete(r.missed, in.UID)
 	}
@@ -504,7 +504,7 @@ func (r *interceptReconciler) progress(ctx context.Context, in *v1alpha1.Interce
 	case view.waiting > 0 || view.serving < int(w.Replicas) && view.draining == 0 && (restarted || view.serving == 0):
 		st.Message = fmt.Sprintf("waiting for the traffic-agents of %d pods (%d ready)%s", max(view.waiting+view.serving, int(w.Replicas)), view.serving, view.because())
 	case view.draining > 0:
-		st.Message = fmt.Sprintf("waiting for %d old pods to leave the service", view.draining)
+		st.Message = fmt.Sprintf("waiting for %d old pods to leave the service%s", view.draining, view.because())
 		if p := w.next(re.old); p != nil && w.How != kinds.ByController {
 			st.Message = fmt.Sprintf("replacing pod %s (%d to go)", p.Name, view.draining)
 			st.Replace = &v1alpha1.PodRef{Name: p.Name, UID: string(p.UID)}
@@ -529,6 +529,34 @@ func (r *interceptReconciler) progress(ctx context.Context, in *v1alpha1.Interce
 // policies may take as long to know a new pod of ours, and a new leader has leaderNew.
 const webhookPatience = 2 * time.Second
 
+// view is what the pods mean for an intercept. That more of them cannot be created keeps it from becoming active while they are replaced for it; otherwise
+// its agents are there or not.
+func (r *interceptReconciler) view(ctx context.Context, in *v1alpha1.Intercept, w *workload, f fit) (podsView, error) {
+	re, restarted := r.restarted[in.UID]
+	why := ""
+	if restarted && !re.done {
+		var err error
+		if why, err = r.m.cannotCreate(ctx, w, re.at); err != nil {
+			return podsView{}, err
+		}
+		if !passes(why) || w.ending() {
+			re.blocked = time.Time{}
+		} else if re.blocked.IsZero() {
+			re.blocked = time.Now()
+		}
+		r.restarted[in.UID] = re
+	}
+	now := *w
+	if now.Failure = why; passes(why) && (re.blocked.IsZero() || time.Since(re.blocked) < quotaPatience) {
+		now.Failure = ""
+	}
+	v := now.view(r.m.clock, f, re.old, func(pod types.UID) bool { return r.m.agents.serves(pod, in.UID) })
+	if why != "" {
+		v.unready = w.blocked(why)
+	}
+	return v, nil
+}
+
 // fit is what the pods have to be like for an intercept, besides the others that are in force.
 func (r *interceptReconciler) fit(in *v1alpha1.Intercept, g engagement) fit {
 	f := fit{ports: g.Ports, standIn: g.Container, replaced: r.m.engaged.replaced(g.Workload)}
@@ -539,8 +567,14 @@ func (r *interceptReconciler) fit(in *v1alpha1.Intercept, g engagement) fit {
 }
 
 // mayRestart says what keeps new pods from coming up with the agent that an intercept needs, for good or for a while. One that was active waits for better
-// times if the API server does not reach the webhook.
+// times if they cannot be created at all, or the API server does not reach the webhook.
 func (r *interceptReconciler) mayRestart(ctx context.Context, in *v1alpha1.Intercept, g engagement, w *workload, taken []inject.Taken, f fit) (wait string, err error) {
+	switch {
+	case w.Failure != "" && r.wasActive(in):
+		return w.blocked(w.Failure), nil
+	case w.Failure != "":
+		return "", fail("AgentNotStarted", "%s", w.blocked(w.Failure))
+	}
 	if reason, msg := w.cannotReplace(taken, f.replaced, g.Shown, in.Spec.Recreate); msg != "" {
 		return "", fail(reason, "%s", msg)
 	}
@@ -597,7 +631,7 @@ func (r *interceptReconciler) gone(ctx context.Context, key workloadKey, uid typ
 	r.ended(ctx, uid)
 	re, restarted := r.restarted[uid]
 	if restarted || r.inherited(uid) {
-		if err := r.heal(ctx, key, re); err != nil {
+		if err := r.heal(ctx, key, re.at, restarted && !re.done); err != nil {
 			return err // and look again
 		}
 	}
@@ -621,8 +655,9 @@ func (r *interceptReconciler) ended(ctx context.Context, uid types.UID) {
 	}
 }
 
-// heal restarts a workload whose agents could not start, once nobody intercepts it any more: its pods then come up without them.
-func (r *interceptReconciler) heal(ctx context.Context, key workloadKey, re restart) error {
+// heal restarts a workload whose agents could not start, once nobody intercepts it any more: its pods then come up without them. That pods cannot be created
+// may be for their agents' sake while a restart since then is under way.
+func (r *interceptReconciler) heal(ctx context.Context, key workloadKey, since time.Time, underWay bool) error {
 	if len(r.m.engaged.of(key)) > 0 {
 		return nil
 	}
@@ -631,8 +666,10 @@ func (r *interceptReconciler) heal(ctx context.Context, key workloadKey, re rest
 	if errors.As(err, &p) {
 		return nil // the workload is gone too
 	}
-	if err == nil {
-		err = r.m.failedCreate(ctx, w, re.at)
+	if err == nil && underWay {
+		w.Failure, err = r.m.cannotCreate(ctx, w, since)
+	} else if err == nil {
+		w.Failure = ""
 	}
 	if err != nil {
 		return err

@@ -338,6 +338,126 @@ func TestInterceptOutlivesItsAgents(t *testing.T) {
 	wantStatus(t, "never ran", st, v1alpha1.InterceptFailed, "AgentNotStarted", "ImagePullBackOff")
 }
 
+// That a workload cannot get more pods, as it was scaled beyond its quota, is of no concern to intercepts whose agents are there.
+func TestInterceptWithoutMorePods(t *testing.T) {
+	second := intercept("in-2", "ada", "mine")
+	second.Spec.HTTP = byUser("ada")
+	r := newReconciler(t, intercept("in-1", "ada", "mine"), second)
+	r.addPod("a", "rs-1", withAgent(8080), ready1)
+	r.acknowledge("a", "in-1", "in-2")
+	st, _ := r.look("in-1")
+	wantStatus(t, "all there", st, v1alpha1.InterceptActive, "", "")
+	r.failing("exceeded quota")
+	for _, name := range []string{"in-1", "in-2"} {
+		st, _ = r.look(name)
+		wantStatus(t, name, st, v1alpha1.InterceptActive, "", "")
+	}
+	r.addPod("b", "rs-1", ready1)
+	st, again := r.look("in-1")
+	wantStatus(t, "a restart would be in vain", st, v1alpha1.InterceptPending, reasonInterrupted, "Deployment web cannot create pods: exceeded quota")
+	if again != pendingPoll || r.restarts() != 0 {
+		t.Errorf("looked at again after %v, %d restarts", again, r.restarts())
+	}
+	r.failing("")
+	st, _ = r.look("in-1")
+	wantStatus(t, "room again", st, v1alpha1.InterceptPending, reasonInterrupted, "restarting")
+}
+
+// Quota is short for a while when pods are replaced: those that end give theirs back late.
+func TestQuotaPasses(t *testing.T) {
+	const short = `pods "web-2" is forbidden: exceeded quota: tight`
+	for name, tt := range map[string]struct {
+		why    string
+		since  time.Duration
+		ending bool
+		state  v1alpha1.InterceptState
+		reason string
+	}{
+		"at first":         {short, 0, false, v1alpha1.InterceptPending, ""},
+		"for a while":      {short, quotaPatience / 2, false, v1alpha1.InterceptPending, ""},
+		"for long":         {short, quotaPatience, false, v1alpha1.InterceptFailed, "AgentNotStarted"},
+		"while a pod ends": {short, quotaPatience, true, v1alpha1.InterceptPending, ""},
+		"of another kind":  {`pods "web-2" is forbidden: failed quota: tight: must specify limits.cpu`, 0, false, v1alpha1.InterceptFailed, "AgentNotStarted"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newReconciler(t, intercept("in-1", "ada", "mine"))
+			r.addPod("old-1", "rs-1", ready1)
+			if tt.ending {
+				r.addPod("old-2", "rs-1", func(p *corev1.Pod) { p.Finalizers = []string{"example.com/held"} })
+			}
+			r.look("in-1")
+			r.failing(tt.why)
+			if tt.ending {
+				p := webPod("old-2", "rs-1")
+				r.delete(&p)
+			}
+			if tt.since > 0 {
+				re := r.restarted["in-1"]
+				re.blocked = time.Now().Add(-tt.since)
+				r.restarted["in-1"] = re
+			}
+			st, _ := r.look("in-1")
+			wantStatus(t, name, st, tt.state, tt.reason, "Deployment web cannot create pods: "+tt.why)
+			if r.failing(""); st.State == v1alpha1.InterceptPending {
+				r.look("in-1")
+				if re := r.restarted["in-1"]; !re.blocked.IsZero() {
+					t.Error("it is over, and counted on")
+				}
+			}
+		})
+	}
+}
+
+// A StatefulSet says by an event alone that it cannot create a pod, and not when it can again.
+func TestQuotaPassesOfStatefulSet(t *testing.T) {
+	in := intercept("in-1", "ada", "mine")
+	in.Spec.Workload = v1alpha1.WorkloadRef{Kind: "StatefulSet", Name: "web"}
+	r := newReconciler(t, in, statefulSetWith(2, func(*appsv1.StatefulSet) {}))
+	set := workloadKey{"shop", "StatefulSet", "web"}
+	owner := func(p *corev1.Pod) { p.OwnerReferences = owned(p.ObjectMeta, "StatefulSet", "web").OwnerReferences }
+	restarted := func() string {
+		s := statefulSetWith(2, func(*appsv1.StatefulSet) {})
+		r.world.get(s)
+		return s.Spec.Template.Annotations[restartedAt]
+	}
+	again := func(name string) {
+		old := webPod(name, "")
+		r.delete(&old)
+		r.addPod(name, "rs-1", withAgent(8080), ready1, owner, func(p *corev1.Pod) { metav1.SetMetaDataAnnotation(&p.ObjectMeta, restartedAt, restarted()) })
+		r.agents.mu.Lock()
+		r.agents.byPod[types.UID(name)] = &agentConn{pod: types.UID(name), workload: set, acked: map[types.UID]engagement{"in-1": {}}}
+		r.agents.mu.Unlock()
+	}
+	r.addPod("web-0", "rs-1", ready1, owner)
+	r.addPod("web-1", "rs-1", ready1, owner)
+	st, _ := r.look("in-1")
+	wantStatus(t, "first look", st, v1alpha1.InterceptPending, "", "restarting")
+	at := restarted()
+
+	gone := webPod("web-1", "")
+	r.delete(&gone)
+	r.create(&corev1.Event{
+		ObjectMeta: meta("shop", "web.1"), InvolvedObject: corev1.ObjectReference{Kind: "StatefulSet", Name: "web", UID: "web"},
+		Reason: "FailedCreate", Message: "exceeded quota: tight", LastTimestamp: metav1.Now(),
+	})
+	st, _ = r.look("in-1")
+	wantStatus(t, "short of quota", st, v1alpha1.InterceptPending, "", "StatefulSet web cannot create pods: exceeded quota: tight")
+	r.addPod("web-1", "rs-1", owner)
+	again("web-1")
+	st, _ = r.look("in-1")
+	wantStatus(t, "it is over", st, v1alpha1.InterceptPending, "", "waiting for 1 old pods to leave the service")
+	again("web-0")
+	st, _ = r.look("in-1")
+	wantStatus(t, "all there", st, v1alpha1.InterceptActive, "", "")
+
+	r.key = set
+	r.delete(intercept("in-1", "", ""))
+	r.look("in-1")
+	if got := restarted(); got != at || len(r.restarted) != 0 {
+		t.Errorf("healed of what was over: restarted at %s, was at %s", got, at)
+	}
+}
+
 // With agents in place nothing is restarted; with no pods wanted it is active at once.
 func TestInterceptWithoutRestart(t *testing.T) {
 	r := newReconciler(t, intercept("in-1", "ada", "mine"))
@@ -681,9 +801,20 @@ func TestHeal(t *testing.T) {
 		t.Errorf("restarted again: %d", r.restarts())
 	}
 
-	// A workload that is fine, or gone, is left alone.
+	// A workload that is fine, or gone, or is about to be, is left alone.
 	for name, change := range map[string]func(*reconciler){
 		"fine": func(*reconciler) {},
+		"short of quota long after the restart": func(r *reconciler) {
+			r.activated("in-1", v1alpha1.InterceptStatus{})
+			r.failing("exceeded quota")
+		},
+		"restarted by somebody": func(r *reconciler) {
+			r.rollout("2")
+			r.addPod("new-1", "rs-2", withAgent(8080), waiting(agentcfg.Container, "ErrImagePull", ""))
+			r.update(func(d *appsv1.Deployment) {
+				metav1.SetMetaDataAnnotation(&d.Spec.Template.ObjectMeta, restartedAt, "later")
+			})
+		},
 		"gone": func(r *reconciler) { r.delete(webDeployment()) },
 	} {
 		r := newReconciler(t, intercept("in-1", "ada", "mine"))

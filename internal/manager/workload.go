@@ -76,23 +76,32 @@ func (m *Manager) loadWorkload(ctx context.Context, ns string, ref v1alpha1.Work
 	return w, err
 }
 
-// failedCreate finds out why the controller of a set cannot create pods since a restart: other than a Deployment, it says so by events only.
-func (m *Manager) failedCreate(ctx context.Context, w *workload, since time.Time) error {
-	if w.Kind != kinds.StatefulSet && w.Kind != kinds.DaemonSet {
-		return nil
+// cannotCreate is why the workload's controller cannot create pods since a restart, or "". That of a set, other than a Deployment's, says so by events only,
+// and no more that it is over: when all are there, it is.
+func (m *Manager) cannotCreate(ctx context.Context, w *workload, since time.Time) (string, error) {
+	if w.Kind != kinds.StatefulSet && w.Kind != kinds.DaemonSet || len(w.pods) >= int(w.Replicas) {
+		return w.Failure, nil
 	}
 	var list corev1.EventList
 	of := client.MatchingFields{"involvedObject.uid": string(w.Object.GetUID()), "reason": "FailedCreate"}
 	if err := m.ctrl.GetAPIReader().List(ctx, &list, client.InNamespace(w.key.Namespace), of); err != nil {
-		return err
+		return "", err
 	}
+	why := ""
 	for _, e := range list.Items {
 		if !e.LastTimestamp.Time.Before(since.Truncate(time.Second)) { // events know whole seconds
-			w.Failure = e.Message
+			why = e.Message
 		}
 	}
-	return nil
+	return why, nil
 }
+
+// quotaPatience is how long pods may not be created for want of quota, after a restart and with no pod that is ending: what has just ended may not have been
+// counted yet, and a controller tries again after a pause that is about as long as it has tried already.
+const quotaPatience = 30 * time.Second
+
+// passes says whether what pods cannot be created for may be over soon.
+func passes(why string) bool { return strings.Contains(why, "exceeded quota") }
 
 // podsOf lists a workload's pods, but for those that have ended.
 func (m *Manager) podsOf(ctx context.Context, w *kinds.Info) ([]corev1.Pod, error) {
@@ -222,9 +231,17 @@ func (w *workload) view(c *clock, f fit, old map[types.UID]bool, serves func(typ
 		}
 	}
 	if w.Failure != "" {
-		v.trouble, v.ran = w.Name()+" cannot create pods: "+w.Failure, false
+		v.trouble, v.ran = w.blocked(w.Failure), false
 	}
 	return v
+}
+
+// blocked says that the workload's controller cannot create pods.
+func (w *workload) blocked(why string) string { return w.Name() + " cannot create pods: " + why }
+
+// ending says whether a pod is about to give back what it has.
+func (w *workload) ending() bool {
+	return slices.ContainsFunc(w.pods, func(p corev1.Pod) bool { return p.DeletionTimestamp != nil })
 }
 
 // withoutAgent are the pods that a restart is to replace.
@@ -255,11 +272,14 @@ func (w *workload) next(old map[types.UID]bool) *corev1.Pod {
 	return next
 }
 
-// broken says whether an agent keeps pods of the workload from coming up, and which one.
+// broken says whether an agent keeps pods of the workload from coming up, and which one. What its controller is about to replace is none of them.
 func (w *workload) broken() (*corev1.Pod, bool) {
 	for i := range w.pods {
 		p := &w.pods[i]
-		if trouble, _ := agentTrouble(p); p.DeletionTimestamp == nil && inject.Injected(p) && trouble != "" {
+		if p.DeletionTimestamp != nil || !inject.Injected(p) || w.How == kinds.ByController && w.Outdated(p) {
+			continue
+		}
+		if trouble, _ := agentTrouble(p); trouble != "" {
 			return p, true
 		}
 	}

@@ -106,6 +106,8 @@ func newWorld(t *testing.T, objs ...client.Object) *world {
 		WithIndex(&corev1.Pod{}, "spec.nodeName", func(o client.Object) []string { return []string{o.(*corev1.Pod).Spec.NodeName} })
 	b = b.WithIndex(&v1alpha1.Intercept{}, holderIndex, holderOf).WithIndex(&v1alpha1.Intercept{}, workloadIndex, workloadOfIntercept).
 		WithIndex(&v1alpha1.Intercept{}, declaredIndex, declaredOf).WithIndex(&v1alpha1.Session{}, uidIndex, uidOf)
+	b = b.WithIndex(&corev1.Event{}, "involvedObject.uid", func(o client.Object) []string { return []string{string(o.(*corev1.Event).InvolvedObject.UID)} }).
+		WithIndex(&corev1.Event{}, "reason", func(o client.Object) []string { return []string{o.(*corev1.Event).Reason} })
 	w.kc = b.WithRESTMapper(mapper()).WithObjects(objs...).
 		WithStatusSubresource(&v1alpha1.Session{}, &v1alpha1.Intercept{}, &appsv1.Deployment{}, &corev1.Pod{}).
 		WithInterceptorFuncs(w.funcs()).Build()
