@@ -190,7 +190,7 @@ func (a *app) connectRun(ctx context.Context, base localapi.ConnectRequest, k *k
 }
 
 // connect starts what is missing, from the daemons to the traffic-manager, and connects.
-// A connect that fails stops the daemons again if it was what started them.
+// A connect that fails stops the daemons again if it was what started them and nobody else uses them.
 func (a *app) connect(ctx context.Context, base localapi.ConnectRequest, k *kubeFlags, d *dnsFlags, n *networkFlags) (out connectOutput, err error) {
 	if a.configErr != nil {
 		return connectOutput{}, a.configErr
@@ -217,7 +217,7 @@ func (a *app) connect(ctx context.Context, base localapi.ConnectRequest, k *kube
 		kind = startCold
 		defer func() {
 			if err != nil {
-				err = errors.Join(err, a.stopDaemons(context.WithoutCancel(ctx)))
+				err = errors.Join(err, a.stopDaemons(context.WithoutCancel(ctx), true)) // another connect may have succeeded meanwhile
 			}
 		}()
 	}

@@ -248,7 +248,7 @@ func (a *app) uninstallEverything(ctx context.Context, cluster *kube.Cluster, k 
 		return err
 	}
 	show("Ending the session of this machine")
-	if err := a.stopDaemons(ctx); err != nil {
+	if err := a.stopDaemons(ctx, false); err != nil {
 		return err
 	}
 	show("Ending all sessions and intercepts")

@@ -37,7 +37,7 @@ func (a *app) quitRun(ctx context.Context, req localapi.QuitRequest) error {
 		return uerr.New(uerr.Usage, "leave out one of the two", "--stop-daemons ends all connections, --use names one")
 	}
 	if req.Stop {
-		err = a.stopDaemons(ctx)
+		err = a.stopDaemons(ctx, false)
 	} else if err = a.call(ctx, localapi.MethodQuit, req, nil); errors.Is(err, localapi.ErrNoDaemon) && req.Use == "" {
 		err = nil
 	}
@@ -47,14 +47,15 @@ func (a *app) quitRun(ctx context.Context, req localapi.QuitRequest) error {
 	return a.print(localapi.Empty{}, func(w io.Writer) { fmt.Fprintln(w, "Disconnected") })
 }
 
-// stopDaemons ends the session and both daemons, and waits until they are gone.
-func (a *app) stopDaemons(ctx context.Context) error {
+// stopDaemons ends the sessions and both daemons, and waits until they are gone. With ifIdle it is content if one goes on because it is in use.
+func (a *app) stopDaemons(ctx context.Context, ifIdle bool) error {
 	pids := a.daemonPIDs(ctx)
-	err := a.call(ctx, localapi.MethodQuit, localapi.QuitRequest{Stop: true}, nil)
+	var res localapi.QuitResult
+	err := a.call(ctx, localapi.MethodQuit, localapi.QuitRequest{Stop: true, IfIdle: ifIdle}, &res)
 	if errors.Is(err, localapi.ErrNoDaemon) {
-		err = rootapi.Stop(ctx, spawn.RootSocket()) // left alone by a user daemon that was killed
+		res.Kept, err = rootapi.Stop(ctx, spawn.RootSocket(), ifIdle) // left alone by a user daemon that was killed
 	}
-	if err != nil {
+	if err != nil || res.Kept {
 		return err
 	}
 	return spawn.WaitStopped(ctx, pids...)

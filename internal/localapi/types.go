@@ -373,8 +373,14 @@ type Stacks struct {
 	Text       string `json:"text"`
 }
 
-// QuitRequest ends one session, or all, and with Stop both daemons.
+// QuitRequest ends one session, or all, and with Stop both daemons. With IfIdle it ends no session, and no daemon that has one.
 type QuitRequest struct {
 	Choice
-	Stop bool `json:"stop"`
+	Stop   bool `json:"stop"`
+	IfIdle bool `json:"ifIdle,omitempty"`
+}
+
+// QuitResult says what came of it.
+type QuitResult struct {
+	Kept bool `json:"kept,omitempty"` // a daemon goes on: it was not idle
 }

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+
+	"github.com/doppel-dev/doppel/internal/uerr"
 )
 
 // ErrNotRunning is wrapped by Dial's error when nothing listens on the socket.
@@ -24,19 +26,24 @@ type Options struct {
 	Log *slog.Logger
 }
 
-// Stop ends the doppel-rootd that listens on path, if one does and it is not a service of the system.
-func Stop(ctx context.Context, path string) error {
+// Stop ends the doppel-rootd that listens on path, if one does and it is not a service of the system. With ifIdle it is kept while a network is
+// set through it.
+func Stop(ctx context.Context, path string, ifIdle bool) (kept bool, err error) {
 	c, err := Dial(ctx, path, Options{})
 	if errors.Is(err, ErrNotRunning) {
-		return nil
+		return false, nil
 	}
 	if err != nil {
-		return err
+		return false, err
 	}
 	defer c.Close()
 	v, err := c.Version(ctx)
 	if err != nil || v.Service {
-		return err
+		return false, err
 	}
-	return c.Quit(ctx)
+	err = c.Quit(ctx, ifIdle)
+	if e, ok := errors.AsType[*uerr.Error](err); ifIdle && ok && e.Kind == uerr.Conflict {
+		return true, nil
+	}
+	return false, err
 }

@@ -159,9 +159,9 @@ func (c *Client) LogLevel(ctx context.Context, level string, seconds int) error 
 	return err
 }
 
-// Quit ends doppel-rootd, after it has removed everything.
-func (c *Client) Quit(ctx context.Context) error {
-	_, err := c.call(ctx, Message{Op: OpQuit})
+// Quit ends doppel-rootd, after it has removed everything. With ifIdle it refuses (uerr.Conflict) while a network is set.
+func (c *Client) Quit(ctx context.Context, ifIdle bool) error {
+	_, err := c.call(ctx, Message{Op: OpQuit, IfIdle: ifIdle})
 	return err
 }
 

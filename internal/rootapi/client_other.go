@@ -48,7 +48,7 @@ func (c *Client) LogLevel(context.Context, string, int) error { return errUnsupp
 func (c *Client) Version(ctx context.Context) (Version, error) { return Version{}, errUnsupported }
 
 // Quit is not supported here yet.
-func (c *Client) Quit(ctx context.Context) error { return errUnsupported }
+func (c *Client) Quit(ctx context.Context, ifIdle bool) error { return errUnsupported }
 
 // Close is not supported here yet.
 func (c *Client) Close() error { return errUnsupported }

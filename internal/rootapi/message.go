@@ -35,6 +35,7 @@ type Message struct {
 
 	Network *Network `json:"network,omitempty"` // OpSetNetwork, OpAdoptNetwork
 	Socket  string   `json:"socket,omitempty"`  // OpMarkedSocket
+	IfIdle  bool     `json:"ifIdle,omitempty"`  // OpQuit: not while a network is set
 	// Level (error, warn, info or debug; "" is the one it was started with) for so many seconds; 0 is until it is changed again: OpLogLevel
 	Level   string `json:"level,omitempty"`
 	Seconds int    `json:"seconds,omitempty"`
@@ -85,6 +86,9 @@ func (m Message) check() error {
 	}
 	if m.Op != OpLogLevel && (m.Level != "" || m.Seconds != 0) {
 		return fmt.Errorf("%q with a log level", m.Op)
+	}
+	if m.Op != OpQuit && m.IfIdle {
+		return fmt.Errorf("%q with fields of %q", m.Op, OpQuit)
 	}
 	hasNet, hasSocket := m.Network != nil, m.Socket != ""
 	switch m.Op {

@@ -13,7 +13,7 @@ const (
 	// DefaultSocket is where doppel-rootd listens unless told otherwise.
 	DefaultSocket = "/run/doppel/rootd.sock"
 	// Protocol is the version of the messages; both sides must have the same.
-	Protocol = 2
+	Protocol = 3
 
 	// MaxLevelSeconds bounds how long a log level can be changed for: a week.
 	MaxLevelSeconds = 7 * 24 * 3600

@@ -142,7 +142,7 @@ func userDaemon() {
 			case "wait":
 				<-client.Done()
 			case "quit":
-				err = client.Quit(ctx)
+				err = client.Quit(ctx, c.Arg == "if idle")
 			case "close":
 				err = client.Close()
 			}
@@ -687,6 +687,11 @@ func TestQuit(t *testing.T) {
 	}
 	u, n := startUser(t)
 	u.do(command{Do: "set", Network: n})
+	other, _ := startUser(t) // the clean-up of a connect that failed, say because of this network
+	if r := other.try(command{Do: "quit", Arg: "if idle"}); r.Kind != uerr.Conflict {
+		t.Errorf("quit if idle: %s %s", r.Kind, r.Err)
+	}
+	captured(t, "not idle", "doppel")
 	u.do(command{Do: "quit"})
 	<-rd.done
 	if code := rd.cmd.ProcessState.ExitCode(); code != 0 {

@@ -80,7 +80,7 @@ func TestServiceLevel(t *testing.T) {
 	if err := s.setLevel(ada, "info", 0); err != nil {
 		t.Error(err)
 	}
-	if s.setLevel(bob, "debug", 0) == nil || s.mayQuit(ada) == nil {
+	if s.setLevel(bob, "debug", 0) == nil || s.mayQuit(ada, false) == nil {
 		t.Error("allowed")
 	}
 }

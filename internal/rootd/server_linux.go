@@ -194,9 +194,15 @@ func (s *Server) isOwner(ss *session) bool {
 }
 
 // mayQuit lets the owner, root, and anybody allowed while there is no owner end the server; a service is ended by the system only.
-func (s *Server) mayQuit(ss *session) error {
+func (s *Server) mayQuit(ss *session, ifIdle bool) error {
 	if s.cfg.Service {
 		return uerr.New(uerr.Denied, "stop it with: systemctl stop doppel-rootd", "doppel-rootd is a service of the system")
+	}
+	s.mu.Lock()
+	busy := s.owner != nil
+	s.mu.Unlock()
+	if ifIdle && busy {
+		return uerr.New(uerr.Conflict, "", "a network is set")
 	}
 	return s.mayChange(ss)
 }

@@ -106,7 +106,7 @@ func (ss *session) handle(ctx context.Context, m rootapi.Message) error {
 	case rootapi.OpLogLevel:
 		err = ss.srv.setLevel(ss, m.Level, m.Seconds)
 	case rootapi.OpQuit:
-		return ss.quit(reply)
+		return ss.quit(reply, m.IfIdle)
 	case rootapi.OpReply, rootapi.OpPing, rootapi.OpPong, rootapi.OpChanged:
 		return uerr.New(uerr.Usage, "", "unexpected %q", m.Op)
 	}
@@ -142,8 +142,8 @@ func (ss *session) setNetwork(ctx context.Context, n rootapi.Network, adopt bool
 }
 
 // quit removes everything, answers, and ends the server.
-func (ss *session) quit(reply rootapi.Message) error {
-	err := ss.srv.mayQuit(ss)
+func (ss *session) quit(reply rootapi.Message, ifIdle bool) error {
+	err := ss.srv.mayQuit(ss, ifIdle)
 	if err == nil {
 		err = ss.srv.engine.clear()
 	}

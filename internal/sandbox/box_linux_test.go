@@ -179,7 +179,7 @@ func TestBox(t *testing.T) {
 	} else {
 		c.Close()
 	}
-	if err := root.Quit(ctx); uerr.From(err).Kind != uerr.Usage {
+	if err := root.Quit(ctx, false); uerr.From(err).Kind != uerr.Usage {
 		t.Errorf("quit: %v", err)
 	}
 }

@@ -47,12 +47,13 @@ type Daemon struct {
 	vif      *vif
 	presence *relayclient.Presence // nil: this machine is not known to relays
 
-	connecting sync.Mutex // one connect or quit at a time
+	connecting chan struct{} // holds one while somebody connects or quits, in the order of their coming (see turn)
 
 	mu sync.Mutex
 	// guarded by mu
 	sessions []*session // in the order in which they were made
 	ended    string     // why the last session ended by itself
+	stopping bool       // there is going to be no session any more
 }
 
 // New validates the configuration.
@@ -60,7 +61,7 @@ func New(cfg Config) (*Daemon, error) {
 	if cfg.Socket == "" || cfg.RootSocket == nil || cfg.Root == nil || cfg.Log == nil {
 		return nil, errors.New("userd: incomplete configuration")
 	}
-	d := &Daemon{cfg: cfg, log: cfg.Log, vif: &vif{root: cfg.Root, log: cfg.Log}}
+	d := &Daemon{cfg: cfg, log: cfg.Log, vif: &vif{root: cfg.Root, log: cfg.Log}, connecting: make(chan struct{}, 1)}
 	if cfg.Logins != nil {
 		d.presence = d.newPresence()
 	}
@@ -107,10 +108,47 @@ func (d *Daemon) Run(ctx context.Context) error {
 	}
 	d.stop()
 	present.Wait()
+	d.refuse()
 	d.end(d.all())
 	sctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
 	defer cancel()
 	return errors.Join(err, srv.Shutdown(sctx)) // lets the answer to quit out
+}
+
+// turn waits until nobody else connects or quits, and returns what ends that.
+func (d *Daemon) turn(ctx context.Context) (done func(), err error) {
+	select {
+	case d.connecting <- struct{}{}:
+		return func() { <-d.connecting }, nil
+	case <-ctx.Done():
+		return nil, uerr.New(uerr.Canceled, "", "interrupted")
+	}
+}
+
+// refuse lets no session be made from now on: whoever waits for one would be told that it is there, and it would end with the daemon.
+func (d *Daemon) refuse() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.stopping = true
+}
+
+var errStopping = uerr.New(uerr.Conflict, "connect again with: doppel connect", "the user daemon was just told to end")
+
+// keep enters a session, unless the daemon is about to end.
+func (d *Daemon) keep(s *session) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.stopping {
+		return errStopping
+	}
+	d.sessions, d.ended = append(slices.Clone(d.sessions), s), ""
+	return nil
+}
+
+func (d *Daemon) isStopping() bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.stopping
 }
 
 // all are the sessions.
@@ -173,8 +211,14 @@ func (d *Daemon) take(s *session) bool {
 }
 
 func (d *Daemon) connect(ctx context.Context, req localapi.ConnectRequest, progress localapi.Progress) (localapi.ConnectResult, error) {
-	d.connecting.Lock()
-	defer d.connecting.Unlock()
+	done, err := d.turn(ctx)
+	if err != nil {
+		return localapi.ConnectResult{}, err
+	}
+	defer done()
+	if d.isStopping() {
+		return localapi.ConnectResult{}, errStopping
+	}
 	start := time.Now()
 	if req.ManagerNamespace == "" {
 		req.ManagerNamespace = DefaultManagerNamespace
@@ -199,9 +243,10 @@ func (d *Daemon) connect(ctx context.Context, req localapi.ConnectRequest, progr
 	if err != nil {
 		return localapi.ConnectResult{}, err
 	}
-	d.mu.Lock()
-	d.sessions, d.ended = append(slices.Clone(d.sessions), s), ""
-	d.mu.Unlock()
+	if err := d.keep(s); err != nil {
+		s.close()
+		return localapi.ConnectResult{}, err
+	}
 	if g := s.group.Context(); g.Err() != nil { // ended before it was known here
 		d.forget(s, context.Cause(g))
 	}
@@ -269,27 +314,37 @@ func (d *Daemon) snapshot(all ...*session) localapi.Status {
 	return st
 }
 
-func (d *Daemon) quit(ctx context.Context, req localapi.QuitRequest, progress localapi.Progress) (localapi.Empty, error) {
-	d.connecting.Lock()
-	defer d.connecting.Unlock()
+func (d *Daemon) quit(ctx context.Context, req localapi.QuitRequest, progress localapi.Progress) (localapi.QuitResult, error) {
+	done, err := d.turn(ctx)
+	if err != nil {
+		return localapi.QuitResult{}, err
+	}
+	defer done()
 	ending := d.all()
+	if req.IfIdle && len(ending) > 0 {
+		return localapi.QuitResult{Kept: true}, nil
+	}
 	if req.Use != "" {
 		s, err := choose(ending, req.Use)
 		if err != nil {
-			return localapi.Empty{}, err
+			return localapi.QuitResult{}, err
 		}
 		ending = []*session{s}
 	}
+	if req.Stop {
+		d.refuse() // a connect that waits for its turn too
+	}
 	d.end(ending)
 	if !req.Stop {
-		return localapi.Empty{}, nil
+		return localapi.QuitResult{}, nil
 	}
 	progress("Stopping the daemons")
-	if err := rootapi.Stop(ctx, d.cfg.RootSocket()); err != nil {
+	kept, err := rootapi.Stop(ctx, d.cfg.RootSocket(), req.IfIdle)
+	if err != nil {
 		d.log.Warn("root daemon not stopped", "err", err)
 	}
 	context.AfterFunc(ctx, d.stop) // when this answer is out
-	return localapi.Empty{}, nil
+	return localapi.QuitResult{Kept: kept}, nil
 }
 
 func (d *Daemon) list(ctx context.Context, req localapi.ListRequest, _ localapi.Progress) (localapi.ListResult, error) {

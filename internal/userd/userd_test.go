@@ -3,12 +3,16 @@ package userd
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
+	"net/http"
+	"net/http/httptest"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -116,5 +120,113 @@ func TestVIFAddrs(t *testing.T) {
 	}
 	if got := vifAddrs([]netip.Prefix{v4, v6}); !slices.Equal(got, []netip.Prefix{vifAddr, vifAddr6}) {
 		t.Errorf("both: %v", got)
+	}
+}
+
+// newDaemon makes one that serves nobody.
+func newDaemon(t *testing.T) (d *Daemon, stopped chan struct{}) {
+	t.Helper()
+	d, err := New(Config{
+		Socket: filepath.Join(t.TempDir(), "daemon.sock"), RootSocket: func() string { return filepath.Join(t.TempDir(), "rootd.sock") },
+		Root: func(context.Context, rootapi.Options) (*rootapi.Client, error) {
+			return nil, errors.New("no root daemon in this test")
+		},
+		Log: slog.New(slog.NewTextHandler(t.Output(), nil)),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	stopped = make(chan struct{})
+	d.stop = func() { close(stopped) }
+	return d, stopped
+}
+
+func quiet(string, ...any) {}
+
+// The clean-up of a connect that has failed leaves alone what another connect has made meanwhile.
+func TestQuitIfIdle(t *testing.T) {
+	d, stopped := newDaemon(t)
+	if err := d.keep(newCluster(t).connect()); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	res, err := d.quit(ctx, localapi.QuitRequest{Stop: true, IfIdle: true}, quiet)
+	if err != nil || !res.Kept || len(d.all()) != 1 || d.isStopping() {
+		t.Fatalf("in use: %+v, %v, %d sessions", res, err, len(d.all()))
+	}
+	cancel() // the answer is out
+	if s := d.all()[0]; !d.take(s) {
+		t.Fatal("it is not there")
+	}
+	ctx, cancel = context.WithCancel(t.Context())
+	if res, err := d.quit(ctx, localapi.QuitRequest{Stop: true, IfIdle: true}, quiet); err != nil || res.Kept {
+		t.Errorf("idle: %+v, %v", res, err)
+	}
+	cancel()
+	<-stopped
+}
+
+// A connect that has waited for a quit -s is not told that it has connected: the daemon is about to end.
+func TestConnectAfterStop(t *testing.T) {
+	d, _ := newDaemon(t)
+	if _, err := d.quit(t.Context(), localapi.QuitRequest{Stop: true}, quiet); err != nil {
+		t.Fatal(err)
+	}
+	_, err := d.connect(t.Context(), localapi.ConnectRequest{Kubeconfig: "/nonexistent"}, quiet)
+	wantError(t, err, uerr.Conflict, "just told to end", "doppel connect")
+	if err := d.keep(&session{}); err == nil || len(d.all()) != 0 {
+		t.Errorf("a session that was made meanwhile: %v, %d sessions", err, len(d.all()))
+	}
+}
+
+// Who waits for a connect to end, to connect or to quit, can be interrupted, and has done nothing then.
+func TestTurnInterrupted(t *testing.T) {
+	d, stopped := newDaemon(t)
+	asked, held := make(chan struct{}, 1), make(chan struct{})
+	release := sync.OnceFunc(func() { close(held) })
+	api := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		asked <- struct{}{}
+		<-held
+		http.Error(w, "no", http.StatusForbidden)
+	}))
+	defer api.Close()
+	defer release()
+	file := filepath.Join(t.TempDir(), "config")
+	text := fmt.Sprintf(`{apiVersion: v1, kind: Config, current-context: x, clusters: [{name: c, cluster: {server: %q}}],
+users: [{name: u, user: {token: t}}], contexts: [{name: x, context: {cluster: c, user: u}}]}`, api.URL)
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	connected := make(chan error, 1)
+	go func() {
+		_, err := d.connect(t.Context(), localapi.ConnectRequest{Kubeconfig: file}, quiet)
+		connected <- err
+	}()
+	<-asked
+	interrupted, cancel := context.WithCancel(t.Context())
+	cancel()
+	waited := make(chan error, 2)
+	go func() {
+		_, err := d.quit(interrupted, localapi.QuitRequest{Stop: true}, quiet)
+		waited <- err
+		_, err = d.connect(interrupted, localapi.ConnectRequest{}, quiet)
+		waited <- err
+	}()
+	for range 2 {
+		select {
+		case err := <-waited:
+			wantError(t, err, uerr.Canceled, "interrupted", "")
+		case <-time.After(deadline):
+			t.Fatal("it goes on waiting")
+		}
+	}
+	release()
+	if err := <-connected; err == nil {
+		t.Error("connected to a cluster that refuses")
+	}
+	select {
+	case <-stopped:
+		t.Error("an interrupted quit -s has ended the daemon")
+	default:
 	}
 }
