@@ -81,6 +81,8 @@ const (
 
 // State is what is in force.
 type State struct {
+	// Seq grows with each other state of one doppel-rootd: a reply and an OpChanged may be looked at in another order than they were sent.
+	Seq uint64 `json:"seq,omitempty"`
 	// Name of the device, empty without one.
 	Name string `json:"name,omitempty"`
 	// Routes as installed: those wanted, less what was left out, with excluded addresses cut out of them.

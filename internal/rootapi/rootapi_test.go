@@ -88,7 +88,7 @@ func TestMessageRoundTrip(t *testing.T) {
 		{ID: 9, Op: OpQuit, IfIdle: true},
 		{ID: 9, Op: OpVersion},
 		{ID: 10, Op: OpLogLevel, Level: "debug", Seconds: 60},
-		{Op: OpChanged, State: &State{DNSMode: DNSNftables}},
+		{Op: OpChanged, State: &State{Seq: 3, DNSMode: DNSNftables}},
 	} {
 		b, err := m.Encode()
 		if err != nil {

@@ -417,6 +417,7 @@ func TestSetNetwork(t *testing.T) {
 	captured(t, "before", "resolver")
 	r := u.do(command{Do: "set", Network: n})
 	want := rootapi.State{
+		Seq:           r.State.Seq,
 		Name:          ifName,
 		Routes:        []netip.Prefix{netip.MustParsePrefix("10.77.0.0/16"), netip.MustParsePrefix("10.88.0.0/32"), netip.MustParsePrefix("fd77::/64")},
 		DNSMode:       rootapi.DNSNftables,
@@ -424,7 +425,7 @@ func TestSetNetwork(t *testing.T) {
 		Resolvers:     []netip.AddrPort{netip.MustParseAddrPort(resolver + ":53")},
 		SearchDomains: []string{"corp.example"},
 	}
-	if fmt.Sprint(r.State) != fmt.Sprint(want) || !r.File {
+	if fmt.Sprint(r.State) != fmt.Sprint(want) || r.State.Seq == 0 || !r.File {
 		t.Errorf("got %+v (file %v), want %+v", r.State, r.File, want)
 	}
 	m := look(t)
@@ -474,6 +475,8 @@ func TestSetNetwork(t *testing.T) {
 		c.Routes = []netip.Prefix{netip.MustParsePrefix("10.99.0.0/16")}
 		if r := u.do(command{Do: "set", Network: c}); r.File {
 			t.Error("a second descriptor came")
+		} else if r.State.Seq <= want.Seq {
+			t.Errorf("state %d after %d", r.State.Seq, want.Seq)
 		}
 		if got := look(t); got.link != m.link || !slices.Equal(got.routes, []string{"10.99.0.0/16"}) {
 			t.Errorf("machine %+v", got)

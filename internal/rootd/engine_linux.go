@@ -27,7 +27,8 @@ type engine struct {
 	want      rootapi.Network    // guarded by mu
 	link      osroute.Link       // guarded by mu; zero without a device
 	suspended bool               // guarded by mu: the owner does not answer, no DNS capture
-	state     rootapi.State      // guarded by mu: what the owner was told last
+	state     rootapi.State      // guarded by mu: what is in force
+	seq       uint64             // guarded by mu: of the last state
 	capture   *osdns.Capture     // guarded by mu
 	resolved  osdns.ResolvedLink // guarded by mu
 }
@@ -118,7 +119,7 @@ func (e *engine) set(n rootapi.Network, uid uint32, adopt bool) (rootapi.State, 
 		}
 		return rootapi.State{}, nil, errors.Join(err, e.clearLocked())
 	}
-	e.state = state(n, p, warnings)
+	e.noteLocked(state(n, p, warnings))
 	e.log.Info("network set", "interface", e.link.Name, "routes", len(p.routes.Routes), "dns", string(p.dns.Mode), "why", p.dns.Reason, "uid", uid, "created", f != nil)
 	return e.state, f, nil
 }
@@ -199,18 +200,29 @@ func (e *engine) applyLocked(p plan) (plan, []string, error) {
 	return p, warnings, e.capture.Set(dns.Redirects)
 }
 
-// recheck puts the wanted state in force again after the machine's resolvers, addresses or routes have changed. It returns the state and
-// whether it is another one than before.
-func (e *engine) recheck() (rootapi.State, bool) {
+// noteLocked notes what is in force now.
+func (e *engine) noteLocked(st rootapi.State) {
+	e.seq++
+	st.Seq = e.seq
+	e.state = st
+}
+
+// inForce is the state that is in force.
+func (e *engine) inForce() rootapi.State {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	old := e.state
+	return e.state
+}
+
+// recheck puts the wanted state in force again after the machine's resolvers, addresses or routes have changed.
+func (e *engine) recheck() {
+	e.mu.Lock()
+	defer e.mu.Unlock()
 	if err := e.recheckLocked(); err != nil {
 		if _, ferr := osroute.Find(e.link.Name); ferr == nil { // else the owner has just closed the device
 			e.log.Warn("network not updated", "err", err)
 		}
 	}
-	return e.state, !reflect.DeepEqual(old, e.state)
 }
 
 func (e *engine) recheckLocked() error {
@@ -231,7 +243,10 @@ func (e *engine) recheckLocked() error {
 	if err != nil {
 		return err
 	}
-	e.state = state(e.want, p, warnings)
+	st := state(e.want, p, warnings)
+	if st.Seq = e.state.Seq; !reflect.DeepEqual(st, e.state) {
+		e.noteLocked(st)
+	}
 	return nil
 }
 

@@ -79,14 +79,12 @@ func (s *Server) Run(ctx context.Context) error {
 
 // recheck follows a change of the machine's network and tells the owner.
 func (s *Server) recheck() {
-	st, changed := s.engine.recheck()
+	s.engine.recheck()
 	s.mu.Lock()
 	owner := s.owner
 	s.mu.Unlock()
+	changed := owner != nil && owner.tell()
 	s.log.Debug("network rechecked", "changed", changed)
-	if changed && owner != nil {
-		owner.changed(st)
-	}
 }
 
 func (s *Server) accept(ctx context.Context, g *lifecycle.Group, l *net.UnixListener) error {

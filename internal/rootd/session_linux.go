@@ -34,6 +34,7 @@ type session struct {
 
 	mu       sync.Mutex
 	lastPong time.Time // guarded by mu
+	told     uint64    // guarded by mu: Seq of the newest state that the peer was told
 }
 
 func newSession(srv *Server, c *net.UnixConn, p peer) *session {
@@ -136,6 +137,7 @@ func (ss *session) setNetwork(ctx context.Context, n rootapi.Network, adopt bool
 		ss.srv.disown(ss)
 		return st, nil, nil
 	}
+	ss.knows(st)
 	ss.pong() // whoever asks lives
 	ss.pinger.Do(func() { ss.wg.Go(func() { ss.ping(ctx) }) })
 	return st, f, nil
@@ -195,6 +197,7 @@ func (ss *session) ping(ctx context.Context) {
 		if !ss.srv.isOwner(ss) {
 			continue
 		}
+		ss.tell()
 		id++
 		err := ss.sendWithin(pingSendTimeout, rootapi.Message{ID: id, Op: rootapi.OpPing}, nil)
 		if err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
@@ -210,9 +213,29 @@ func (ss *session) left() time.Duration {
 	return ss.srv.cfg.PingTimeout - time.Since(ss.lastPong)
 }
 
-// changed tells the peer of a new state.
-func (ss *session) changed(st rootapi.State) {
-	if err := ss.sendWithin(pingSendTimeout, rootapi.Message{Op: rootapi.OpChanged, State: &st}, nil); err != nil {
+// tell sends the peer the state in force and says whether that is another one than it knew. A peer that does not read is told with a later ping.
+func (ss *session) tell() (changed bool) {
+	st := ss.srv.engine.inForce()
+	ss.mu.Lock()
+	changed = st.Seq > ss.told
+	ss.mu.Unlock()
+	if !changed || !ss.srv.isOwner(ss) {
+		return false
+	}
+	err := ss.sendWithin(pingSendTimeout, rootapi.Message{Op: rootapi.OpChanged, State: &st}, nil)
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		return true
+	}
+	if err != nil {
 		ss.srv.log.Warn("owner not told of a change", "err", err)
 	}
+	ss.knows(st)
+	return true
+}
+
+// knows notes that the peer was told of a state.
+func (ss *session) knows(st rootapi.State) {
+	ss.mu.Lock()
+	ss.told = max(ss.told, st.Seq)
+	ss.mu.Unlock()
 }

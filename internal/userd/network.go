@@ -332,14 +332,19 @@ func (n *network) inForce(st rootapi.State) {
 	n.setState(st)
 }
 
+// setState notes a state of the root daemon's, unless a newer one is known: a reply reaches change on another way than rootOptions' Changed.
 func (n *network) setState(st rootapi.State) {
+	n.mu.Lock()
+	if st.Seq < n.state.Seq {
+		n.mu.Unlock()
+		return
+	}
+	n.state = st
+	n.resolver.SetUpstreams(st.Resolvers)
+	n.mu.Unlock()
 	for _, w := range st.Warnings {
 		n.log.Warn("root daemon", "detail", w)
 	}
-	n.resolver.SetUpstreams(st.Resolvers)
-	n.mu.Lock()
-	n.state = st
-	n.mu.Unlock()
 	select {
 	case n.moved <- struct{}{}:
 	default:
@@ -407,6 +412,7 @@ func (n *network) adopt(ctx context.Context, root *rootapi.Client) error {
 	defer n.apply.Unlock()
 	n.mu.Lock()
 	n.root = root
+	n.state.Seq = 0 // this one counts anew
 	w := n.wanted
 	n.mu.Unlock()
 	st, err := root.AdoptNetwork(ctx, w)
