@@ -56,20 +56,22 @@ type intercepts struct {
 	problems []string                     // what the manager says is wrong with itself
 	relay    *control.Relay               // that the manager is to join; nil: none
 	lost     map[string]string            // by name: why an intercept ended that nobody here left
+	resuming bool                         // see resume
 }
 
 // intercept is one intercept of ours. Its fields are constant; object is replaced as a whole under the set's lock. Until it has been
 // created the object has no UID.
 type intercept struct {
-	name    string
-	targets []target // in the order of the object's spec.ports
-	object  *v1alpha1.Intercept
-	tls     bool       // the local process speaks TLS
-	address netip.Addr // of ports without a target; invalid: the loopback
-	active  bool       // has been; guarded by the set's lock
-	leaving bool       // its traffic still comes, until the app is back; guarded by the set's lock
-	toPod   *toPod
-	files   *files // guarded by the set's lock; nil: none
+	name      string
+	targets   []target // in the order of the object's spec.ports
+	object    *v1alpha1.Intercept
+	tls       bool       // the local process speaks TLS
+	address   netip.Addr // of ports without a target; invalid: the loopback
+	active    bool       // has been; guarded by the set's lock
+	leaving   bool       // its traffic still comes, until the app is back; guarded by the set's lock
+	resumeErr error      // why it could not be created again; guarded by the set's lock
+	toPod     *toPod
+	files     *files // guarded by the set's lock; nil: none
 }
 
 // close ends what an intercept has on this machine.
@@ -144,8 +146,8 @@ func (x *intercepts) establish(ctx context.Context, in *intercept, timeout time.
 		return localapi.Intercept{}, err
 	}
 	x.mu.Lock()
+	defer x.mu.Unlock()
 	in.active = true
-	x.mu.Unlock()
 	return x.view(in, st), nil
 }
 
@@ -473,30 +475,6 @@ func (x *intercepts) removeAll(ctx context.Context) {
 	}
 }
 
-// resume creates the intercepts again when a new session had to take the old one's place.
-func (x *intercepts) resume(ctx context.Context, session string) {
-	x.mu.Lock()
-	var stale []*intercept
-	for _, in := range x.byName {
-		if in.object.UID != "" && !in.declared() && !in.leaving && in.object.Spec.Session != session {
-			stale = append(stale, in)
-		}
-	}
-	x.mu.Unlock()
-	for _, in := range stale {
-		spec := in.object.Spec
-		spec.Session, spec.Takeover = session, false // that was meant for then
-		o, err := x.s.cluster.CreateIntercept(ctx, in.object.Namespace, spec)
-		if err != nil {
-			x.s.log.Error("intercept not resumed", "intercept", in.name, "err", err)
-			continue
-		}
-		x.mu.Lock()
-		in.object = o
-		x.mu.Unlock()
-	}
-}
-
 // told waits until the manager has said something, which it has not when a session has only just begun.
 func (x *intercepts) told(ctx context.Context) error {
 	for {
@@ -715,6 +693,9 @@ func (x *intercepts) all() ([]localapi.Intercept, []string) {
 func (x *intercepts) view(in *intercept, st control.Intercept) localapi.Intercept {
 	v := describe(in.object, in.object.Spec.Session)
 	v.State, v.Message = cmp.Or(strings.ToUpper(st.State), "PENDING"), st.Message
+	if in.resumeErr != nil {
+		v.Message = "not created again for the new session yet: " + in.resumeErr.Error()
+	}
 	v.LocalTLS = in.tls
 	v.Ports, v.Mine, v.Mount = ports(in.object.Spec.Ports, st.Ports), true, in.files.view()
 	for i := len(in.targets); i < len(v.Ports) && in.address.IsValid(); i++ {

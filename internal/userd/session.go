@@ -345,7 +345,7 @@ func (s *session) serve(ctx context.Context, m *mux.Session) error {
 	g.Go("intercept states", func(ctx context.Context) error {
 		return follow(ctx, m, control.LaptopIntercepts, nil, s.intercepts.update)
 	})
-	s.intercepts.resume(g.Context(), s.uid())
+	s.intercepts.resume()
 	return g.Wait()
 }
 

@@ -64,6 +64,7 @@ type cluster struct {
 	mute       bool // says nothing of intercepts
 	count      int
 	refuse     string       // methods that are forbidden, such as "POST intercepts"
+	hold       chan bool    // answers to created intercepts wait for it; false: there is none
 	reject     error        // what the manager says to a laptop that attaches
 	version    string       // the manager's
 	tunnel     *mux.Session // the last one
@@ -129,6 +130,19 @@ func (c *cluster) rights(w http.ResponseWriter, r *http.Request) {
 }
 
 func (c *cluster) objects(w http.ResponseWriter, r *http.Request) {
+	var hold chan bool
+	defer func() {
+		if hold == nil {
+			return
+		}
+		select {
+		case answer := <-hold:
+			if !answer {
+				panic(http.ErrAbortHandler)
+			}
+		case <-r.Context().Done():
+		}
+	}()
 	c.set(func() {
 		w.Header().Set("Content-Type", "application/json")
 		fail := func(code int, reason metav1.StatusReason) {
@@ -157,7 +171,14 @@ func (c *cluster) objects(w http.ResponseWriter, r *http.Request) {
 			_ = json.NewDecoder(r.Body).Decode(in)
 			in.ObjectMeta = meta
 			c.intercepts[name] = in
+			hold = c.hold
 			_ = json.NewEncoder(w).Encode(in)
+		case http.MethodGet:
+			list := v1alpha1.InterceptList{Items: []v1alpha1.Intercept{}}
+			for _, in := range c.intercepts {
+				list.Items = append(list.Items, *in)
+			}
+			_ = json.NewEncoder(w).Encode(list)
 		case http.MethodPatch:
 			s := c.sessions[name]
 			if s == nil {
@@ -345,6 +366,13 @@ func (c *cluster) start(s *session) {
 	s.link = tunnel.NewLink(tunnel.LinkConfig{Dial: s.dial, Serve: s.serve, OnUp: s.onUp, OnDown: s.onDown, OnRetry: s.onRetry, Permanent: s.permanent, Log: s.log})
 	s.group.Go("tunnel", s.link.Run)
 	c.t.Cleanup(func() { s.close() })
+}
+
+// last is the tunnel that was made last.
+func (c *cluster) last() *mux.Session {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.tunnel
 }
 
 func (c *cluster) up(s *session) {
@@ -847,6 +875,104 @@ func TestResume(t *testing.T) {
 	// Somebody deletes it in the cluster: it is forgotten.
 	c.set(func() { delete(c.states, "intercepts-4") })
 	c.until("it is forgotten", func() bool { list, _ := s.intercepts.all(); return len(list) == 0 })
+}
+
+// asleep connects with an active intercept, and then has the manager end the session, as after a long sleep. after runs at that moment.
+func asleep(t *testing.T, after func(*cluster)) (*cluster, *session) {
+	c := newCluster(t)
+	s := c.connect()
+	done := create(t.Context(), s, localapi.InterceptRequest{Name: "web", Ports: []string{"3000"}})
+	c.until("it was created", func() bool { c.mu.Lock(); defer c.mu.Unlock(); return c.count == 2 })
+	c.say("intercepts-2", "Active", "", "")
+	if o := <-done; o.err != nil {
+		t.Fatal(o.err)
+	}
+	c.set(func() {
+		c.sessions, c.intercepts, c.states = map[string]*v1alpha1.Session{}, map[string]*v1alpha1.Intercept{}, map[string]control.Intercept{}
+		_ = c.tunnel.Close()
+		after(c)
+	})
+	return c, s
+}
+
+// answer lets the API server answer, or not, to who has an intercept created.
+func (c *cluster) answer(yes bool) {
+	c.t.Helper()
+	select {
+	case c.hold <- yes:
+	case <-time.After(deadline):
+		c.t.Fatal("nobody waits for an answer")
+	}
+}
+
+// resumed waits until the one intercept is there again and ours.
+func resumed(c *cluster, s *session) {
+	c.t.Helper()
+	c.until("the intercept is ours", func() bool {
+		s.intercepts.mu.Lock()
+		defer s.intercepts.mu.Unlock()
+		return s.intercepts.knows("intercepts-4") && !s.intercepts.resuming
+	})
+	if got := c.names(); got != "intercepts-4 sessions-3" {
+		c.t.Errorf("there is %s", got)
+	}
+	c.say("intercepts-4", "Active", "", "")
+	c.until("it is active", func() bool {
+		list, _ := s.intercepts.all()
+		return len(list) == 1 && list[0].State == "ACTIVE" && list[0].Message == ""
+	})
+}
+
+// An intercept that could not be created again at first is tried again, and says so until then.
+func TestResumeTriedAgain(t *testing.T) {
+	c, s := asleep(t, func(c *cluster) { c.refuse = "POST intercepts" })
+	c.until("it was refused, and says so", func() bool {
+		list, _ := s.intercepts.all()
+		return len(list) == 1 && list[0].State == "PENDING" && strings.Contains(list[0].Message, "not created again")
+	})
+	c.set(func() { c.refuse = "" })
+	resumed(c, s)
+}
+
+// One whose creation got no answer is not created twice.
+func TestResumeWithoutAnswer(t *testing.T) {
+	for name, end := range map[string]func(*testing.T, *cluster, *session){
+		"connection cut": func(_ *testing.T, c *cluster, _ *session) {
+			c.answer(false)
+		},
+		"tunnel lost meanwhile": func(_ *testing.T, c *cluster, s *session) {
+			lost := c.last()
+			_ = lost.Close()
+			c.until("another tunnel is up", func() bool { m := s.link.Session(); return m != nil && m.Err() == nil && c.last() != lost })
+			c.answer(true)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c, s := asleep(t, func(c *cluster) { c.hold = make(chan bool) })
+			c.until("it is being created", func() bool { return c.names() == "intercepts-4 sessions-3" })
+			c.up(s)
+			end(t, c, s)
+			resumed(c, s)
+		})
+	}
+}
+
+// One that is left while it is created again stays away, also where nobody knows whether it was created.
+func TestResumeLeft(t *testing.T) {
+	for _, answered := range []bool{true, false} {
+		t.Run(fmt.Sprintf("answered %v", answered), func(t *testing.T) {
+			c, s := asleep(t, func(c *cluster) { c.hold = make(chan bool) })
+			c.until("it is being created", func() bool { return c.names() == "intercepts-4 sessions-3" })
+			if err := leave(t, s, "web"); err != nil {
+				t.Error(err)
+			}
+			c.answer(answered)
+			c.until("it is gone", func() bool { return c.names() == "sessions-3" })
+			if list, problems := s.intercepts.all(); len(list)+len(problems) != 0 {
+				t.Errorf("%+v, %q", list, problems)
+			}
+		})
+	}
 }
 
 // A manager with another key is one when the API server says so.
