@@ -673,6 +673,72 @@ func TestAdoptRefuses(t *testing.T) {
 	}
 }
 
+// A change that fails half-way, for one more cluster say, leaves the device with all that it had: its owner has other clusters' flows in it.
+func TestFailedChange(t *testing.T) {
+	if !nettest.Inside(t) {
+		return
+	}
+	setUp(t)
+	rd := startRootd(t)
+	u, n := startUser(t)
+	dns := n.DNS
+	n.DNS = nil
+	u.do(command{Do: "set", Network: n})
+	before := look(t)
+	more := n
+	more.DNS, more.Routes = dns, append(slices.Clone(n.Routes), netip.MustParsePrefix("10.66.0.0/16"))
+	works := func(when string, routes int) {
+		t.Helper()
+		if m := look(t); m.link != before.link || len(m.routes) != routes {
+			t.Errorf("%s: machine %+v, before %+v", when, m, before)
+		}
+		if got := u.do(command{Do: "read", Arg: "10.77.0.9:7"}).Answer; got != "datagram" {
+			t.Errorf("%s: %q", when, got)
+		}
+	}
+	// Routes come before the DNS capture, whose table is taken.
+	take := func(pid int) (free func()) {
+		conn, err := nftables.New()
+		if err != nil {
+			t.Fatal(err)
+		}
+		table := conn.AddTable(&nftables.Table{Name: fmt.Sprintf("doppel-dns-%d", pid), Family: nftables.TableFamilyINet})
+		if err := conn.Flush(); err != nil {
+			t.Fatal(err)
+		}
+		return func() {
+			conn.DelTable(table)
+			if err := conn.Flush(); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	free := take(rd.cmd.Process.Pid)
+	if r := u.try(command{Do: "set", Network: more}); r.Err == "" || r.File {
+		t.Fatalf("set: %+v", r)
+	}
+	works("failed", len(before.routes))
+	free()
+	u.do(command{Do: "set", Network: more})
+	works("again", len(before.routes)+1)
+	captured(t, "again", "doppel")
+
+	// So does an adoption: the user daemon tries again.
+	rd.kill(syscall.SIGKILL)
+	u.do(command{Do: "wait"})
+	rd = startRootd(t)
+	u.do(command{Do: "dial"})
+	free = take(rd.cmd.Process.Pid)
+	if r := u.try(command{Do: "adopt", Network: more}); r.Err == "" {
+		t.Fatalf("adopt: %+v", r)
+	}
+	works("not adopted", len(before.routes)+1)
+	free()
+	u.do(command{Do: "adopt", Network: more})
+	works("adopted", len(before.routes)+1)
+	captured(t, "adopted", "doppel")
+}
+
 func TestQuit(t *testing.T) {
 	if !nettest.Inside(t) {
 		return

@@ -111,17 +111,29 @@ func (e *engine) set(n rootapi.Network, uid uint32, adopt bool) (rootapi.State, 
 	if err != nil {
 		return rootapi.State{}, nil, err
 	}
+	before := e.want
 	e.want, e.suspended = n, false
 	p, warnings, err := e.applyLocked(p)
-	if err != nil {
-		if f != nil {
-			f.Close()
-		}
+	switch {
+	case err != nil && f != nil:
+		f.Close()
 		return rootapi.State{}, nil, errors.Join(err, e.clearLocked())
+	case err != nil: // the owner still holds the device, and has other clusters' flows in it
+		e.want = before
+		return rootapi.State{}, nil, errors.Join(err, e.backLocked())
 	}
 	e.noteLocked(state(n, p, warnings))
 	e.log.Info("network set", "interface", e.link.Name, "routes", len(p.routes.Routes), "dns", string(p.dns.Mode), "why", p.dns.Reason, "uid", uid, "created", f != nil)
 	return e.state, f, nil
+}
+
+// backLocked puts what was in force before back in force. The device of a user daemon that wanted it adopted is left as it is: it may ask again.
+func (e *engine) backLocked() error {
+	if e.want.IsZero() {
+		e.link = osroute.Link{}
+		return e.releaseLocked()
+	}
+	return e.recheckLocked()
 }
 
 // findLocked returns the device to use, or a zero link when one is to be made.
@@ -260,7 +272,7 @@ func (e *engine) suspend(yes bool) {
 	e.suspended = yes
 	var err error
 	if yes { // first, and also without a device
-		err = errors.Join(e.capture.Set(nil), e.resolved.Set(0, osdns.LinkDNS{}))
+		err = e.releaseLocked()
 	}
 	err = errors.Join(err, e.recheckLocked())
 	e.log.Warn("owner's answers to pings", "missing", yes, "err", err)
@@ -274,7 +286,7 @@ func (e *engine) clear() error {
 }
 
 func (e *engine) clearLocked() error {
-	err := errors.Join(e.capture.Set(nil), e.resolved.Set(0, osdns.LinkDNS{}))
+	err := e.releaseLocked()
 	if e.link.Index != 0 {
 		err = errors.Join(err, e.link.Remove()) // addresses and routes go with it
 		e.log.Info("network removed", "interface", e.link.Name)
@@ -287,6 +299,10 @@ func (e *engine) clearLocked() error {
 func (e *engine) release() error {
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	return e.releaseLocked()
+}
+
+func (e *engine) releaseLocked() error {
 	return errors.Join(e.capture.Set(nil), e.resolved.Set(0, osdns.LinkDNS{}))
 }
 
