@@ -26,10 +26,10 @@ type Options struct {
 	Log *slog.Logger
 }
 
-// Stop ends the doppel-rootd that listens on path, if one does and it is not a service of the system. With ifIdle it is kept while a network is
-// set through it.
+// Stop ends the doppel-rootd that listens on path, of whatever release, if one does and it is not a service of the system. With ifIdle it is kept
+// while a network is set through it, or where it cannot be asked for that.
 func Stop(ctx context.Context, path string, ifIdle bool) (kept bool, err error) {
-	c, err := Dial(ctx, path, Options{})
+	c, v, err := dialAny(ctx, path)
 	if errors.Is(err, ErrNotRunning) {
 		return false, nil
 	}
@@ -37,9 +37,11 @@ func Stop(ctx context.Context, path string, ifIdle bool) (kept bool, err error) 
 		return false, err
 	}
 	defer c.Close()
-	v, err := c.Version(ctx)
-	if err != nil || v.Service {
-		return false, err
+	if v.Service {
+		return false, nil
+	}
+	if ifIdle && v.Protocol != Protocol {
+		return true, nil
 	}
 	err = c.Quit(ctx, ifIdle)
 	if e, ok := errors.AsType[*uerr.Error](err); ifIdle && ok && e.Kind == uerr.Conflict {

@@ -39,36 +39,67 @@ type reply struct {
 
 // Dial connects to the doppel-rootd that listens on path and checks that it speaks this protocol.
 func Dial(ctx context.Context, path string, opts Options) (*Client, error) {
+	conn, err := dial(ctx, path)
+	if err != nil {
+		return nil, err
+	}
+	return NewClient(ctx, conn, opts)
+}
+
+func dial(ctx context.Context, path string) (*net.UnixConn, error) {
 	var d net.Dialer
 	conn, err := d.DialContext(ctx, "unixpacket", path)
 	if err != nil {
 		return nil, dialError(err, path)
 	}
-	return NewClient(ctx, conn.(*net.UnixConn), opts)
+	return conn.(*net.UnixConn), nil
 }
 
 // NewClient makes a client of a connection, which it owns, and checks that the other side speaks this protocol.
 func NewClient(ctx context.Context, conn *net.UnixConn, opts Options) (*Client, error) {
+	c, v, err := open(ctx, conn, opts)
+	if err != nil {
+		return nil, err
+	}
+	if v.Protocol != Protocol {
+		c.Close()
+		hint := "end it with: doppel quit -s"
+		if v.Service {
+			hint = "bring it to this release with: doppel rootd install"
+		}
+		return nil, uerr.New(uerr.Conflict, hint, "doppel-rootd %s speaks protocol %d, not %d", v.Program, v.Protocol, Protocol)
+	}
+	return c, nil
+}
+
+// dialAny connects to a doppel-rootd of whatever protocol: to ask for its version and to quit was always the same.
+func dialAny(ctx context.Context, path string) (*Client, Version, error) {
+	conn, err := dial(ctx, path)
+	if err != nil {
+		return nil, Version{}, err
+	}
+	return open(ctx, conn, Options{})
+}
+
+// open makes a client of a connection and asks who is there.
+func open(ctx context.Context, conn *net.UnixConn, opts Options) (*Client, Version, error) {
 	if opts.Log == nil {
 		opts.Log = slog.New(slog.DiscardHandler)
 	}
 	c := &Client{conn: conn, opts: opts, done: make(chan struct{}), pending: map[uint64]chan reply{}}
 	go c.readLoop()
 	v, err := c.Version(ctx)
-	if err == nil && v.Protocol != Protocol {
-		err = uerr.New(uerr.Conflict, "end it (doppel quit) and try again", "doppel-rootd %s speaks protocol %d, not %d", v.Program, v.Protocol, Protocol)
-	}
 	if err != nil {
 		c.Close()
-		return nil, err
+		return nil, v, err
 	}
-	return c, nil
+	return c, v, nil
 }
 
 func dialError(err error, path string) error {
 	switch {
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED):
-		return uerr.Wrap(errors.Join(ErrNotRunning, err), uerr.Internal, "start it as root: doppel-rootd", "%s", path)
+		return uerr.Wrap(errors.Join(ErrNotRunning, err), uerr.Internal, "start it with: doppel connect", "%s", path)
 	case errors.Is(err, fs.ErrPermission):
 		return uerr.Wrap(err, uerr.Denied, "join the group doppel, or start doppel-rootd with --uid", "connect to doppel-rootd")
 	}

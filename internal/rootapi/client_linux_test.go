@@ -6,6 +6,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -63,8 +64,27 @@ func TestDialErrors(t *testing.T) {
 	path = fakeRootd(t, func(c *net.UnixConn, m Message) error {
 		return Send(c, Message{ID: m.ID, Op: OpReply, Version: &Version{Program: "fake", Protocol: Protocol + 1}}, nil)
 	})
-	if _, err := Dial(ctx, path, Options{}); uerr.From(err).Kind != uerr.Conflict {
+	if _, err := Dial(ctx, path, Options{}); uerr.From(err).Kind != uerr.Conflict || !strings.Contains(uerr.From(err).Hint, "doppel quit -s") {
 		t.Errorf("another protocol: %v", err)
+	}
+}
+
+// quit -s, which a doppel-rootd of another protocol is said to end with, ends it; a clean-up that cannot ask whether it is idle keeps it.
+func TestStopOther(t *testing.T) {
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	for _, ifIdle := range []bool{false, true} {
+		var quit atomic.Bool
+		path := fakeRootd(t, func(c *net.UnixConn, m Message) error {
+			if m.Op == OpQuit {
+				quit.Store(true)
+				return Send(c, Message{ID: m.ID, Op: OpReply}, nil)
+			}
+			return Send(c, Message{ID: m.ID, Op: OpReply, Version: &Version{Program: "fake", Protocol: Protocol - 1}}, nil)
+		})
+		if kept, err := Stop(ctx, path, ifIdle); kept != ifIdle || quit.Load() == ifIdle || err != nil {
+			t.Errorf("if idle %v: kept %v, told to quit %v, %v", ifIdle, kept, quit.Load(), err)
+		}
 	}
 }
 

@@ -21,6 +21,10 @@ func Dial(ctx context.Context, path string, opts Options) (*Client, error) {
 	return nil, errUnsupported
 }
 
+func dialAny(context.Context, string) (*Client, Version, error) {
+	return nil, Version{}, errUnsupported
+}
+
 // SetNetwork is not supported here yet.
 func (c *Client) SetNetwork(ctx context.Context, n Network) (State, *os.File, error) {
 	return State{}, nil, errUnsupported

@@ -167,7 +167,7 @@ func removeStale(path string) error {
 	c, err := net.Dial("unixpacket", path)
 	if err == nil {
 		c.Close()
-		return uerr.New(uerr.Conflict, "use it, or end it first (doppel quit)", "another doppel-rootd listens on %s", path)
+		return uerr.New(uerr.Conflict, "use it, or end it first: its user with doppel quit -s, a service with sudo systemctl stop doppel-rootd", "another doppel-rootd listens on %s", path)
 	}
 	if !errors.Is(err, syscall.ECONNREFUSED) {
 		return fmt.Errorf("try %s: %w", path, err)

@@ -170,9 +170,20 @@ func (s *Server) own(ctx context.Context, ss *session) error {
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		case <-grace:
-			return uerr.New(uerr.Conflict, "end the other doppel first (doppel quit)", "user %d (process %d) is connected already", owner.peer.uid, owner.peer.pid)
+			return taken(owner.peer, ss.peer)
 		}
 	}
+}
+
+// taken says to whoever asks who has the network, and what they can do about it: their own doppel quit reaches neither another user's daemon nor one
+// of theirs that was started with another XDG_RUNTIME_DIR.
+func taken(owner, asks peer) error {
+	if owner.uid == asks.uid {
+		hint := fmt.Sprintf("use it where it was started (with another XDG_RUNTIME_DIR), or end it with: kill %d", owner.pid)
+		return uerr.New(uerr.Conflict, hint, "another user daemon of yours (process %d) is connected already", owner.pid)
+	}
+	hint := fmt.Sprintf("ask them to quit, or end their user daemon with: sudo kill %d", owner.pid)
+	return uerr.New(uerr.Conflict, hint, "user %d (process %d) is connected already", owner.uid, owner.pid)
 }
 
 // disown makes ss no longer the owner, if it is.
@@ -194,7 +205,7 @@ func (s *Server) isOwner(ss *session) bool {
 // mayQuit lets the owner, root, and anybody allowed while there is no owner end the server; a service is ended by the system only.
 func (s *Server) mayQuit(ss *session, ifIdle bool) error {
 	if s.cfg.Service {
-		return uerr.New(uerr.Denied, "stop it with: systemctl stop doppel-rootd", "doppel-rootd is a service of the system")
+		return uerr.New(uerr.Denied, "stop it with: sudo systemctl stop doppel-rootd", "doppel-rootd is a service of the system")
 	}
 	s.mu.Lock()
 	busy := s.owner != nil
@@ -212,7 +223,7 @@ func (s *Server) mayChange(ss *session) error {
 	if s.owner == nil || s.owner.peer.uid == ss.peer.uid || ss.peer.uid == 0 {
 		return nil
 	}
-	return uerr.New(uerr.Denied, "ask them, or become root", "user %d is connected", s.owner.peer.uid)
+	return uerr.New(uerr.Denied, "ask them to do it, or wait until they have quit", "user %d is connected", s.owner.peer.uid)
 }
 
 // setLevel changes the log level, a service's too.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"net"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -104,5 +105,22 @@ func TestMaxConns(t *testing.T) {
 	serves("after some had gone")
 	if m, _, err := rootapi.Receive(dial(), buf, false); err != nil || m.Error == nil || m.Error.Kind != uerr.Conflict {
 		t.Errorf("one too many again: %+v, %v", m, err)
+	}
+}
+
+// What is told to those for whom the network is taken can be done by them: doppel quit would end nothing.
+func TestTaken(t *testing.T) {
+	srv := &Server{owner: &session{peer: peer{uid: 1001, pid: 77}}, freed: make(chan struct{})}
+	for _, tc := range []struct {
+		asks      peer
+		msg, hint string
+	}{
+		{peer{uid: 1001, pid: 88}, "another user daemon of yours (process 77)", "another XDG_RUNTIME_DIR), or end it with: kill 77"},
+		{peer{uid: 1002, pid: 88}, "user 1001 (process 77)", "sudo kill 77"},
+	} {
+		e := uerr.From(srv.own(t.Context(), &session{peer: tc.asks}))
+		if e == nil || e.Kind != uerr.Conflict || !strings.Contains(e.Msg, tc.msg) || !strings.Contains(e.Hint, tc.hint) || strings.Contains(e.Hint, "doppel quit") {
+			t.Errorf("user %d: %+v", tc.asks.uid, e)
+		}
 	}
 }
