@@ -135,7 +135,10 @@ With a command after --, connect runs it and ends with its exit code, and quits 
 			}
 			return nil
 		},
-		RunE: func(c *cobra.Command, args []string) error { return a.connectRun(c.Context(), base, &k, &d, &n, args) },
+		RunE: func(c *cobra.Command, args []string) error {
+			base.RefuseIntercepts = c.Flags().Changed("accept-intercepts") && !base.AcceptIntercepts
+			return a.connectRun(c.Context(), base, &k, &d, &n, args)
+		},
 	}
 	c.Flags().StringVar(&base.Name, "name", a.config.Connect.Name, "name of the connection, to have several at once (default: the context's)")
 	c.Flags().BoolVar(&base.AcceptIntercepts, "accept-intercepts", a.config.Connect.AcceptIntercepts, "let intercepts that you declare in the cluster (kubectl apply) lead to ports of this machine")
@@ -200,7 +203,7 @@ func (a *app) connect(ctx context.Context, base localapi.ConnectRequest, k *kube
 	if err != nil {
 		return connectOutput{}, err
 	}
-	req.Name, req.AcceptIntercepts = base.Name, base.AcceptIntercepts
+	req.Name, req.AcceptIntercepts, req.RefuseIntercepts = base.Name, base.AcceptIntercepts, base.RefuseIntercepts
 	if req.DNS, err = d.options(); err != nil {
 		return connectOutput{}, err
 	}

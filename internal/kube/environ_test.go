@@ -53,7 +53,9 @@ users:
 			t.Fatal(err)
 		}
 		got = ""
-		if err := c.api.Get().AbsPath("/api").Do(context.Background()).Error(); err != nil { t.Log(err) }
+		if err := c.api.Get().AbsPath("/api").Do(context.Background()).Error(); err != nil {
+			t.Log(err)
+		}
 		return got
 	}
 	path := "PATH=" + bin + string(os.PathListSeparator) + os.Getenv("PATH")

@@ -39,8 +39,9 @@ type ConnectRequest struct {
 	As               string     `json:"as,omitempty"`       // user to impersonate
 	AsGroups         []string   `json:"asGroups,omitempty"` // and groups
 	DNS              DNSOptions `json:"dns,omitzero"`
-	Env              []string   `json:"env,omitempty" config:"-"`   // of the caller, for the kubeconfig's credential program and the proxy
-	AcceptIntercepts bool       `json:"acceptIntercepts,omitempty"` // claim intercepts that the user has declared in the cluster
+	Env              []string   `json:"env,omitempty" config:"-"`              // of the caller, for the kubeconfig's credential program and the proxy
+	AcceptIntercepts bool       `json:"acceptIntercepts,omitempty"`            // claim intercepts that the user has declared in the cluster
+	RefuseIntercepts bool       `json:"refuseIntercepts,omitempty" config:"-"` // the user said in so many words that none are to be claimed
 
 	Network NetworkOptions `json:"network,omitzero"`
 }

@@ -114,7 +114,11 @@ func (x *intercepts) create(ctx context.Context, req localapi.InterceptRequest, 
 		return v, err
 	}
 	in.toPod.serve(x, in)
-	if v.Mount, err = x.mount(ctx, in, req.Mount, progress); err != nil {
+	v.Mount, err = x.mount(ctx, in, req.Mount, progress)
+	if ctx.Err() != nil { // nobody hears of it any more, and without volumes it may be none
+		err = uerr.New(uerr.Canceled, "", "interrupted; the intercept was removed")
+	}
+	if err != nil {
 		return v, errors.Join(err, x.leave(context.WithoutCancel(ctx), in.name, progress))
 	}
 	return v, nil

@@ -475,6 +475,10 @@ func (s *session) wanted(req localapi.ConnectRequest, c *kube.Cluster) error {
 		return uerr.New(uerr.Conflict, hint+"; or connect beside it with --name", "connected already to context %s, namespace %s", s.cluster.Context, s.cluster.Namespace)
 	case !req.DNS.IsZero() && !reflect.DeepEqual(req.DNS, s.cfg.dns):
 		return uerr.New(uerr.Conflict, hint, "connected already with other DNS options")
+	case req.AcceptIntercepts && !s.cfg.accept:
+		return uerr.New(uerr.Conflict, hint, "connected already without --accept-intercepts")
+	case req.RefuseIntercepts && s.cfg.accept:
+		return uerr.New(uerr.Conflict, hint, "connected already with --accept-intercepts")
 	}
 	return nil
 }

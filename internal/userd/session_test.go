@@ -72,7 +72,8 @@ type cluster struct {
 	changed    chan struct{}
 	key        string // that the API server says is the manager's
 
-	news chan control.Cluster // what the manager says next of the cluster
+	news  chan control.Cluster // what the manager says next of the cluster
+	asked func()               // is called when the laptop asks for an app's environment and volumes; nil: that is refused
 }
 
 func newCluster(t *testing.T) *cluster {
@@ -227,6 +228,16 @@ func (c *cluster) serveTunnel(raw net.Conn) {
 		}
 		_, _ = fmt.Fprintf(st, "%s %s", h.Intercept, h.Dst)
 		_ = st.Close()
+	}, Control: func(ctx context.Context, method string, _ []byte) (any, error) {
+		c.mu.Lock()
+		asked := c.asked
+		c.mu.Unlock()
+		if method != control.LaptopEnvironment || asked == nil {
+			return nil, &mux.RejectError{Code: wire.CodeDenied, Msg: "not here"}
+		}
+		asked()
+		<-ctx.Done()
+		return nil, ctx.Err()
 	}, Watch: func(ctx context.Context, method string, body []byte, send func(any) error) error {
 		if method == control.LaptopCluster {
 			return c.tell(ctx, body, send)
@@ -646,6 +657,22 @@ func TestInterceptFails(t *testing.T) {
 				t.Errorf("still known: %v", list)
 			}
 		})
+	}
+}
+
+// An interrupt while the volumes are asked for ends an intercept that is active already: nobody would hear of it.
+func TestInterruptedWhileMounting(t *testing.T) {
+	c := newCluster(t)
+	s := c.connect()
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	c.set(func() { c.asked = cancel })
+	done := create(ctx, s, localapi.InterceptRequest{Name: "web", Ports: []string{"3000"}})
+	c.until("the object was created", func() bool { c.mu.Lock(); defer c.mu.Unlock(); return c.count == 2 })
+	c.say("intercepts-2", "Active", "", "")
+	wantError(t, (<-done).err, uerr.Canceled, "interrupted; the intercept was removed", "")
+	if got := c.names(); got != "sessions-1" {
+		t.Errorf("left behind: %s", got)
 	}
 }
 

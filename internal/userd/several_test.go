@@ -96,6 +96,27 @@ func TestMeant(t *testing.T) {
 	}
 }
 
+// A connect that says what becomes of declared intercepts is not told that all is well by a session that does otherwise.
+func TestMeantOtherwise(t *testing.T) {
+	s := named(t, "prod", "prod", "shop")
+	for _, tt := range []struct {
+		accepts        bool
+		accept, refuse bool
+		msg            string
+	}{
+		{false, false, false, ""}, {true, false, false, ""}, {true, true, false, ""}, {false, false, true, ""},
+		{false, true, false, "without --accept-intercepts"}, {true, false, true, "with --accept-intercepts"},
+	} {
+		s.cfg.accept = tt.accepts
+		err := s.wanted(localapi.ConnectRequest{ManagerNamespace: "doppel", AcceptIntercepts: tt.accept, RefuseIntercepts: tt.refuse}, s.cluster)
+		if tt.msg != "" {
+			wantError(t, err, uerr.Conflict, tt.msg, "doppel quit")
+		} else if err != nil {
+			t.Errorf("%+v: %v", tt, err)
+		}
+	}
+}
+
 // The API server of one cluster may be a node of another: it is reached without either.
 func TestServerIsANode(t *testing.T) {
 	n := newNetwork(&vif{})
