@@ -1,13 +1,19 @@
 package httproute
 
 import (
+	"bufio"
+	"bytes"
 	"errors"
 	"io"
 	"net"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/net/http2"
+	"golang.org/x/net/http2/hpack"
 
 	"github.com/doppel-dev/doppel/internal/flow"
 )
@@ -78,4 +84,78 @@ func TestEarlyAnswer(t *testing.T) {
 			}
 		})
 	}
+}
+
+// late is a stream of which, after the first time, nothing is read before a write to it has failed.
+type late struct {
+	flow.Stream
+	reads  int
+	failed chan struct{}
+	once   sync.Once
+}
+
+func (l *late) Err() error {
+	if flow.Over(l.Stream) {
+		return syscall.ECONNRESET
+	}
+	return nil
+}
+
+func (l *late) release() { l.once.Do(func() { close(l.failed) }) }
+func (l *late) Reset()   { l.Stream.Reset(); l.release() }
+func (l *late) Close() error {
+	l.release()
+	return l.Stream.Close()
+}
+
+func (l *late) Write(p []byte) (int, error) {
+	n, err := l.Stream.Write(p)
+	if err != nil {
+		time.AfterFunc(20*time.Millisecond, l.release) // who wrote has done what follows
+	}
+	return n, err
+}
+
+func (l *late) Read(p []byte) (int, error) {
+	if l.reads++; l.reads > 1 {
+		<-l.failed
+	}
+	return l.Stream.Read(p)
+}
+
+// TestEarlyAnswerHTTP2 has a server answer a request whose body it does not read, and go: the client gets the answer, also when we have found first that
+// nothing can be sent any more.
+func TestEarlyAnswerHTTP2(t *testing.T) {
+	w := newWorld(t)
+	server := rawServer(t, func(c *net.TCPConn, r *bufio.Reader) {
+		fr := http2.NewFramer(c, r)
+		if readRequest(fr, r) != nil {
+			return
+		}
+		var head bytes.Buffer
+		_ = hpack.NewEncoder(&head).WriteField(hpack.HeaderField{Name: ":status", Value: "413"})
+		_ = fr.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: head.Bytes(), EndHeaders: true, EndStream: true})
+		_ = fr.WriteRSTStream(1, http2.ErrCodeNo)
+		_ = fr.WriteGoAway(1, http2.ErrCodeNo, nil)
+		flow.FromTCP(c).Reset()
+	})
+	w.at(App, server)
+	w.rule("lou", server)
+	w.wrap = func(s flow.Stream) flow.Stream { return &late{Stream: s, failed: make(chan struct{})} }
+	for _, id := range []string{"lou", ""} {
+		resp, err := w.h2Client().Do(w.req(t.Context(), "POST", "/x", id, slow{}))
+		if err != nil || resp.StatusCode != 413 {
+			t.Errorf("%q: %v", id, err)
+			continue
+		}
+		_ = resp.Body.Close()
+	}
+}
+
+// slow is a body that comes little by little.
+type slow struct{}
+
+func (slow) Read(p []byte) (int, error) {
+	time.Sleep(5 * time.Millisecond)
+	return min(len(p), 100), nil
 }

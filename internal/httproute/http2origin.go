@@ -40,7 +40,13 @@ func (h *splitter) serveOrigin(o *origin) {
 	h.mu.Unlock()
 	stop := h.ctx.Done()
 	ended := make(chan struct{})
-	h.wg.Go(func() { o.run(func(error) { s.Reset() }) })
+	h.wg.Go(func() {
+		o.run(func(error) {
+			if !flow.Over(s) { // what it has said before is read first
+				s.Reset()
+			}
+		})
+	})
 	h.wg.Go(func() {
 		select {
 		case <-stop:
