@@ -97,7 +97,7 @@ func (p *port) byRequestTLS(ctx context.Context, a *Agent, c *net.TCPConn, clien
 		_ = client.Close()
 		return
 	}
-	p.split(ctx, a, c, &tlsStream{Conn: conn, reset: client.Reset, fin: client.CloseWrite}, splitting{app: s.app, whole: s.whole})
+	p.split(ctx, a, c, &tlsStream{conn, client}, splitting{app: s.app, whole: s.whole})
 }
 
 // greet decides, from a client's hello, how TLS goes on: as the app does, which is asked first.
@@ -157,8 +157,7 @@ func (s *tlsSplit) app(ctx context.Context) (flow.Stream, error) {
 			return nil, err
 		}
 	}
-	raw := flow.FromTCP(c.NetConn().(*net.TCPConn))
-	return &tlsStream{Conn: c, reset: raw.Reset, fin: raw.CloseWrite}, nil
+	return &tlsStream{c, flow.FromTCP(c.NetConn().(*net.TCPConn))}, nil
 }
 
 func (s *tlsSplit) drop() {
@@ -229,7 +228,7 @@ func (s *tlsSplit) whole(ctx context.Context, st flow.Stream) (flow.Stream, erro
 		st.Reset()
 		return nil, err
 	}
-	return &tlsStream{Conn: c, reset: st.Reset, fin: st.CloseWrite}, nil
+	return &tlsStream{c, st}, nil
 }
 
 // passOn gives the app a connection of which something has been read.
@@ -312,14 +311,14 @@ func (s *lateStream) Read(p []byte) (int, error) {
 // tlsStream is a TLS connection as a flow.
 type tlsStream struct {
 	*tls.Conn
-	reset func()
-	fin   func() error
+	below flow.Stream
 }
 
 // CloseWrite ends this direction in TLS and below it.
-func (s *tlsStream) CloseWrite() error { return errors.Join(s.Conn.CloseWrite(), s.fin()) }
+func (s *tlsStream) CloseWrite() error { return errors.Join(s.Conn.CloseWrite(), s.below.CloseWrite()) }
 
-func (s *tlsStream) Reset() { s.reset() }
+func (s *tlsStream) Reset()     { s.below.Reset() }
+func (s *tlsStream) Over() bool { return flow.Over(s.below) }
 
 // streamConn is a flow as a connection for TLS; only the handshake has a deadline, which closes it.
 type streamConn struct{ flow.Stream }

@@ -92,10 +92,8 @@ func direction(dst, src Stream, over *atomic.Bool) (int64, error) {
 // failed write may show io.EOF instead of the reset (Linux tells an error of a socket once). Of a stream that cannot say so it reports false.
 func Over(s Stream) bool {
 	switch s := s.(type) {
-	case *tee:
-		return Over(s.Stream)
-	case *tcpStream:
-		return closed(s.c)
+	case interface{ Over() bool }:
+		return s.Over()
 	case interface{ Err() error }: // mux.Stream
 		return s.Err() != nil
 	}

@@ -23,6 +23,9 @@ func (t *tcpStream) Read(p []byte) (int, error) { return t.c.Read(p) }
 func (t *tcpStream) CloseWrite() error          { return t.c.CloseWrite() }
 func (t *tcpStream) Close() error               { return t.c.Close() }
 
+// Over says that the peer has reset the connection or is gone.
+func (t *tcpStream) Over() bool { return closed(t.c) }
+
 // Reset sends RST and closes.
 func (t *tcpStream) Reset() {
 	_ = t.c.SetLinger(0)

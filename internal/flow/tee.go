@@ -21,6 +21,9 @@ type tee struct {
 	w Watcher // of one reader at a time; nil: not interested any more
 }
 
+// Over is the stream's own.
+func (t *tee) Over() bool { return Over(t.Stream) }
+
 // Read implements io.Reader.
 func (t *tee) Read(p []byte) (int, error) {
 	n, err := t.Stream.Read(p)

@@ -94,12 +94,7 @@ type late struct {
 	once   sync.Once
 }
 
-func (l *late) Err() error {
-	if flow.Over(l.Stream) {
-		return syscall.ECONNRESET
-	}
-	return nil
-}
+func (l *late) Over() bool { return flow.Over(l.Stream) }
 
 func (l *late) release() { l.once.Do(func() { close(l.failed) }) }
 func (l *late) Reset()   { l.Stream.Reset(); l.release() }

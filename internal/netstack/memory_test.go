@@ -224,7 +224,7 @@ type overStream struct {
 }
 
 func (o *overStream) Write([]byte) (int, error) { return 0, o.CloseWrite() }
-func (o *overStream) Err() error                { return syscall.ECONNRESET }
+func (o *overStream) Over() bool                { return true }
 
 func (o *overStream) CloseWrite() error {
 	o.once.Do(func() { close(o.written) })

@@ -92,6 +92,9 @@ func (c *localTLS) Reset() {
 	flow.FromTCP(c.raw).Reset()
 }
 
+// Over says that the local process has reset the connection or is gone.
+func (c *localTLS) Over() bool { return flow.Over(flow.FromTCP(c.raw)) }
+
 // LocalAddr and the rest of net.Conn are the connection's own, also before the handshake.
 
 func (c *localTLS) LocalAddr() net.Addr                { return c.raw.LocalAddr() }
