@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -389,12 +390,19 @@ func (w *chartWorld) notAllowed(t *testing.T) {
 	w.empty(t)
 	want(t, err.Error(), "customresourcedefinitions", "clusterroles")
 
-	_, set, found := strings.Cut(e.Hint, "doppel helm install --set '")
+	_, flags, found := strings.Cut(e.Hint, "doppel helm install ")
 	if !found {
 		t.Fatalf("no command in the hint: %s", e.Hint)
 	}
 	o = w.options(t)
-	o.Set = strings.Split(strings.TrimSuffix(set, "'"), "' --set '") // the developer's own among them
+	o.Set = nil
+	for _, m := range regexp.MustCompile(`--(set|set-string) '([^']*)'`).FindAllStringSubmatch(flags, -1) { // the developer's own among them
+		if m[1] == "set" {
+			o.Set = append(o.Set, m[2])
+		} else {
+			o.SetString = append(o.SetString, m[2])
+		}
+	}
 	if err := chart.Install(ctx, w.cfg, o); err != nil {
 		t.Fatal(err)
 	}

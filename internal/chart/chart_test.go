@@ -305,7 +305,27 @@ func TestPortForward(t *testing.T) {
 
 func TestReplicas(t *testing.T) {
 	objs := objects(t, Options{Set: []string{"manager.replicas=3"}})
-	get[*policyv1.PodDisruptionBudget](t, objs, "PodDisruptionBudget doppel/traffic-manager")
+	b := get[*policyv1.PodDisruptionBudget](t, objs, "PodDisruptionBudget doppel/traffic-manager")
+	if p := b.Spec.UnhealthyPodEvictionPolicy; p == nil || *p != policyv1.AlwaysAllow {
+		t.Error("replicas that are not well keep their nodes from being drained")
+	}
+}
+
+// A namespace may have a name that YAML takes for something else.
+func TestOddNamespaces(t *testing.T) {
+	objs := objects(t, Options{Namespace: "1234", SetString: []string{"namespaces={5678,true}", "manager.priorityClassName=1e3"}, Set: []string{"manager.replicas=2", "networkPolicy.enabled=true", "clientRbac.create=true,clientRbac.subjects[0].kind=User,clientRbac.subjects[0].name=ada"}})
+	get[*appsv1.Deployment](t, objs, "Deployment 1234/traffic-manager")
+	get[*rbacv1.Role](t, objs, "Role true/doppel-traffic-manager")
+}
+
+// TestDirectService: a kept nodePort is no more, where the type has none.
+func TestDirectService(t *testing.T) {
+	for kind, want := range map[string]int32{"NodePort": 30443, "LoadBalancer": 30443, "ClusterIP": 0} {
+		svc := get[*corev1.Service](t, objects(t, Options{Set: []string{"direct.service=" + kind, "direct.nodePort=30443", "direct.addresses={gw.example:443}"}}), "Service doppel/traffic-manager-direct")
+		if got := svc.Spec.Ports[0].NodePort; got != want {
+			t.Errorf("%s: nodePort %d, want %d", kind, got, want)
+		}
+	}
 }
 
 // TestNamespaces holds an install for some namespaces to what it may have of the cluster: by name its own webhook, and the policies.
@@ -327,7 +347,10 @@ func TestNamespaces(t *testing.T) {
 			}
 		}
 		if p, ok := obj.(*admission.ValidatingAdmissionPolicy); ok && p.Spec.MatchConstraints.NamespaceSelector == nil {
-			t.Errorf("%s is about other managers' objects too", key)
+			// What is in no namespace is the webhooks: of these, what this manager does.
+			if c := p.Spec.MatchConditions; len(c) != 1 || c[0].Expression != "request.userInfo.username == 'system:serviceaccount:tools:traffic-manager'" {
+				t.Errorf("%s is about other managers' objects too", key)
+			}
 		}
 		_ = kind
 	}
@@ -384,6 +407,7 @@ func TestBadValues(t *testing.T) {
 		{`manager.podLabels.app\.kubernetes\.io/part-of=us`, "says which of the traffic-manager's pods the Services lead to"},
 		{"admission.policy=false", "list them in namespaces"},
 		{"namespaces={dev},clientRbac.aggregate=true", "clientRbac.aggregate"},
+		{"namespaces={dev},direct.service=NodePort", "may not look at nodes"},
 		{"clientRbac.subjects[0].kind=ServiceAccount,clientRbac.subjects[0].name=x", "namespace"},
 	} {
 		_, err := Render(Options{Set: []string{c.set}})
@@ -430,7 +454,7 @@ func TestNetworkPolicy(t *testing.T) {
 		t.Error("by default there is a policy")
 	}
 	who := func(set ...string) map[string][]networkingv1.NetworkPolicyPeer {
-		objs := objects(t, Options{Set: append(set, "networkPolicy.enabled=true", "direct.service=NodePort")})
+		objs := objects(t, Options{Set: append(set, "networkPolicy.enabled=true", "direct.service=NodePort", "direct.addresses={gw.example:443}")})
 		p, d := get[*networkingv1.NetworkPolicy](t, objs, key), get[*appsv1.Deployment](t, objs, "Deployment doppel/traffic-manager")
 		for k, v := range p.Spec.PodSelector.MatchLabels {
 			if d.Spec.Template.Labels[k] != v {

@@ -93,12 +93,12 @@ func (c *client) adminHint(op string) string {
 	defer cancel()
 	r, err := c.unbound.AuthenticationV1().SelfSubjectReviews().Create(ctx, &authn.SelfSubjectReview{}, metav1.CreateOptions{})
 	if err == nil {
-		b.WriteString(" --set-string " + shellQuote(subjectValues(r.Status.UserInfo.Username)))
+		b.WriteString(" --set 'clientRbac.create=true' --set-string " + shellQuote(subjectValues(r.Status.UserInfo.Username)))
 	}
 	return b.String()
 }
 
-// subjectValues are the values that give user the rights to use doppel, in --set's syntax.
+// subjectValues are the values that say whom clientRbac.create gives the rights to use doppel, in --set-string's syntax: a name may look like a number.
 func subjectValues(user string) string {
 	kind, name, ns := "User", user, ""
 	if rest, ok := strings.CutPrefix(user, "system:serviceaccount:"); ok {
@@ -107,7 +107,7 @@ func subjectValues(user string) string {
 		}
 	}
 	esc := strings.NewReplacer(`\`, `\\`, `,`, `\,`)
-	v := fmt.Sprintf("clientRbac.create=true,clientRbac.subjects[0].kind=%s,clientRbac.subjects[0].name=%s", kind, esc.Replace(name))
+	v := fmt.Sprintf("clientRbac.subjects[0].kind=%s,clientRbac.subjects[0].name=%s", kind, esc.Replace(name))
 	if ns != "" {
 		v += ",clientRbac.subjects[0].namespace=" + ns
 	}

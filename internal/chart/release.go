@@ -11,6 +11,7 @@ import (
 	chartv2 "helm.sh/helm/v4/pkg/chart/v2"
 	"helm.sh/helm/v4/pkg/chart/v2/loader"
 	"helm.sh/helm/v4/pkg/kube"
+	ri "helm.sh/helm/v4/pkg/release"
 	"helm.sh/helm/v4/pkg/release/common"
 	release "helm.sh/helm/v4/pkg/release/v1"
 	"helm.sh/helm/v4/pkg/storage/driver"
@@ -291,7 +292,7 @@ func Upgrade(ctx context.Context, cfg *rest.Config, o Options) error {
 	if ours == nil { // nothing was changed: somebody else is at it, for example
 		return err
 	}
-	if left := rollBack(cfg, o, r.Version, ours); left != nil {
+	if left := rollBack(cfg, o, ours); left != nil {
 		return leftBehind(err, left, "try again: doppel helm upgrade")
 	}
 	return err
@@ -320,8 +321,8 @@ func (c *client) unlock(r *release.Release) error {
 	return c.helm.Releases.Update(r)
 }
 
-// rollBack returns to revision was if ours is the last one. What somebody else has made meanwhile is theirs.
-func rollBack(cfg *rest.Config, o Options, was int, ours *release.Release) error {
+// rollBack returns to the last revision that was well, if ours is the last one. What somebody else has made meanwhile is theirs.
+func rollBack(cfg *rest.Config, o Options, ours *release.Release) error {
 	ctx, cancel := context.WithTimeout(context.Background(), cleanupTimeout)
 	defer cancel()
 	c, err := newClient(ctx, cfg, o.Namespace, o.Log)
@@ -334,6 +335,14 @@ func rollBack(cfg *rest.Config, o Options, was int, ours *release.Release) error
 	}
 	if !same(r, ours) {
 		return nil
+	}
+	all, err := c.helm.Releases.History(ReleaseName)
+	if err != nil {
+		return fmt.Errorf("roll back: %w", err)
+	}
+	was := lastGood(all)
+	if was == 0 {
+		return errors.New("no revision before it was well: nothing to roll back to")
 	}
 	o.Progress(fmt.Sprintf("rolling back to revision %d", was))
 	rb := action.NewRollback(c.helm)
@@ -350,6 +359,16 @@ func rollBack(cfg *rest.Config, o Options, was int, ours *release.Release) error
 		return fmt.Errorf("roll back to revision %d: %w", was, err)
 	}
 	return nil
+}
+
+// lastGood is the last revision that has been deployed, or 0: one that failed is none to go back to.
+func lastGood(all []ri.Releaser) (version int) {
+	for _, rel := range all {
+		if r, ok := rel.(*release.Release); ok && (r.Info.Status == common.StatusDeployed || r.Info.Status == common.StatusSuperseded) {
+			version = max(version, r.Version)
+		}
+	}
+	return version
 }
 
 // same reports whether a release that was read (nil: there is none) is one that was written.

@@ -4,6 +4,8 @@ import (
 	"testing"
 	"time"
 
+	ri "helm.sh/helm/v4/pkg/release"
+	"helm.sh/helm/v4/pkg/release/common"
 	release "helm.sh/helm/v4/pkg/release/v1"
 )
 
@@ -60,5 +62,19 @@ func TestSame(t *testing.T) {
 		if got := same(row.last, rel(6, now)); got != row.want {
 			t.Errorf("%s: %v", name, got)
 		}
+	}
+}
+
+// TestLastGood: an upgrade that fails goes back to what worked, not to an earlier failure.
+func TestLastGood(t *testing.T) {
+	var all []ri.Releaser
+	for i, st := range []common.Status{common.StatusSuperseded, common.StatusDeployed, common.StatusFailed, common.StatusPendingUpgrade} {
+		all = append(all, &release.Release{Version: i + 1, Info: &release.Info{Status: st}})
+	}
+	if got := lastGood(all); got != 2 {
+		t.Errorf("revision %d", got)
+	}
+	if got := lastGood(all[2:]); got != 0 {
+		t.Errorf("revision %d of failures only", got)
 	}
 }

@@ -65,6 +65,9 @@ system:serviceaccount:{{ .Release.Namespace }}:traffic-manager
 {{- if and (eq .Values.direct.service "ClusterIP") (not .Values.direct.addresses) }}
 {{- fail "direct.addresses: where laptops reach the ingress before Service traffic-manager-direct, as HOST:PORT" }}
 {{- end }}
+{{- if and (eq .Values.direct.service "NodePort") .Values.namespaces (not .Values.direct.addresses) }}
+{{- fail "direct.addresses: a traffic-manager for some namespaces may not look at nodes; say as HOST:PORT where laptops reach their port" }}
+{{- end }}
 {{- if and .Values.namespaces .Values.clientRbac.aggregate }}
 {{- fail "clientRbac.aggregate: Kubernetes aggregates ClusterRoles, of which an install with namespaces makes none; use clientRbac.create" }}
 {{- end }}
