@@ -411,7 +411,7 @@ func Uninstall(ctx context.Context, cfg *rest.Config, o Options) error {
 	if err := c.removeCRDs(ctx, namespaces, o.Progress); err != nil {
 		return c.explain(ctx, err, opUninstall)
 	}
-	if err := c.deleteNamespaceIfOurs(ctx); err != nil {
+	if err := c.deleteNamespaceIfOurs(ctx, o.Progress); err != nil {
 		return c.explain(ctx, err, opUninstall)
 	}
 	return nil

@@ -3,7 +3,6 @@ package chart
 import (
 	"context"
 	"fmt"
-	"slices"
 	"strings"
 
 	"helm.sh/helm/v4/pkg/action"
@@ -11,8 +10,9 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/cli-runtime/pkg/resource"
+	"k8s.io/client-go/discovery"
 )
 
 // remove uninstalls the release, then whatever else of the chart is there under the release's name (a lost release record, as after
@@ -129,7 +129,7 @@ func deleteInfo(info *resource.Info) error {
 }
 
 // deleteNamespaceIfOurs removes the namespace if Install created it and nobody else uses it.
-func (c *client) deleteNamespaceIfOurs(ctx context.Context) error {
+func (c *client) deleteNamespaceIfOurs(ctx context.Context, progress func(string)) error {
 	ns, err := c.core.CoreV1().Namespaces().Get(ctx, c.namespace, metav1.GetOptions{})
 	if apierrors.IsNotFound(err) || apierrors.IsForbidden(err) {
 		return nil
@@ -140,52 +140,68 @@ func (c *client) deleteNamespaceIfOurs(ctx context.Context) error {
 	if ns.Labels[createdBy] == "" {
 		return nil
 	}
-	empty, err := c.namespaceEmpty(ctx)
-	if err != nil || !empty {
+	switch used, err := c.namespaceUsed(ctx); {
+	case err != nil:
 		return err
+	case used != "":
+		progress(fmt.Sprintf("namespace %s stays: %s", c.namespace, used))
+		return nil
 	}
 	return c.deleteNamespace(ctx)
 }
 
-// namespaceEmpty looks for the usual things of others; what Kubernetes itself puts into each namespace does not count.
-func (c *client) namespaceEmpty(ctx context.Context) (bool, error) {
-	core, apps, ns, opts := c.core.CoreV1(), c.core.AppsV1(), c.namespace, metav1.ListOptions{}
-	for _, kind := range []struct {
-		list   func() (runtime.Object, error)
-		theirs func(name string) bool
-	}{
-		{func() (runtime.Object, error) { return core.Pods(ns).List(ctx, opts) }, every},
-		{func() (runtime.Object, error) { return core.Services(ns).List(ctx, opts) }, every},
-		{func() (runtime.Object, error) { return core.PersistentVolumeClaims(ns).List(ctx, opts) }, every},
-		{func() (runtime.Object, error) { return core.Secrets(ns).List(ctx, opts) }, every},
-		{func() (runtime.Object, error) { return core.ConfigMaps(ns).List(ctx, opts) }, not("kube-root-ca.crt", "openshift-service-ca.crt")},
-		{func() (runtime.Object, error) { return core.ServiceAccounts(ns).List(ctx, opts) }, not("default", "builder", "deployer")},
-		{func() (runtime.Object, error) { return apps.Deployments(ns).List(ctx, opts) }, every},
-		{func() (runtime.Object, error) { return apps.StatefulSets(ns).List(ctx, opts) }, every},
-		{func() (runtime.Object, error) { return apps.DaemonSets(ns).List(ctx, opts) }, every},
-	} {
-		l, err := kind.list()
+// namespaceUsed looks for anything of others, of whatever type, and says what there is; what Kubernetes itself puts into each namespace, and what ends with what was
+// removed already, does not count. What cannot be looked for may be there.
+func (c *client) namespaceUsed(ctx context.Context) (string, error) {
+	lists, err := discovery.ServerPreferredNamespacedResources(c.core.Discovery())
+	if err != nil {
+		return "not all types of the cluster can be looked for: " + oneLine(err.Error()), nil
+	}
+	for _, l := range discovery.FilteredBy(discovery.SupportsAllVerbs{Verbs: []string{"list", "create"}}, lists) {
+		gv, err := schema.ParseGroupVersion(l.GroupVersion)
 		if err != nil {
-			return false, err
+			return "", err
 		}
-		theirs := false
-		err = meta.EachListItem(l, func(o runtime.Object) error {
-			m, err := meta.Accessor(o)
-			theirs = theirs || (err == nil && kind.theirs(m.GetName()))
-			return err
-		})
-		if err != nil || theirs {
-			return false, err
+		for _, r := range l.APIResources {
+			if passing[r.Name+"."+gv.Group] || gv.Group == "doppel.dev" {
+				continue
+			}
+			objects, err := c.dynamic.Resource(gv.WithResource(r.Name)).Namespace(c.namespace).List(ctx, metav1.ListOptions{})
+			switch {
+			case apierrors.IsNotFound(err) || apierrors.IsMethodNotSupported(err): // the type is gone, or was never kept
+				continue
+			case apierrors.IsForbidden(err):
+				return "you may not list its " + r.Name, nil
+			case err != nil:
+				return "", err
+			}
+			for _, o := range objects.Items {
+				if o.GetDeletionTimestamp() == nil && !everywhere(r.Name, o.GetName()) {
+					return fmt.Sprintf("%s %s is in it", r.Kind, o.GetName()), nil
+				}
+			}
 		}
 	}
-	return true, nil
+	return "", nil
 }
 
-// every and not tell which names count as somebody's.
-func every(string) bool { return true }
+// passing are types whose objects come and go with others.
+var passing = map[string]bool{
+	"events.": true, "events.events.k8s.io": true, "endpoints.": true, "endpointslices.discovery.k8s.io": true,
+	"leases.coordination.k8s.io": true, "replicasets.apps": true, "controllerrevisions.apps": true,
+}
 
-func not(names ...string) func(string) bool {
-	return func(name string) bool { return !slices.Contains(names, name) }
+// everywhere says whether an object is one that every namespace has, of Kubernetes or OpenShift.
+func everywhere(resource, name string) bool {
+	switch resource {
+	case "configmaps":
+		return name == "kube-root-ca.crt" || name == "openshift-service-ca.crt"
+	case "serviceaccounts":
+		return name == "default" || name == "builder" || name == "deployer"
+	case "rolebindings":
+		return strings.HasPrefix(name, "system:")
+	}
+	return false
 }
 
 // deleteNamespace deletes the namespace and waits until it is gone.

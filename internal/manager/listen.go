@@ -130,7 +130,7 @@ func (l *chanListener) Addr() net.Addr { return l.addr }
 func (m *Manager) serveHealth(ctx context.Context) error {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /healthz", func(http.ResponseWriter, *http.Request) {})
-	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) { // caches are in sync before any runnable starts
+	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) { // caches are in sync before a runnable starts that settles either
 		switch {
 		case !m.policy.settled():
 			http.Error(w, "waiting for the admission policy", http.StatusServiceUnavailable)

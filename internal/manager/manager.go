@@ -363,7 +363,6 @@ func (m *Manager) Run(ctx context.Context) error {
 		}),
 		always("changes of replicas", func(ctx context.Context) error { return m.place.hear(ctx, m.cfg.Kube, m.ctrl.GetScheme()) }),
 		always("place", m.place.run),
-		always("health", m.serveHealth),
 		always("policy probe", m.policy.run), // as dry runs, which change nothing
 		always("cluster info", m.cluster.run),
 		always("log level", m.logging.run),
@@ -383,7 +382,18 @@ func (m *Manager) Run(ctx context.Context) error {
 		return err
 	}
 	m.cfg.Log.Info("starting", "namespace", m.cfg.Namespace, "key", m.identity.Fingerprint())
-	return m.ctrl.Start(serving)
+	g, serving := errgroup.WithContext(serving)
+	g.Go(func() error { // from now on: a process that waits for its caches is not to be killed for that
+		if err := m.serveHealth(serving); serving.Err() == nil {
+			return fmt.Errorf("health: %w", err)
+		}
+		return nil
+	})
+	g.Go(func() error {
+		defer end()
+		return m.ctrl.Start(serving)
+	})
+	return g.Wait()
 }
 
 // elect takes part in the election until ctx ends, and then gives the one who leads next the time to take our place.
