@@ -119,6 +119,44 @@ func TestOIDC(t *testing.T) {
 	}
 }
 
+// Whoever logs in first does not become the admin, nor keeps others from it; nor does an account that is disabled use the link up.
+func TestOIDCSetup(t *testing.T) {
+	p := identityProvider(t)
+	w := newWorld(t, func(c *Config) { c.OIDC = p })
+	u, err := url.Parse(w.setup)
+	if err != nil {
+		t.Fatal(err)
+	}
+	bob, ann := w.browser(), w.browser()
+	for _, who := range []struct {
+		name string
+		b    *browser
+	}{{"bob", bob}, {"ann", ann}} {
+		if a := who.b.provide(p, who.name, nil); !strings.Contains(a.body, who.name+"@example.com") {
+			t.Fatalf("%v", a)
+		}
+		who.b.submit("/logout", nil)
+	}
+	first, err := w.relay.store.PersonByEmail(t.Context(), "bob@example.com")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := w.relay.store.SetDisabled(t.Context(), first.ID, true); err != nil {
+		t.Fatal(err)
+	}
+	setup := url.Values{"token": u.Query()["token"], "kind": {"setup"}, "team": {"crew"}}
+	if a := bob.provide(p, "bob", setup); !strings.Contains(a.body, "disabled") {
+		t.Errorf("%v", a)
+	}
+	if a := ann.provide(p, "ann", setup); a.url != "https://"+domain+"/" {
+		t.Fatalf("the admin: %v", a)
+	}
+	members, err := w.relay.store.Members(t.Context(), w.team())
+	if err != nil || len(members) != 1 || members[0].Email != "ann@example.com" || members[0].Role != store.Admin {
+		t.Errorf("%+v %v", members, err)
+	}
+}
+
 // What somebody else's login has brought is worth nothing in another browser, nor twice.
 func TestOIDCForged(t *testing.T) {
 	p := identityProvider(t)

@@ -90,6 +90,32 @@ type zeros struct{}
 
 func (zeros) Read(p []byte) (int, error) { return len(p), nil }
 
+// A setup link counts until it has made an admin, whoever gets an account before, and an attempt that fails leaves nothing.
+func TestSetup(t *testing.T) { onBoth(t, testSetup) }
+
+func testSetup(t *testing.T, on func(*Config)) {
+	w := newWorld(t, on)
+	gus := w.member("gus@example.com", "", "")
+	if empty, err := w.relay.store.Empty(t.Context()); err != nil || !empty {
+		t.Errorf("nobody is an admin: %v %v", empty, err)
+	}
+	u, err := url.Parse(w.setup)
+	if err != nil {
+		t.Fatal(err)
+	}
+	form := url.Values{"token": u.Query()["token"], "email": {"gus@example.com"}, "team": {"crew"}, "password": {password}}
+	if a := gus.submit("/setup", form); a.status != http.StatusConflict || !strings.Contains(a.body, "There is an account with that") {
+		t.Errorf("%v", a)
+	}
+	w.first("ann@example.com")
+	if a := w.browser().visit(w.setup); a.status != http.StatusNotFound {
+		t.Errorf("used: %v", a)
+	}
+	if empty, err := w.relay.store.Empty(t.Context()); err != nil || empty {
+		t.Errorf("there is an admin: %v %v", empty, err)
+	}
+}
+
 // member makes an account in a team, or in none.
 func (w *world) member(email, team string, role store.Role) *browser {
 	w.t.Helper()

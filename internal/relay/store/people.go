@@ -60,40 +60,79 @@ func (s *Store) Person(ctx context.Context, id string) (Person, error) {
 	return found(scanPerson(s.db.QueryRowContext(ctx, "SELECT "+personColumns+" FROM people WHERE id = $1", id)))
 }
 
-// Empty says that nobody has an account yet.
+// Empty says that nobody is an admin of a team yet.
 func (s *Store) Empty(ctx context.Context) (bool, error) {
 	var n int
-	err := s.db.QueryRowContext(ctx, "SELECT COUNT(*) FROM people").Scan(&n)
+	err := s.db.QueryRowContext(ctx, "SELECT COUNT(*) FROM members WHERE role = $1", Admin).Scan(&n)
 	return n == 0, err
 }
 
-// AddPerson makes an account, by an invitation (its token's hash is used up) and into a team, if they are given. It ends all links that make the first
-// account.
-func (s *Store) AddPerson(ctx context.Context, p Person, team string, role Role, invitation string) (Person, error) {
-	p.ID, p.Email, p.Created = secret.ID(), Email(p.Email), time.Now()
+// First makes the first team and its admin, who gets an account unless they have one, by a setup link (its token's hash is used up).
+func (s *Store) First(ctx context.Context, p Person, team, setup string) (Person, error) {
 	err := s.change(ctx, func(tx *sql.Tx) error {
-		if invitation != "" {
-			if err := one(tx.ExecContext(ctx, "DELETE FROM tokens WHERE hash = $1", invitation)); err != nil {
-				return err
-			}
-		}
-		var n int
-		if err := tx.QueryRowContext(ctx, "SELECT COUNT(*) FROM people WHERE email = $1", p.Email).Scan(&n); err != nil {
+		if err := useLink(ctx, tx, setup); err != nil {
 			return err
 		}
-		if n > 0 {
-			return ErrTaken
+		t, err := addTeam(ctx, tx, team)
+		if errors.Is(err, ErrTaken) {
+			return ErrTeamTaken
 		}
-		_, err := tx.ExecContext(ctx, "INSERT INTO people (id, email, name, password, created) VALUES ($1, $2, $3, $4, $5)", p.ID, p.Email, p.Name, p.Password, millis(p.Created))
-		if err == nil && team != "" {
-			_, err = tx.ExecContext(ctx, "INSERT INTO members (team, person, role) VALUES ($1, $2, $3)", team, p.ID, role)
+		if err == nil && p.ID == "" {
+			p, err = addPerson(ctx, tx, p)
 		}
 		if err == nil {
-			_, err = tx.ExecContext(ctx, "DELETE FROM tokens WHERE kind = $1", Setup)
+			err = addMember(ctx, tx, t.ID, p.ID, Admin)
 		}
 		return err
 	})
 	return p, err
+}
+
+// AddPerson makes an account, by an invitation (its token's hash is used up) and into a team, if they are given.
+func (s *Store) AddPerson(ctx context.Context, p Person, team string, role Role, invitation string) (Person, error) {
+	err := s.change(ctx, func(tx *sql.Tx) error {
+		if err := useLink(ctx, tx, invitation); err != nil {
+			return err
+		}
+		var err error
+		if p, err = addPerson(ctx, tx, p); err == nil && team != "" {
+			err = addMember(ctx, tx, team, p.ID, role)
+		}
+		return err
+	})
+	return p, err
+}
+
+// useLink uses a setup or invitation link up, if one is given. All setup links end with the first that is used.
+func useLink(ctx context.Context, tx *sql.Tx, hash string) error {
+	if hash == "" {
+		return nil
+	}
+	var kind Kind
+	err := tx.QueryRowContext(ctx, "DELETE FROM tokens WHERE hash = $1 RETURNING kind", hash).Scan(&kind)
+	if err == nil && kind == Setup {
+		_, err = tx.ExecContext(ctx, "DELETE FROM tokens WHERE kind = $1", Setup)
+	}
+	_, err = found(kind, err)
+	return err
+}
+
+func addPerson(ctx context.Context, tx *sql.Tx, p Person) (Person, error) {
+	p.ID, p.Email, p.Created = secret.ID(), Email(p.Email), time.Now()
+	var n int
+	if err := tx.QueryRowContext(ctx, "SELECT COUNT(*) FROM people WHERE email = $1", p.Email).Scan(&n); err != nil {
+		return p, err
+	}
+	if n > 0 {
+		return p, ErrTaken
+	}
+	_, err := tx.ExecContext(ctx, "INSERT INTO people (id, email, name, password, created) VALUES ($1, $2, $3, $4, $5)", p.ID, p.Email, p.Name, p.Password, millis(p.Created))
+	return p, err
+}
+
+func addMember(ctx context.Context, tx *sql.Tx, team, person string, role Role) error {
+	_, err := tx.ExecContext(ctx, "INSERT INTO members (team, person, role) VALUES ($1, $2, $3)", team, person, role)
+	return err
 }
 
 // PersonByIdentity finds a person by who an identity provider says they are.
@@ -111,10 +150,8 @@ func (s *Store) AddIdentity(ctx context.Context, issuer, subject, person string)
 // is not taken away for a lower one.
 func (s *Store) Join(ctx context.Context, team, person string, role Role, invitation string) error {
 	return s.change(ctx, func(tx *sql.Tx) error {
-		if invitation != "" {
-			if err := one(tx.ExecContext(ctx, "DELETE FROM tokens WHERE hash = $1", invitation)); err != nil {
-				return err
-			}
+		if err := useLink(ctx, tx, invitation); err != nil {
+			return err
 		}
 		if role != Admin {
 			var n int
@@ -125,8 +162,7 @@ func (s *Store) Join(ctx context.Context, team, person string, role Role, invita
 		if _, err := tx.ExecContext(ctx, "DELETE FROM members WHERE team = $1 AND person = $2", team, person); err != nil {
 			return err
 		}
-		_, err := tx.ExecContext(ctx, "INSERT INTO members (team, person, role) VALUES ($1, $2, $3)", team, person, role)
-		return err
+		return addMember(ctx, tx, team, person, role)
 	})
 }
 
@@ -185,19 +221,24 @@ func (s *Store) SetPassword(ctx context.Context, person, hash string) error {
 }
 
 // AddTeam makes a team.
-func (s *Store) AddTeam(ctx context.Context, name string) (Team, error) {
-	t := Team{ID: secret.ID(), Name: name}
-	err := s.change(ctx, func(tx *sql.Tx) error {
-		var n int
-		if err := tx.QueryRowContext(ctx, "SELECT COUNT(*) FROM teams WHERE name = $1", name).Scan(&n); err != nil {
-			return err
-		}
-		if n > 0 {
-			return ErrTaken
-		}
-		_, err := tx.ExecContext(ctx, "INSERT INTO teams (id, name) VALUES ($1, $2)", t.ID, t.Name)
+func (s *Store) AddTeam(ctx context.Context, name string) (t Team, err error) {
+	err = s.change(ctx, func(tx *sql.Tx) error {
+		t, err = addTeam(ctx, tx, name)
 		return err
 	})
+	return t, err
+}
+
+func addTeam(ctx context.Context, tx *sql.Tx, name string) (Team, error) {
+	t := Team{ID: secret.ID(), Name: name}
+	var n int
+	if err := tx.QueryRowContext(ctx, "SELECT COUNT(*) FROM teams WHERE name = $1", name).Scan(&n); err != nil {
+		return t, err
+	}
+	if n > 0 {
+		return t, ErrTaken
+	}
+	_, err := tx.ExecContext(ctx, "INSERT INTO teams (id, name) VALUES ($1, $2)", t.ID, t.Name)
 	return t, err
 }
 
@@ -218,8 +259,7 @@ func (s *Store) SetMember(ctx context.Context, team, person string, role Role) e
 			if _, err := tx.ExecContext(ctx, "DELETE FROM members WHERE team = $1 AND person = $2", team, person); err != nil || role == "" {
 				return err
 			}
-			_, err := tx.ExecContext(ctx, "INSERT INTO members (team, person, role) VALUES ($1, $2, $3)", team, person, role)
-			return err
+			return addMember(ctx, tx, team, person, role)
 		})
 	})
 }

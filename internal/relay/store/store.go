@@ -19,6 +19,9 @@ var ErrNotFound = errors.New("not found")
 // ErrTaken says that there is such a row already.
 var ErrTaken = errors.New("there is one already")
 
+// ErrTeamTaken is ErrTaken of a team, where an account is made as well.
+var ErrTeamTaken = errors.New("there is a team of that name")
+
 // Store is the database: a file (SQLite), or PostgreSQL, which several relays may share. Its SQL is what both understand; times are milliseconds of Unix
 // time, 0 is never.
 type Store struct {

@@ -13,7 +13,7 @@ type Kind string
 
 // The kinds of tokens, with what their fields mean.
 const (
-	Setup  Kind = "setup"  // makes the first account
+	Setup  Kind = "setup"  // makes the first admin
 	Invite Kind = "invite" // makes an account: Subject is the team, Data the role, Person who has invited
 	Web    Kind = "web"    // a browser is logged in as Person
 	Laptop Kind = "laptop" // a laptop is logged in as Person: Data is its name

@@ -28,8 +28,8 @@ func (s *Site) accountRoutes(mux *http.ServeMux) {
 	mux.Handle("GET /invite", s.public(s.joinPage(store.Invite)))
 }
 
-// SetupURL returns a new link with which the first account is made, or "" if there is one. Those that were returned before count, too: another relay on the
-// same database may have printed one. All end with the first account.
+// SetupURL returns a new link with which the first admin is made, or "" if there is one. Those that were returned before count, too: another relay on the
+// same database may have printed one. All end when one of them is used.
 func (s *Site) SetupURL(ctx context.Context) (string, error) {
 	empty, err := s.cfg.Store.Empty(ctx)
 	if err != nil || !empty {
@@ -166,21 +166,16 @@ func (s *Site) join(kind store.Kind) http.HandlerFunc {
 			again(http.StatusBadRequest, sentence(err))
 			return
 		}
-		team, role := t.Subject, store.Role(t.Data)
+		p := store.Person{Email: f.Email, Name: cmp.Or(f.Name, f.Email), Password: s.cfg.Passwords.Hash(password)}
 		if f.First {
-			made, err := s.cfg.Store.AddTeam(r.Context(), cmp.Or(f.Team, "team"))
-			if err != nil && !errors.Is(err, store.ErrTaken) {
-				s.fail(w, r, err)
-				return
-			}
-			team, role = made.ID, store.Admin
-			if errors.Is(err, store.ErrTaken) {
-				again(http.StatusConflict, "There is a team of that name.")
-				return
-			}
+			p, err = s.cfg.Store.First(r.Context(), p, cmp.Or(f.Team, "team"), t.Hash)
+		} else {
+			p, err = s.cfg.Store.AddPerson(r.Context(), p, t.Subject, store.Role(t.Data), t.Hash)
 		}
-		p, err := s.cfg.Store.AddPerson(r.Context(), store.Person{Email: f.Email, Name: cmp.Or(f.Name, f.Email), Password: s.cfg.Passwords.Hash(password)}, team, role, t.Hash)
 		switch {
+		case errors.Is(err, store.ErrTeamTaken):
+			again(http.StatusConflict, sentence(err))
+			return
 		case errors.Is(err, store.ErrTaken):
 			again(http.StatusConflict, "There is an account with that e-mail address.")
 			return

@@ -174,8 +174,8 @@ func (s *Site) oidcCallback(w http.ResponseWriter, r *http.Request) {
 		s.notLoggedIn(w, r, s.oidc.cfg.Name+" does not vouch for your e-mail address.")
 	case errors.Is(err, store.ErrNotFound):
 		s.notLoggedIn(w, r, "The link that makes an account was used already, or it is too old. Ask for a new one.")
-	case errors.Is(err, store.ErrTaken):
-		s.notLoggedIn(w, r, "There is a team of that name.")
+	case errors.Is(err, store.ErrTeamTaken):
+		s.notLoggedIn(w, r, sentence(err))
 	case err != nil:
 		s.fail(w, r, err)
 	case p.Disabled:
@@ -242,6 +242,12 @@ func (s *Site) known(ctx context.Context, id identity, u underWay) (store.Person
 		}
 		p, err = s.cfg.Store.PersonByEmail(ctx, id.Email)
 	}
+	if p.Disabled || err != nil && !errors.Is(err, store.ErrNotFound) { // who is not let in uses no link up
+		return p, err
+	}
+	if err != nil {
+		p = store.Person{Email: id.Email, Name: cmp.Or(id.Name, id.Email)}
+	}
 	team, role, link := "", store.Member, ""
 	switch {
 	case u.Kind != "" && u.Join != "":
@@ -250,13 +256,6 @@ func (s *Site) known(ctx context.Context, id identity, u underWay) (store.Person
 			return p, terr
 		}
 		team, role, link = t.Subject, store.Role(t.Data), t.Hash
-		if u.Kind == store.Setup {
-			made, terr := s.cfg.Store.AddTeam(ctx, cmp.Or(u.Team, "team"))
-			if terr != nil {
-				return p, terr
-			}
-			team, role = made.ID, store.Admin
-		}
 	case s.oidc.cfg.Team != "" && isNew:
 		t, terr := s.cfg.Store.TeamByName(ctx, s.oidc.cfg.Team)
 		if terr != nil && !errors.Is(terr, store.ErrNotFound) {
@@ -264,9 +263,12 @@ func (s *Site) known(ctx context.Context, id identity, u underWay) (store.Person
 		}
 		team = t.ID
 	}
-	if errors.Is(err, store.ErrNotFound) {
-		p, err = s.cfg.Store.AddPerson(ctx, store.Person{Email: id.Email, Name: cmp.Or(id.Name, id.Email)}, team, role, link)
-	} else if err == nil && team != "" {
+	switch {
+	case link != "" && u.Kind == store.Setup:
+		p, err = s.cfg.Store.First(ctx, p, cmp.Or(u.Team, "team"), link)
+	case p.ID == "":
+		p, err = s.cfg.Store.AddPerson(ctx, p, team, role, link)
+	case team != "":
 		err = s.cfg.Store.Join(ctx, team, p.ID, role, link)
 	}
 	if err == nil && isNew {
