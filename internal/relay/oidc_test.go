@@ -25,6 +25,7 @@ func identityProvider(t *testing.T) web.OIDC {
 	for _, name := range []string{"ann", "bob", "eve"} {
 		users[name] = storage.User{ID: name, Username: name, Password: "pw-" + name, FirstName: strings.ToUpper(name), Email: name + "@example.com", EmailVerified: name != "eve"}
 	}
+	users["newcomer"] = storage.User{ID: "newcomer", Username: "newcomer", Password: "pw-newcomer", Email: "bob@example.com", EmailVerified: true} // gets bob's address
 	b, err := json.Marshal(users)
 	if err != nil {
 		t.Fatal(err)
@@ -103,6 +104,10 @@ func TestOIDC(t *testing.T) {
 		t.Errorf("%+v %v", members, err)
 	}
 
+	// nobody whose address was another's
+	if a = w.browser().provide(p, "newcomer", nil); a.status != http.StatusForbidden || !strings.Contains(a.body, "belongs to somebody else") {
+		t.Errorf("bob's address: %v", a)
+	}
 	// nobody for whom the provider does not vouch
 	if a = w.browser().provide(p, "eve", nil); a.status != http.StatusForbidden || !strings.Contains(a.body, "does not vouch") {
 		t.Errorf("unverified: %v", a)

@@ -140,6 +140,13 @@ func (s *Store) PersonByIdentity(ctx context.Context, issuer, subject string) (P
 	return found(scanPerson(s.db.QueryRowContext(ctx, "SELECT "+personColumns+" FROM people JOIN identities ON identities.person = people.id WHERE identities.issuer = $1 AND identities.subject = $2", issuer, subject)))
 }
 
+// HasIdentity says whether an identity provider knows a person already.
+func (s *Store) HasIdentity(ctx context.Context, issuer, person string) (bool, error) {
+	var n int
+	err := s.db.QueryRowContext(ctx, "SELECT COUNT(*) FROM identities WHERE issuer = $1 AND person = $2", issuer, person).Scan(&n)
+	return n > 0, err
+}
+
 // AddIdentity says who a person is to an identity provider.
 func (s *Store) AddIdentity(ctx context.Context, issuer, subject, person string) error {
 	_, err := s.db.ExecContext(ctx, "INSERT INTO identities (issuer, subject, person) VALUES ($1, $2, $3)", issuer, subject, person)

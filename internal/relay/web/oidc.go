@@ -172,6 +172,9 @@ func (s *Site) oidcCallback(w http.ResponseWriter, r *http.Request) {
 	switch {
 	case errors.Is(err, errUnverified):
 		s.notLoggedIn(w, r, s.oidc.cfg.Name+" does not vouch for your e-mail address.")
+	case errors.Is(err, errReassigned):
+		s.refused(r, p.Email, "address of another's account")
+		s.notLoggedIn(w, r, "The account here with the address "+p.Email+" belongs to somebody else at "+s.oidc.cfg.Name+". Ask there for another address.")
 	case errors.Is(err, store.ErrNotFound):
 		s.notLoggedIn(w, r, "The link that makes an account was used already, or it is too old. Ask for a new one.")
 	case errors.Is(err, store.ErrTeamTaken):
@@ -228,8 +231,11 @@ func (p *provider) identity(ctx context.Context, code string, u underWay) (ident
 // errUnverified says that the provider has not looked whether the e-mail address is the person's.
 var errUnverified = errors.New("the e-mail address is not verified")
 
+// errReassigned says that the account with the e-mail address is another identity's: addresses are given to others, issuer and subject are not.
+var errReassigned = errors.New("the e-mail address was another person's")
+
 // known finds the account of an identity, or makes one. An account is first found by the e-mail address, if the provider vouches for it, and
-// by issuer and subject from then on, whatever becomes of the address.
+// by issuer and subject from then on, whatever becomes of the address (OpenID Connect Core 1.0, section 5.7).
 func (s *Site) known(ctx context.Context, id identity, u underWay) (store.Person, error) {
 	p, err := s.cfg.Store.PersonByIdentity(ctx, s.oidc.cfg.Issuer, id.Subject)
 	if err != nil && !errors.Is(err, store.ErrNotFound) {
@@ -240,7 +246,15 @@ func (s *Site) known(ctx context.Context, id identity, u underWay) (store.Person
 		if !id.Verified || id.Email == "" {
 			return p, errUnverified
 		}
-		p, err = s.cfg.Store.PersonByEmail(ctx, id.Email)
+		if p, err = s.cfg.Store.PersonByEmail(ctx, id.Email); err == nil {
+			taken, err := s.cfg.Store.HasIdentity(ctx, s.oidc.cfg.Issuer, p.ID)
+			if err == nil && taken {
+				err = errReassigned
+			}
+			if err != nil {
+				return p, err
+			}
+		}
 	}
 	if p.Disabled || err != nil && !errors.Is(err, store.ErrNotFound) { // who is not let in uses no link up
 		return p, err
