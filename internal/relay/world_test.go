@@ -259,7 +259,13 @@ const password = "correct horse battery"
 // passwordMemory is little, in KiB: with the race detector an honest hash takes seconds.
 const passwordMemory = 64
 
-func hash(password string) string { return secret.NewPasswords(passwordMemory).Hash(password) }
+func hash(password string) string {
+	h, err := secret.NewPasswords(passwordMemory).Hash(context.Background(), password)
+	if err != nil {
+		panic(err)
+	}
+	return h
+}
 
 // first makes the first account, an admin's.
 func (w *world) first(email string) *browser {

@@ -3,6 +3,7 @@ package secret
 
 import (
 	"cmp"
+	"context"
 	"crypto/rand"
 	"crypto/sha256"
 	"crypto/subtle"
@@ -12,7 +13,6 @@ import (
 	"fmt"
 	"math/big"
 	"strings"
-	"sync"
 	"unicode"
 
 	"golang.org/x/crypto/argon2"
@@ -75,6 +75,7 @@ const (
 	argonMemory  = 64 << 10 // KiB
 	argonThreads = 2
 	argonKey     = 32
+	argonSalt    = 16
 )
 
 // MinPassword and MaxPassword bound a password's length in bytes.
@@ -97,46 +98,78 @@ func CheckPassword(p string) error {
 // Passwords hashes and verifies passwords.
 type Passwords struct {
 	memory uint32 // KiB
-	// nobody's hash lets a login with an unknown name take as long as one with a wrong password.
-	nobody func() string
+	// nobody is a hash that no password has: with it a login with an unknown name takes as long as one with a wrong password.
+	nobody string
 }
 
 // NewPasswords returns one that takes so much memory for each hash, in KiB; 0: 64 MiB.
 func NewPasswords(memory uint32) *Passwords {
 	p := &Passwords{memory: cmp.Or(memory, argonMemory)}
-	p.nobody = sync.OnceValue(func() string { return p.Hash("nobody") })
+	p.nobody = p.text(random(argonSalt), random(argonKey))
 	return p
 }
 
-// computing bounds how many passwords are hashed at once, and so the memory that guessing takes.
-var computing = make(chan struct{}, 2)
+// ErrBusy says that too many passwords wait to be hashed.
+var ErrBusy = errors.New("too many passwords are looked at; try again in a moment")
 
-func derive(password string, salt []byte, time, memory uint32, threads uint8) []byte {
-	computing <- struct{}{}
-	defer func() { <-computing }()
-	return argon2.IDKey([]byte(password), salt, time, memory, threads, argonKey)
+// maxWaiting bounds how many passwords wait to be hashed: a login takes a few seconds at the longest, and is refused then.
+const maxWaiting = 32
+
+// computing bounds how many passwords are hashed at once, and so the memory that guessing takes; waiting, how many are hashed or wait for that.
+var (
+	computing = make(chan struct{}, 2)
+	waiting   = make(chan struct{}, cap(computing)+maxWaiting)
+)
+
+func derive(ctx context.Context, password string, salt []byte, time, memory uint32, threads uint8) ([]byte, error) {
+	select {
+	case waiting <- struct{}{}:
+		defer func() { <-waiting }()
+	default:
+		return nil, ErrBusy
+	}
+	select {
+	case computing <- struct{}{}:
+		defer func() { <-computing }()
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+	return argon2.IDKey([]byte(password), salt, time, memory, threads, argonKey), nil
 }
 
 // Hash returns the password's hash in the usual form ($argon2id$v=19$m=…,t=…,p=…$salt$hash).
-func (p *Passwords) Hash(password string) string {
-	salt := make([]byte, 16)
-	_, _ = rand.Read(salt) // never fails
+func (p *Passwords) Hash(ctx context.Context, password string) (string, error) {
+	salt := random(argonSalt)
+	key, err := derive(ctx, password, salt, argonTime, p.memory, argonThreads)
+	if err != nil {
+		return "", err
+	}
+	return p.text(salt, key), nil
+}
+
+func (p *Passwords) text(salt, key []byte) string {
 	b64 := base64.RawStdEncoding
-	return fmt.Sprintf("$argon2id$v=%d$m=%d,t=%d,p=%d$%s$%s", argon2.Version, p.memory, argonTime, argonThreads,
-		b64.EncodeToString(salt), b64.EncodeToString(derive(password, salt, argonTime, p.memory, argonThreads)))
+	return fmt.Sprintf("$argon2id$v=%d$m=%d,t=%d,p=%d$%s$%s", argon2.Version, p.memory, argonTime, argonThreads, b64.EncodeToString(salt), b64.EncodeToString(key))
+}
+
+func random(n int) []byte {
+	b := make([]byte, n)
+	_, _ = rand.Read(b) // never fails
+	return b
 }
 
 // Verify says whether it is the password of a hash; "" is the hash of nobody's.
-func (p *Passwords) Verify(password, hash string) bool {
+func (p *Passwords) Verify(ctx context.Context, password, hash string) (bool, error) {
 	known := hash != ""
 	if !known {
-		hash = p.nobody()
+		hash = p.nobody
 	}
 	salt, want, time, memory, threads, err := parse(hash)
 	if err != nil || len(password) > MaxPassword {
-		return false
+		return false, nil
 	}
-	return subtle.ConstantTimeCompare(derive(password, salt, time, memory, threads), want) == 1 && known
+	got, err := derive(ctx, password, salt, time, memory, threads)
+	return err == nil && subtle.ConstantTimeCompare(got, want) == 1 && known, err
 }
 
 func parse(hash string) (salt, key []byte, time, memory uint32, threads uint8, err error) {

@@ -69,7 +69,12 @@ func (s *Site) loginByPassword(w http.ResponseWriter, r *http.Request) {
 		s.fail(w, r, err)
 		return
 	}
-	if !s.cfg.Passwords.Verify(r.PostFormValue("password"), p.Password) || p.Disabled { // as slow for an account that is not there
+	right, err := s.cfg.Passwords.Verify(r.Context(), r.PostFormValue("password"), p.Password)
+	if err != nil {
+		s.fail(w, r, err)
+		return
+	}
+	if !right || p.Disabled { // as slow for an account that is not there
 		s.refused(r, f.Email, "password")
 		s.render(w, r, http.StatusUnauthorized, "login.html", "Log in", f, "This e-mail address and password do not belong together.")
 		return
@@ -166,7 +171,12 @@ func (s *Site) join(kind store.Kind) http.HandlerFunc {
 			again(http.StatusBadRequest, sentence(err))
 			return
 		}
-		p := store.Person{Email: f.Email, Name: cmp.Or(f.Name, f.Email), Password: s.cfg.Passwords.Hash(password)}
+		hash, err := s.cfg.Passwords.Hash(r.Context(), password)
+		if err != nil {
+			s.fail(w, r, err)
+			return
+		}
+		p := store.Person{Email: f.Email, Name: cmp.Or(f.Name, f.Email), Password: hash}
 		if f.First {
 			p, err = s.cfg.Store.First(r.Context(), p, cmp.Or(f.Team, "team"), t.Hash)
 		} else {

@@ -76,6 +76,11 @@ func (s *Site) refuse(w http.ResponseWriter, status int, why string) {
 }
 
 func (s *Site) broken(w http.ResponseWriter, r *http.Request, err error) {
+	if errors.Is(err, secret.ErrBusy) {
+		w.Header().Set("Retry-After", "5")
+		s.refuse(w, http.StatusServiceUnavailable, err.Error())
+		return
+	}
 	s.cfg.Log.Error("request failed", "path", r.URL.Path, "err", err)
 	s.refuse(w, http.StatusInternalServerError, "the relay has a problem of its own")
 }
@@ -320,7 +325,10 @@ func (s *Site) publish(r *http.Request, p store.Preview, req relayapi.PublishReq
 			until = time.Now().Add(req.For)
 		}
 		if req.Password != "" {
-			hash = s.cfg.Passwords.Hash(req.Password)
+			var err error
+			if hash, err = s.cfg.Passwords.Hash(r.Context(), req.Password); err != nil {
+				return err
+			}
 		}
 	}
 	err := s.cfg.Store.Publish(r.Context(), p.ID, req.Public, until, hash)

@@ -2,7 +2,9 @@ package web
 
 import (
 	"context"
+	"crypto/sha256"
 	"log/slog"
+	"maps"
 	"net/http"
 	"net/netip"
 	"sync"
@@ -19,6 +21,7 @@ const (
 	addressBurst, addressEvery = 10, 6 * time.Second
 	accountBurst, accountEvery = 20, 10 * time.Second
 	maxLimits                  = 100_000
+	forgetEvery                = time.Second // those of whom there is nothing to remember
 )
 
 // limiter bounds attempts by a key.
@@ -29,14 +32,15 @@ type limiter struct {
 
 	mu sync.Mutex
 	// guarded by mu
-	byKey map[string]*rate.Limiter
+	byKey  map[[sha256.Size]byte]*rate.Limiter // by a hash: strangers choose the keys
+	forgot time.Time
 }
 
 // sharedTimeout bounds how long the count of all relays may take.
 const sharedTimeout = 2 * time.Second
 
 func newLimiter(s *store.Store, log *slog.Logger) *limiter {
-	return &limiter{shared: s.Attempt, log: log, byKey: map[string]*rate.Limiter{}}
+	return &limiter{shared: s.Attempt, log: log, byKey: map[[sha256.Size]byte]*rate.Limiter{}}
 }
 
 // allow says whether there may be an attempt now. What one relay alone refuses is not counted for all: strangers do not write into the database as fast as they like.
@@ -56,20 +60,18 @@ func (l *limiter) allow(ctx context.Context, key string, burst int, every time.D
 func (l *limiter) local(key string, burst int, every time.Duration) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	r := l.byKey[key]
+	if now := time.Now(); now.Sub(l.forgot) >= forgetEvery {
+		maps.DeleteFunc(l.byKey, func(_ [sha256.Size]byte, r *rate.Limiter) bool { return r.Tokens() >= float64(r.Burst()) }) // full again, they say nothing
+		l.forgot = now
+	}
+	hash := sha256.Sum256([]byte(key))
+	r := l.byKey[hash]
 	if r == nil {
-		if len(l.byKey) >= maxLimits { // those that are full again say nothing
-			for k, r := range l.byKey {
-				if r.Tokens() >= float64(r.Burst()) {
-					delete(l.byKey, k)
-				}
-			}
-		}
 		if len(l.byKey) >= maxLimits {
 			return false
 		}
 		r = rate.NewLimiter(rate.Every(every), burst)
-		l.byKey[key] = r
+		l.byKey[hash] = r
 	}
 	return r.Allow()
 }

@@ -2,8 +2,34 @@ package web
 
 import (
 	"net/http"
+	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
 )
+
+// What is kept of those who try is small, whatever they send, and forgotten when it says nothing any more.
+func TestLimiterForgets(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLimiter(nil, nil)
+		if !l.local(strings.Repeat("x", 1<<16), 1, time.Minute) || l.local(strings.Repeat("x", 1<<16), 1, time.Minute) {
+			t.Error("not one alone")
+		}
+		for key := range l.byKey {
+			if len(key) > 64 {
+				t.Errorf("a key of %d bytes is kept", len(key))
+			}
+		}
+		time.Sleep(30 * time.Second)
+		if l.local("y", 2, time.Minute); len(l.byKey) != 2 {
+			t.Errorf("%d are kept", len(l.byKey))
+		}
+		time.Sleep(31 * time.Second)
+		if l.local("y", 2, time.Minute); len(l.byKey) != 1 {
+			t.Errorf("%d are kept", len(l.byKey))
+		}
+	})
+}
 
 func TestNetworkOf(t *testing.T) {
 	for addr, want := range map[string]string{

@@ -75,7 +75,12 @@ func (s *Site) visitByPassword(w http.ResponseWriter, r *http.Request) {
 		s.missing(w, r)
 		return
 	}
-	if !s.cfg.Passwords.Verify(r.PostFormValue("password"), p.Password) {
+	right, err := s.cfg.Passwords.Verify(r.Context(), r.PostFormValue("password"), p.Password)
+	if err != nil {
+		s.fail(w, r, err)
+		return
+	}
+	if !right {
 		s.render(w, r, http.StatusUnauthorized, "password.html", "A password is needed", v, "That is not the password.")
 		return
 	}

@@ -189,8 +189,13 @@ func (s *Site) leave(w http.ResponseWriter, r *http.Request, to string) {
 	s.render(w, r, http.StatusOK, "onward.html", "One moment", to, "")
 }
 
-// fail answers for a defect or an outage of ours.
+// fail answers for a defect or an outage of ours, or too much to do.
 func (s *Site) fail(w http.ResponseWriter, r *http.Request, err error) {
+	if errors.Is(err, secret.ErrBusy) {
+		w.Header().Set("Retry-After", "5")
+		s.render(w, r, http.StatusServiceUnavailable, "message.html", "Too much to do", sentence(err), "")
+		return
+	}
 	s.cfg.Log.Error("request failed", "path", r.URL.Path, "err", err)
 	s.render(w, r, http.StatusInternalServerError, "message.html", "Something went wrong", "The relay has a problem of its own. Try again in a moment.", "")
 }
