@@ -135,11 +135,14 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	defer leave()
+	ctx, cut := context.WithCancelCause(ctx)
+	defer cut(nil)
+	defer endWith(ctx, w)()
 	if q.grpc = isGRPC(r.Header); q.grpc {
 		q.deadline = deadlineOf(r.Header)
 	}
 	v := h.visits.begin(q, r)
-	rec := &recorder{ResponseWriter: w}
+	rec := &recorder{ResponseWriter: w, slow: newSlow(func() { cut(errSlow) })}
 	defer func() { v.end(rec.status) }() // also when the proxy gives up by a panic (http.ErrAbortHandler)
 	r = r.WithContext(context.WithValue(ctx, requestKey{}, q))
 	// Connections are kept, and the cluster's own version must not answer on one for a laptop that has gone.
@@ -217,13 +220,14 @@ func (h *Handler) refuse(w http.ResponseWriter, r *http.Request, label string) {
 func (h *Handler) enter(w http.ResponseWriter, r *http.Request, label string) {
 	w.Header().Set("Cache-Control", "no-store")
 	w.Header().Set("Referrer-Policy", "no-referrer")
-	to := "https://" + r.Host + LocalPath(r.FormValue("to"))
+	q := r.URL.Query() // of a body nothing is read
+	to := "https://" + r.Host + LocalPath(q.Get("to"))
 	state, err := r.Cookie(stateCookie)
 	if r.Method != http.MethodGet || err != nil {
 		http.Redirect(w, r, to, http.StatusSeeOther) // where it begins anew
 		return
 	}
-	token, err := h.redeem(r.Context(), label, r.FormValue("ticket"), state.Value)
+	token, err := h.redeem(r.Context(), label, q.Get("ticket"), state.Value)
 	if err != nil && !errors.Is(err, store.ErrNotFound) {
 		h.cfg.Log.Error("ticket not taken", "err", err)
 		http.Error(w, "The relay has a problem of its own; try again.", http.StatusInternalServerError)

@@ -142,11 +142,12 @@ var failure = template.Must(template.New("failure").Parse(`<!doctype html>
 type recorder struct {
 	http.ResponseWriter
 	status int
+	slow   slow
 	// whole says that the answer is one of gRPC's that is its trailers only: they are trailers only if the stream ends with them.
 	whole atomic.Bool
 }
 
-// Unwrap lets http.ResponseController hijack.
+// Unwrap gives http.ResponseController what is not here.
 func (r *recorder) Unwrap() http.ResponseWriter { return r.ResponseWriter }
 
 // FlushError lets http.ResponseController flush.
@@ -154,7 +155,7 @@ func (r *recorder) FlushError() error {
 	if r.whole.Load() {
 		return nil
 	}
-	return http.NewResponseController(r.ResponseWriter).Flush()
+	return r.slow.write(http.NewResponseController(r.ResponseWriter).Flush)
 }
 
 // WriteHeader notes the final status (1xx come before it, 101 is one).
@@ -167,9 +168,10 @@ func (r *recorder) WriteHeader(status int) {
 }
 
 // Write notes that nobody said otherwise.
-func (r *recorder) Write(b []byte) (int, error) {
+func (r *recorder) Write(b []byte) (n int, err error) {
 	if r.status == 0 {
 		r.status = http.StatusOK
 	}
-	return r.ResponseWriter.Write(b)
+	err = r.slow.write(func() error { n, err = r.ResponseWriter.Write(b); return err })
+	return n, err
 }

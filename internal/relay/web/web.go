@@ -37,8 +37,11 @@ const (
 // loginCookie is a browser's login. Only the relay's own host sees it, and no other can set it.
 const loginCookie = "__Host-doppel"
 
-// maxBody bounds what anybody may send to the relay itself, in bytes.
-const maxBody = 64 << 10
+// maxBody bounds what anybody may send to the relay itself, in bytes, and bodyTimeout how long that may take.
+const (
+	maxBody     = 64 << 10
+	bodyTimeout = 30 * time.Second
+)
 
 // Config is what a Site needs.
 type Config struct {
@@ -121,6 +124,9 @@ const policy = "default-src 'none'; style-src 'self'; script-src 'self'; connect
 
 func headers(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.ContentLength != 0 { // others, whose pages are kept up to date, stay as long as they like
+			_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(bodyTimeout)) // connections here have deadlines
+		}
 		h := w.Header()
 		h.Set("Content-Security-Policy", policy+"'self'")
 		h.Set("X-Content-Type-Options", "nosniff")
