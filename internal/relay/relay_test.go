@@ -342,6 +342,35 @@ func testRevocation(t *testing.T, on func(*Config)) {
 	}
 }
 
+// A visit ends no later than the login by which it was made: what is open ends with it.
+func TestVisitEndsWithLogin(t *testing.T) {
+	w := newWorld(t)
+	annB := w.first("ann@example.com")
+	ann := annB.login()
+	p := ann.preview(ann.cluster("prod", echo), "web")
+	person, err := w.relay.store.PersonByEmail(t.Context(), "ann@example.com")
+	if err != nil {
+		t.Fatal(err)
+	}
+	login, err := w.relay.store.AddToken(t.Context(), store.Token{Kind: store.Web, Person: person.ID}, time.Hour)
+	if err != nil {
+		t.Fatal(err)
+	}
+	at, _ := url.Parse("https://" + domain)
+	annB.Jar.SetCookies(at, []*http.Cookie{{Name: "__Host-doppel", Value: login, Path: "/", Secure: true}})
+	if a := annB.visit(p.URL); !strings.Contains(a.body, "GET / host=") {
+		t.Fatalf("%v", a)
+	}
+	parent, err := w.relay.store.Token(t.Context(), store.Web, login)
+	if err != nil {
+		t.Fatal(err)
+	}
+	visits, err := w.relay.store.Tokens(t.Context(), store.Visit, p.ID, "")
+	if err != nil || len(visits) != 1 || visits[0].Expires.After(parent.Expires) {
+		t.Errorf("%+v %v, login until %v", visits, err, parent.Expires)
+	}
+}
+
 func TestLink(t *testing.T) { onBoth(t, testLink) }
 
 func testLink(t *testing.T, on func(*Config)) {

@@ -3,8 +3,6 @@ package preview
 import (
 	"context"
 	"errors"
-	"maps"
-	"slices"
 	"sync"
 	"time"
 )
@@ -24,10 +22,13 @@ type openRequests struct {
 }
 
 type openRequest struct {
-	label, token string
-	until        time.Time // when the right ends by itself; zero: it does not
-	cancel       context.CancelCauseFunc
+	of     right
+	until  time.Time // when the right ends by itself; zero: it does not. Guarded by openRequests.mu
+	cancel context.CancelCauseFunc
 }
+
+// right is what a request may be made by.
+type right struct{ label, token string }
 
 // errRevoked is why a request was cut.
 var errRevoked = errors.New("the visitor may no longer see this preview")
@@ -35,7 +36,7 @@ var errRevoked = errors.New("the visitor may no longer see this preview")
 // enter notes a request, if there are not too many; its context ends when its visitor's right does.
 func (o *openRequests) enter(ctx context.Context, label, token string, q *request) (_ context.Context, leave func(), ok bool) {
 	ctx, cancel := context.WithCancelCause(ctx)
-	r := &openRequest{label: label, token: token, until: earliest(q.visitor.Until, q.preview.Expires), cancel: cancel}
+	r := &openRequest{of: right{label, token}, until: q.until(time.Now()), cancel: cancel}
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if o.byLabel[label] >= maxOpen {
@@ -62,22 +63,48 @@ func (o *openRequests) count() int {
 	return len(o.all)
 }
 
-// due are the requests to be looked at: all, or those whose time is over.
-func (o *openRequests) due(all bool, now time.Time) []*openRequest {
+// due are the requests to be looked at, by their right: all, or those whose time is over.
+func (o *openRequests) due(all bool, now time.Time) map[right][]*openRequest {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	out := slices.Collect(maps.Keys(o.all))
-	if all {
-		return out
+	out := map[right][]*openRequest{}
+	for r := range o.all {
+		if all || !r.until.IsZero() && !now.Before(r.until) {
+			out[r.of] = append(out[r.of], r)
+		}
 	}
-	return slices.DeleteFunc(out, func(r *openRequest) bool { return r.until.IsZero() || now.Before(r.until) })
+	return out
 }
 
-func earliest(a, b time.Time) time.Time {
-	if a.IsZero() || !b.IsZero() && b.Before(a) {
-		return b
+// extend says until when requests may go on whose right was looked at.
+func (o *openRequests) extend(requests []*openRequest, until time.Time) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for _, r := range requests {
+		r.until = until
 	}
-	return a
+}
+
+// until is when a right ends by itself; zero: it does not. A publication that has run out is not what it is of.
+func (q *request) until(now time.Time) time.Time {
+	visit, publication := q.visitor.Until, q.preview.Expires
+	if now.Before(publication) && (visit.IsZero() || publication.Before(visit)) {
+		return publication
+	}
+	return visit
+}
+
+// judge cuts requests whose right has ended. One that cannot be looked up is none: what is cut can be asked for again.
+func (h *Handler) judge(ctx context.Context, due map[right][]*openRequest) {
+	for of, requests := range due {
+		if q, err := h.admit(ctx, of.label, of.token); err == nil {
+			h.open.extend(requests, q.until(time.Now()))
+			continue
+		}
+		for _, r := range requests {
+			r.cancel(errRevoked)
+		}
+	}
 }
 
 // watch cuts requests whose visitor may no longer be there, until ctx ends.
@@ -91,12 +118,7 @@ func (h *Handler) watch(ctx context.Context) error {
 		if err != nil && ctx.Err() == nil {
 			h.cfg.Log.Error("revision not read", "err", err)
 		}
-		for _, r := range h.open.due(rev != last || err != nil, time.Now()) {
-			// A right that cannot be looked up is none: what is cut can be asked for again.
-			if _, err := h.admit(ctx, r.label, r.token); err != nil {
-				r.cancel(errRevoked)
-			}
-		}
+		h.judge(ctx, h.open.due(rev != last || err != nil, time.Now()))
 		if err == nil {
 			last = rev
 		}

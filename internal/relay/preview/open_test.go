@@ -1,6 +1,41 @@
 package preview
 
-import "testing"
+import (
+	"testing"
+	"time"
+
+	"github.com/doppel-dev/doppel/internal/relay/access"
+	"github.com/doppel-dev/doppel/internal/relay/store"
+)
+
+// A right is looked at when it may have ended, once for all requests that are made by it, and not again and again after a publication has run out.
+func TestDue(t *testing.T) {
+	o := openRequests{all: map[*openRequest]bool{}, byLabel: map[string]int{}}
+	now := time.Now()
+	ended := &request{preview: store.Preview{Expires: now.Add(-time.Hour)}, visitor: access.Visitor{Until: now.Add(time.Hour)}} // a member's
+	for range 2 {
+		if _, _, ok := o.enter(t.Context(), "one", "ann's", ended); !ok {
+			t.Fatal("not entered")
+		}
+	}
+	for name, want := range map[string]struct {
+		all bool
+		at  time.Time
+		n   int
+	}{"now": {false, now, 0}, "after the visit": {false, now.Add(time.Hour), 1}, "after a change": {true, now, 1}} {
+		if got := o.due(want.all, want.at); len(got) != want.n {
+			t.Errorf("%s: %d are due, not %d", name, len(got), want.n)
+		}
+	}
+	// One that was published still when it began.
+	running := &request{preview: store.Preview{Expires: now.Add(time.Minute)}}
+	if _, _, ok := o.enter(t.Context(), "two", "", running); !ok {
+		t.Fatal("not entered")
+	}
+	if got := o.due(false, now.Add(time.Minute)); len(got) != 1 {
+		t.Errorf("%d are due", len(got))
+	}
+}
 
 // One preview takes nothing from others: so many open requests of one, and no more.
 func TestMaxOpen(t *testing.T) {

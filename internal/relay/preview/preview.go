@@ -254,7 +254,15 @@ func (h *Handler) redeem(ctx context.Context, label, ticket, state string) (stri
 	if t.Subject != p.ID || !secret.Equal(wanted, secret.Hash(state)) {
 		return "", store.ErrNotFound
 	}
-	return h.cfg.Store.AddToken(ctx, store.Token{Kind: store.Visit, Person: t.Person, Subject: p.ID, Parent: t.Parent, Data: password}, VisitLife)
+	visit := store.Token{Kind: store.Visit, Person: t.Person, Subject: p.ID, Parent: t.Parent, Data: password}
+	if t.Parent != "" { // it ends with the login, and what is open with it
+		login, err := h.cfg.Store.TokenByHash(ctx, store.Web, t.Parent)
+		if err != nil {
+			return "", err
+		}
+		visit.Expires = login.Expires
+	}
+	return h.cfg.Store.AddToken(ctx, visit, VisitLife)
 }
 
 // TicketURL is where a browser that has a ticket goes.

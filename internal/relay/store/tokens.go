@@ -48,7 +48,7 @@ func scanToken(r row) (t Token, err error) {
 	return t, err
 }
 
-// AddToken stores a new token that lives for a time (0: for ever) and returns its secret.
+// AddToken stores a new token that lives for a time (0: for ever), or as long as it says if that is shorter, and returns its secret.
 func (s *Store) AddToken(ctx context.Context, t Token, life time.Duration) (string, error) {
 	token, err := addToken(ctx, s.db, t, life)
 	return token, s.told(err)
@@ -69,8 +69,8 @@ func (s *Store) ReplaceTokens(ctx context.Context, t Token, life time.Duration) 
 func addToken(ctx context.Context, db execer, t Token, life time.Duration) (string, error) {
 	token := secret.Token(string(t.Kind))
 	now := time.Now()
-	if life > 0 {
-		t.Expires = now.Add(life)
+	if end := now.Add(life); life > 0 && (t.Expires.IsZero() || end.Before(t.Expires)) {
+		t.Expires = end
 	}
 	_, err := db.ExecContext(ctx, "INSERT INTO tokens ("+tokenColumns+") VALUES ($1, $2, $3, $4, $5, $6, $7, $8, 0)",
 		secret.Hash(token), t.Kind, t.Person, t.Subject, t.Parent, t.Data, millis(now), millis(t.Expires))
