@@ -2,11 +2,18 @@ package relay
 
 import (
 	"io"
+	"net"
 	"net/http"
+	"net/url"
+	"os"
+	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
+	"github.com/doppel-dev/doppel/internal/relay/store"
+	"github.com/doppel-dev/doppel/internal/relay/store/storetest"
 	"github.com/doppel-dev/doppel/internal/relayapi"
 )
 
@@ -59,5 +66,109 @@ func TestEnd(t *testing.T) {
 	<-stopped
 	if d := time.Since(start); d > 500*time.Millisecond {
 		t.Errorf("it ended %v after the last answer", d)
+	}
+}
+
+// What is open when a relay ends is listed as well.
+func TestEndLists(t *testing.T) {
+	w := newWorld(t)
+	ann := w.first("ann@example.com").login()
+	p := ann.preview(ann.cluster("prod", echo), "web")
+	ann.must(relayapi.PathPublishPreview, relayapi.PublishRequest{Preview: p.Host, Public: true}, nil)
+	w.browser().webSocket(p.URL + "open")
+	w.stop()
+	s, err := store.Open(t.Context(), w.relay.cfg.Database)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	if all, err := s.Visits(t.Context(), p.ID, 10); err != nil || len(all) != 1 || all[0].Path != "/open" || all[0].Status != http.StatusSwitchingProtocols {
+		t.Errorf("%+v %v", all, err)
+	}
+}
+
+// hanging is a way to a PostgreSQL that says nothing any more while it is held, and loses nothing.
+func hanging(t *testing.T, db string) (source string, hold *sync.RWMutex) {
+	t.Helper()
+	u, err := url.Parse(db)
+	if err != nil {
+		t.Fatal(err)
+	}
+	q := u.Query()
+	socket := filepath.Join(q.Get("host"), ".s.PGSQL.5432")
+	dir, err := os.MkdirTemp("", "pg") // short: the socket's path has to be
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, err := net.Listen("unix", filepath.Join(dir, ".s.PGSQL.5432"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	hold = &sync.RWMutex{}
+	var wg sync.WaitGroup
+	t.Cleanup(func() { l.Close(); wg.Wait(); os.RemoveAll(dir) })
+	pass := func(to, from net.Conn) {
+		defer to.Close()
+		defer from.Close()
+		buf := make([]byte, 32<<10)
+		for {
+			n, err := from.Read(buf)
+			if err != nil {
+				return
+			}
+			hold.RLock()
+			_, err = to.Write(buf[:n])
+			hold.RUnlock()
+			if err != nil {
+				return
+			}
+		}
+	}
+	wg.Go(func() {
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			to, err := net.Dial("unix", socket)
+			if err != nil {
+				conn.Close()
+				continue
+			}
+			wg.Go(func() { pass(to, conn) })
+			wg.Go(func() { pass(conn, to) })
+		}
+	})
+	q.Set("host", dir)
+	u.RawQuery = q.Encode()
+	return u.String(), hold
+}
+
+// A database that hangs is as bad as one that fails, and no worse: what it does not vouch for is cut, and the relay ends when it is to.
+func TestDatabaseHangs(t *testing.T) {
+	source, hold := hanging(t, storetest.Postgres(t))
+	w := newWorld(t, func(c *Config) { c.Database, c.PeerAddr = source, "any" })
+	ann := w.first("ann@example.com").login()
+	p := ann.preview(ann.cluster("prod", echo), "web")
+	ann.must(relayapi.PathPublishPreview, relayapi.PublishRequest{Preview: p.Host, Public: true}, nil)
+	visitors := []*browser{w.browser(), w.browser()}
+	for _, b := range visitors {
+		b.webSocket(p.URL)
+	}
+	hold.Lock()
+	release := sync.OnceFunc(hold.Unlock)
+	defer release()
+	w.until("the visitors' end", func() bool { return w.relay.previews.Open() == 0 })
+	if a := visitors[0].visit(p.URL); a.status != http.StatusInternalServerError {
+		t.Errorf("%v", a)
+	}
+	ended := make(chan struct{})
+	go func() { defer close(ended); w.stop() }()
+	select {
+	case <-ended:
+	case <-time.After(20 * time.Second):
+		t.Error("it does not end")
+		release()
+		<-ended
 	}
 }

@@ -1,6 +1,7 @@
 package relay
 
 import (
+	"context"
 	"net/http"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -9,6 +10,7 @@ import (
 
 	"github.com/doppel-dev/doppel/internal/relay/links"
 	"github.com/doppel-dev/doppel/internal/relay/preview"
+	"github.com/doppel-dev/doppel/internal/relay/store"
 )
 
 // metrics are the relay's own.
@@ -43,7 +45,9 @@ func (r *Relay) health() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /healthz", func(http.ResponseWriter, *http.Request) {})
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, req *http.Request) {
-		if _, err := r.store.Revision(req.Context()); err != nil {
+		ctx, cancel := context.WithTimeout(req.Context(), store.Patience)
+		defer cancel()
+		if _, err := r.store.Revision(ctx); err != nil {
 			http.Error(w, "the database does not answer", http.StatusServiceUnavailable)
 		} else if _, err := r.certs.Expires(); err != nil {
 			http.Error(w, err.Error(), http.StatusServiceUnavailable)

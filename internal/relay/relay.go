@@ -222,13 +222,22 @@ func (r *Relay) Serve(ctx context.Context, l, health, others net.Listener) error
 	srv.RegisterOnShutdown(r.site.Close) // it waits for what is open
 	r.serve(g, "previews and dashboard", srv, tls.NewListener(l, r.tlsConfig()), endLinks)
 	r.serve(g, "health", &http.Server{Handler: r.health(), ReadHeaderTimeout: headTimeout}, health, func() {})
-	g.Go("visitors", r.previews.Run)
+	g.Go("visitors", r.previews.Watch)
+	vctx, endVisits := context.WithCancel(context.WithoutCancel(ctx))
+	defer endVisits()
+	visits := lifecycle.New(vctx, r.cfg.Log) // also those that end with the relay are listed
+	visits.Go("visits", r.previews.List)
 	g.Go("revoked links", r.watchLinks)
 	g.Go("sweeper", r.sweep)
 	if r.peers != nil {
 		g.Go("other relays", func(ctx context.Context) error { return r.peers.Run(ctx, others) })
 	}
 	err = g.Wait()
+	dctx, cancel := context.WithTimeout(vctx, leaveTimeout)
+	defer cancel()
+	r.previews.Drain(dctx)
+	endVisits()
+	err = errors.Join(err, visits.Wait())
 	if r.acme != nil {
 		r.acme.Close() // it writes into the store
 	}
@@ -242,6 +251,8 @@ const (
 	maxHead     = 64 << 10              // bytes of a request's head
 	endTimeout  = 2 * time.Second       // requests that are being answered when the relay ends
 	endQuiet    = 50 * time.Millisecond // without any, after which it does
+
+	leaveTimeout = time.Second // then, those that were cut
 )
 
 func (r *Relay) server() *http.Server {
@@ -349,9 +360,16 @@ func (r *Relay) watchLinks(ctx context.Context) error {
 	defer tick.Stop()
 	for {
 		changed := r.store.Changed()
+		hangs := false // the database: nobody waits for it again
 		counts := func(kind store.Kind) func(context.Context, string) bool {
 			return func(ctx context.Context, hash string) bool {
+				if hangs {
+					return true
+				}
+				ctx, cancel := context.WithTimeout(ctx, store.Patience)
+				defer cancel()
 				_, err := r.store.TokenByHash(ctx, kind, hash)
+				hangs = ctx.Err() != nil
 				return !errors.Is(err, store.ErrNotFound)
 			}
 		}

@@ -139,6 +139,8 @@ func (p *Peers) watch(ctx context.Context) error {
 
 // put writes this relay's row.
 func (p *Peers) put(ctx context.Context, row *store.Relay) error {
+	ctx, cancel := context.WithTimeout(ctx, store.Patience)
+	defer cancel()
 	clusters, err := json.Marshal(p.cfg.Links.Local())
 	laptops, err2 := json.Marshal(p.cfg.Laptops.Local())
 	if err := errors.Join(err, err2); err != nil {
@@ -154,6 +156,8 @@ func (p *Peers) put(ctx context.Context, row *store.Relay) error {
 
 // look reads the others' rows.
 func (p *Peers) look(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, store.Patience)
+	defer cancel()
 	rows, err := p.cfg.Store.Relays(ctx)
 	if err != nil {
 		return err

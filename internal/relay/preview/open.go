@@ -5,6 +5,8 @@ import (
 	"errors"
 	"sync"
 	"time"
+
+	"github.com/doppel-dev/doppel/internal/relay/store"
 )
 
 // recheck is how often it is looked whether another relay has changed who may see what; changes of this one are known at once.
@@ -96,10 +98,17 @@ func (q *request) until(now time.Time) time.Time {
 
 // judge cuts requests whose right has ended. One that cannot be looked up is none: what is cut can be asked for again.
 func (h *Handler) judge(ctx context.Context, due map[right][]*openRequest) {
+	hangs := false // the database: nobody waits for it again
 	for of, requests := range due {
-		if q, err := h.admit(ctx, of.label, of.token); err == nil {
-			h.open.extend(requests, q.until(time.Now()))
-			continue
+		if !hangs {
+			ctx, cancel := context.WithTimeout(ctx, store.Patience)
+			q, err := h.admit(ctx, of.label, of.token)
+			hangs = ctx.Err() != nil
+			cancel()
+			if err == nil {
+				h.open.extend(requests, q.until(time.Now()))
+				continue
+			}
 		}
 		for _, r := range requests {
 			r.cancel(errRevoked)
@@ -107,14 +116,21 @@ func (h *Handler) judge(ctx context.Context, due map[right][]*openRequest) {
 	}
 }
 
-// watch cuts requests whose visitor may no longer be there, until ctx ends.
-func (h *Handler) watch(ctx context.Context) error {
+// revision is what the store says of changes.
+func (h *Handler) revision(ctx context.Context) (int64, error) {
+	ctx, cancel := context.WithTimeout(ctx, store.Patience)
+	defer cancel()
+	return h.cfg.Store.Revision(ctx)
+}
+
+// Watch cuts requests whose visitor may no longer be there, until ctx ends.
+func (h *Handler) Watch(ctx context.Context) error {
 	tick := time.NewTicker(recheck)
 	defer tick.Stop()
 	var last int64
 	for {
 		changed := h.cfg.Store.Changed()
-		rev, err := h.cfg.Store.Revision(ctx)
+		rev, err := h.revision(ctx)
 		if err != nil && ctx.Err() == nil {
 			h.cfg.Log.Error("revision not read", "err", err)
 		}

@@ -37,6 +37,9 @@ const VisitLife = 12 * time.Hour
 // stateLife is how long a browser may take to say who it is.
 const stateLife = 10 * time.Minute
 
+// drainLook is how often it is looked whether everything that is open has ended.
+const drainLook = 10 * time.Millisecond
+
 // dialTimeout bounds how long the cluster may take to reach its ingress.
 const dialTimeout = 10 * time.Second
 
@@ -63,7 +66,7 @@ type Handler struct {
 	visits *visits
 }
 
-// New returns a handler; Run does what it does beside answering.
+// New returns a handler; Watch and List do what it does beside answering.
 func New(cfg Config) *Handler {
 	h := &Handler{cfg: cfg, access: access.Access{Store: cfg.Store}, visits: newVisits(cfg.Store, cfg.Log)}
 	h.open.all, h.open.byLabel = map[*openRequest]bool{}, map[string]int{}
@@ -76,16 +79,23 @@ func New(cfg Config) *Handler {
 	return h
 }
 
-// Run watches over open requests and stores visits until ctx ends.
-func (h *Handler) Run(ctx context.Context) error {
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		h.visits.run(ctx)
-	}()
-	err := h.watch(ctx)
-	<-done
-	return err
+// List stores visits until ctx ends, and those that are left then.
+func (h *Handler) List(ctx context.Context) error {
+	h.visits.run(ctx)
+	return nil
+}
+
+// Drain waits until nothing is open, or ctx ends.
+func (h *Handler) Drain(ctx context.Context) {
+	tick := time.NewTicker(drainLook)
+	defer tick.Stop()
+	for h.open.count() > 0 {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
 }
 
 // Open counts the requests that are open.
@@ -118,7 +128,9 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	token := visitToken(r)
-	q, err := h.admit(r.Context(), label, token)
+	lctx, cancel := context.WithTimeout(r.Context(), store.Patience)
+	q, err := h.admit(lctx, label, token)
+	cancel()
 	switch {
 	case errors.Is(err, errMayNot):
 		h.refuse(w, r, label)

@@ -14,6 +14,7 @@ import (
 // Visits are stored in batches: one write to the disk for all of the last flushEvery.
 const (
 	flushEvery = 200 * time.Millisecond
+	maxBatch   = 1024
 	maxWaiting = 8192
 	maxPath    = 512 // bytes
 )
@@ -64,34 +65,34 @@ func (v *visit) end(status int) {
 func (vs *visits) run(ctx context.Context) {
 	tick := time.NewTicker(flushEvery)
 	defer tick.Stop()
-	for {
+	for ended := false; !ended; {
 		select {
 		case <-ctx.Done():
-			vs.flush(context.WithoutCancel(ctx))
-			return
+			ended = true
 		case <-tick.C:
-			vs.flush(ctx)
+		}
+		for vs.flush(context.WithoutCancel(ctx)) { // what has begun is not lost by the end
 		}
 	}
 }
 
-func (vs *visits) flush(ctx context.Context) {
-	var batch []store.Visited
-	for more := true; more; {
-		select {
-		case v := <-vs.waiting:
-			batch = append(batch, v)
-		default:
-			more = false
-		}
+// flush stores a batch, and says whether there may be another one.
+func (vs *visits) flush(ctx context.Context) bool {
+	batch := make([]store.Visited, min(len(vs.waiting), maxBatch))
+	for i := range batch { // nobody else takes them
+		batch[i] = <-vs.waiting
 	}
 	if n := vs.dropped.Swap(0); n > 0 {
 		vs.log.Warn("visits not listed: there were too many at once", "count", n)
 	}
 	if len(batch) == 0 {
-		return
+		return false
 	}
+	ctx, cancel := context.WithTimeout(ctx, store.Patience)
+	defer cancel()
 	if err := vs.store.AddVisits(ctx, batch); err != nil {
 		vs.log.Error("visits not stored", "count", len(batch), "err", err)
+		return false
 	}
+	return len(batch) == maxBatch
 }

@@ -22,6 +22,9 @@ var ErrTaken = errors.New("there is one already")
 // ErrTeamTaken is ErrTaken of a team, where an account is made as well.
 var ErrTeamTaken = errors.New("there is a team of that name")
 
+// Patience bounds how long those wait for the database who hold up others meanwhile: one that hangs is as good as one that fails.
+const Patience = 2 * time.Second
+
 // Store is the database: a file (SQLite), or PostgreSQL, which several relays may share. Its SQL is what both understand; times are milliseconds of Unix
 // time, 0 is never.
 type Store struct {
