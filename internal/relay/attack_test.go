@@ -16,6 +16,9 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/net/http2"
+	"golang.org/x/net/http2/hpack"
+
 	"github.com/doppel-dev/doppel/internal/relay/secret"
 	"github.com/doppel-dev/doppel/internal/relay/store"
 	"github.com/doppel-dev/doppel/internal/relayapi"
@@ -158,13 +161,16 @@ func TestAttackHost(t *testing.T) {
 	w := newWorld(t)
 	w.first("ann@example.com")
 	for host, status := range map[string]int{
-		domain: 303, strings.ToUpper(domain): 303, "evil.example": 421, domain + ".evil.example": 421, "a.b." + domain: 421, domain + ":8443": 421, "." + domain: 421, "127.0.0.1": 421, "": 421,
+		domain: 303, strings.ToUpper(domain): 303, domain + ":443": 303, "evil.example": 421, domain + ":443:443": 421, "evil.example:443": 421, domain + ".evil.example": 421, "a.b." + domain: 421, domain + ":8443": 421, "." + domain: 421, "127.0.0.1": 421, "": 421,
 	} {
 		for _, head := range []string{"GET / HTTP/1.1\r\nHost: " + host + "\r\n", "GET / HTTP/1.1\r\nHost: " + host + "\r\nX-Forwarded-Host: evil.example\r\nForwarded: host=evil.example\r\n"} {
 			if got, text := w.raw(head + "Connection: close\r\n\r\n"); got != status || strings.Contains(text, "evil") {
 				t.Errorf("%q: %d %s", head, got, text)
 			}
 		}
+	}
+	if got, _ := w.raw("POST /login HTTP/1.1\r\nHost: " + domain + ":443\r\nOrigin: https://" + domain + "\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"); got != http.StatusUnauthorized {
+		t.Errorf("a form of our own, by old: %d", got)
 	}
 	if got, _ := w.raw("GET / HTTP/1.1\r\nHost: " + domain + "\r\nHost: evil.example\r\nConnection: close\r\n\r\n"); got != http.StatusBadRequest {
 		t.Errorf("two hosts: %d", got)
@@ -190,6 +196,62 @@ func (w *world) raw(b string) (int, string) {
 	defer resp.Body.Close()
 	body, _ := io.ReadAll(resp.Body)
 	return resp.StatusCode, resp.Header.Get("Location") + " " + string(body)
+}
+
+// What is no method is none of a visit either: HTTP/2 has no rules for them here, and the list of visitors must not suffer.
+func TestAttackMethod(t *testing.T) {
+	w := newWorld(t)
+	ann := w.first("ann@example.com").login()
+	p := ann.preview(ann.cluster("prod", echo), "web")
+	ann.must(relayapi.PathPublishPreview, relayapi.PublishRequest{Preview: p.Host, Public: true}, nil)
+	conn, err := tls.Dial("tcp", w.addr, &tls.Config{RootCAs: w.roots, ServerName: domain, NextProtos: []string{"h2"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	_ = conn.SetDeadline(time.Now().Add(10 * time.Second))
+	_, _ = io.WriteString(conn, http2.ClientPreface)
+	f := http2.NewFramer(conn, conn)
+	f.ReadMetaHeaders = hpack.NewDecoder(4096, nil)
+	if err := f.WriteSettings(); err != nil {
+		t.Fatal(err)
+	}
+	var head bytes.Buffer
+	enc := hpack.NewEncoder(&head)
+	for i, tt := range []struct {
+		method string
+		status string
+	}{{"GET", "200"}, {"PURGE", "200"}, {"\xff\xfe", "501"}, {"G T", "501"}, {strings.Repeat("x", 33), "501"}} {
+		head.Reset()
+		for _, field := range [][2]string{{":method", tt.method}, {":scheme", "https"}, {":authority", p.Host + "." + domain}, {":path", "/"}} {
+			_ = enc.WriteField(hpack.HeaderField{Name: field[0], Value: field[1]})
+		}
+		if err := f.WriteHeaders(http2.HeadersFrameParam{StreamID: uint32(2*i + 1), BlockFragment: head.Bytes(), EndStream: true, EndHeaders: true}); err != nil {
+			t.Fatal(err)
+		}
+		for answered := false; !answered; {
+			frame, err := f.ReadFrame()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if h, ok := frame.(*http2.MetaHeadersFrame); ok {
+				answered = true
+				if got := h.PseudoValue("status"); got != tt.status {
+					t.Errorf("%.20q: %s", tt.method, got)
+				}
+			}
+		}
+	}
+	conn.Close()
+	w.stop()
+	s, err := store.Open(t.Context(), w.relay.cfg.Database)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	if all, err := s.Visits(t.Context(), p.ID, 10); err != nil || len(all) != 2 {
+		t.Errorf("%+v %v", all, err)
+	}
 }
 
 // Requests within requests: whatever the relay makes of them, the app never gets one that the relay has not judged.

@@ -98,7 +98,7 @@ func (c *Config) complete() (*url.URL, error) {
 	if err := errors.Join(errs...); err != nil {
 		return nil, fmt.Errorf("relay: %w", err)
 	}
-	base.Path, base.Host = "", strings.TrimSuffix(strings.ToLower(base.Host), ":443") // browsers leave that one out
+	base.Path, base.Host = "", normal(base.Host)
 	return base, nil
 }
 
@@ -314,7 +314,9 @@ func (r *Relay) end(ctx context.Context, srv *http.Server) {
 // ServeHTTP leads a request to where its host says: the domain itself, or a preview one label below it. Any other host is not here
 // (RFC 9110, section 15.5.20).
 func (r *Relay) ServeHTTP(w http.ResponseWriter, req *http.Request) {
-	host := strings.ToLower(req.Host)
+	host := normal(req.Host)
+	req = req.WithContext(req.Context())
+	req.Host = host // everybody compares with that
 	label, below, _ := strings.Cut(host, ".")
 	switch {
 	case host == r.base.Host && req.URL.Path == relayapi.LinkPath:
@@ -329,6 +331,9 @@ func (r *Relay) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 		http.Error(w, "This host is not here.", http.StatusMisdirectedRequest)
 	}
 }
+
+// normal is a host in the form in which hosts are compared: without the default port (RFC 9110, section 4.2.3).
+func normal(host string) string { return strings.TrimSuffix(strings.ToLower(host), ":443") }
 
 func (r *Relay) answer(to string, h http.Handler, w http.ResponseWriter, req *http.Request) {
 	r.metrics.requests.WithLabelValues(to).Inc()

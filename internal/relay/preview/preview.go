@@ -13,6 +13,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"golang.org/x/net/http/httpguts"
+
 	"github.com/doppel-dev/doppel/internal/relay/access"
 	"github.com/doppel-dev/doppel/internal/relay/secret"
 	"github.com/doppel-dev/doppel/internal/relay/store"
@@ -117,8 +119,12 @@ type requestKey struct{}
 
 // ServeHTTP answers a request for the preview whose label the host's first one is.
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	label, _, _ := strings.Cut(strings.ToLower(r.Host), ".")
+	label, _, _ := strings.Cut(r.Host, ".")
 	w.Header().Set("X-Robots-Tag", "noindex")
+	if !isMethod(r.Method) {
+		http.Error(w, "There is no such method.", http.StatusNotImplemented)
+		return
+	}
 	if r.URL.Path == enterPath {
 		h.enter(w, r, label)
 		return
@@ -164,6 +170,12 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	h.proxy.ServeHTTP(rec, r)
 }
+
+// maxMethod bounds a method, in bytes: the longest that is registered has 17.
+const maxMethod = 32
+
+// isMethod says whether a request may have a method: HTTP/2's may be anything here (RFC 9110, section 9.1, and RFC 9112, section 3, for the answer).
+func isMethod(m string) bool { return len(m) <= maxMethod && httpguts.ValidHeaderFieldName(m) } // which is a token, too
 
 // errMayNot is the answer to strangers, whether there is such a preview or not.
 var errMayNot = errors.New("no such preview, or not for this visitor")

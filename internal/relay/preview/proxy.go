@@ -60,6 +60,7 @@ func stripCookies(h http.Header) {
 
 // clean keeps an app from what is not its: our cookies, and cookies for other hosts of the domain.
 func clean(resp *http.Response) error {
+	keepCookies(resp.Header)
 	lines := resp.Header["Set-Cookie"]
 	resp.Header.Del("Set-Cookie")
 	for _, line := range lines {
@@ -77,6 +78,28 @@ func clean(resp *http.Response) error {
 		resp.Header.Add("Set-Cookie", strings.Join(kept, ";"))
 	}
 	return nil
+}
+
+// keepCookies takes out of a request to clear what a browser has of a site what is not the app's alone: cookies go for all of the domain
+// (Clear Site Data, section 3.1).
+func keepCookies(h http.Header) {
+	const name = "Clear-Site-Data"
+	lines := h[name]
+	h.Del(name)
+	for _, line := range lines {
+		var kept []string
+		for what := range strings.SplitSeq(line, ",") {
+			switch what = strings.TrimSpace(what); {
+			case strings.Contains(what, "*"):
+				kept = append(kept, `"cache"`, `"storage"`, `"executionContexts"`)
+			case what != "" && !strings.Contains(strings.ToLower(what), "cookies"):
+				kept = append(kept, what)
+			}
+		}
+		if len(kept) > 0 {
+			h.Add(name, strings.Join(kept, ", "))
+		}
+	}
 }
 
 // dial opens a connection for the preview of a request, to speak HTTP/1.1 on.
