@@ -155,11 +155,7 @@ func New(ctx context.Context, cfg Config) (*Relay, error) {
 
 // Backup writes a copy of a relay's database into a new file.
 func Backup(ctx context.Context, dataDir, source, file string) error {
-	s, err := store.Open(ctx, cmp.Or(source, filepath.Join(dataDir, database)))
-	if err != nil {
-		return err
-	}
-	return errors.Join(s.Backup(ctx, file), s.Close())
+	return store.Backup(ctx, cmp.Or(source, filepath.Join(dataDir, database)), file)
 }
 
 // Import copies what another database knows, a file or a PostgreSQL, into the relay's own, which has to be empty.

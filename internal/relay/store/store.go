@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net/url"
+	"os"
 	"sync"
 	"time"
 
@@ -71,16 +72,22 @@ func Open(ctx context.Context, source string) (*Store, error) {
 		}
 		return s, nil
 	}
-	pragmas := url.Values{"_pragma": {"busy_timeout(5000)", "journal_mode(WAL)", "synchronous(FULL)", "foreign_keys(1)"}, "_txlock": {"immediate"}}
-	s.db, err = sql.Open("sqlite", (&url.URL{Scheme: "file", Opaque: source, RawQuery: pragmas.Encode()}).String())
-	if err != nil {
+	if s.db, err = openFile(source); err != nil {
 		return nil, fmt.Errorf("open database: %w", err)
 	}
-	s.db.SetMaxOpenConns(4)
 	if err := s.migrate(ctx); err != nil {
 		return nil, errors.Join(fmt.Errorf("database %s: %w", source, err), s.db.Close())
 	}
 	return s, nil
+}
+
+func openFile(file string) (*sql.DB, error) {
+	pragmas := url.Values{"_pragma": {"busy_timeout(5000)", "journal_mode(WAL)", "synchronous(FULL)", "foreign_keys(1)"}, "_txlock": {"immediate"}}
+	db, err := sql.Open("sqlite", (&url.URL{Scheme: "file", Opaque: file, RawQuery: pragmas.Encode()}).String())
+	if err == nil {
+		db.SetMaxOpenConns(4)
+	}
+	return db, err
 }
 
 // Close writes what is left into the one file, or leaves the server.
@@ -91,14 +98,25 @@ func (s *Store) Close() error {
 	return s.db.Close()
 }
 
-// Backup writes a copy into a new file, while the relay runs or not.
-func (s *Store) Backup(ctx context.Context, file string) error {
-	if s.listen != nil {
+// Backup writes a copy of the database in a file, as it is, into a new one of its owner's alone, while a relay runs or not.
+func Backup(ctx context.Context, source, file string) (err error) {
+	if IsPostgres(source) {
 		return errors.New("the database is PostgreSQL's: use pg_dump")
 	}
-	_, err := s.db.ExecContext(ctx, "VACUUM INTO $1", file)
+	if _, err := os.Stat(source); err != nil { // SQLite would make it
+		return fmt.Errorf("backup: there is no database: %w", err)
+	}
+	to, err := os.OpenFile(file, os.O_CREATE|os.O_EXCL, 0o600) // SQLite's would be everybody's to read
 	if err != nil {
 		return fmt.Errorf("backup: %w", err)
+	}
+	db, err := openFile(source)
+	if err == nil {
+		_, err = db.ExecContext(ctx, "VACUUM INTO $1", file)
+		err = errors.Join(err, db.Close())
+	}
+	if err = errors.Join(err, to.Close()); err != nil {
+		return fmt.Errorf("backup: %w", errors.Join(err, os.Remove(file)))
 	}
 	return nil
 }
