@@ -206,7 +206,7 @@ func TestBrowser(t *testing.T) {
 		p := ann.preview(c, "shared")
 		o, guest := owner.in(t), visitor.in(t)
 		o.open("/previews/" + p.Host)
-		o.fill("E-mail address Of somebody who has an account here, or gets one.", "gus@example.com")
+		o.fill("E-mail address Of somebody who has an account here.", "gus@example.com")
 		o.follow("Share")
 		o.sees("the team, gus@example.com", true)
 		guest.open(p.URL)

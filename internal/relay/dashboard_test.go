@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"github.com/doppel-dev/doppel/internal/relay/store"
+	"github.com/doppel-dev/doppel/internal/relayapi"
 )
 
 // person finds somebody's account.
@@ -223,7 +224,17 @@ func TestPreviewPage(t *testing.T) {
 		t.Errorf("%v", a)
 	}
 	sees(false)
+	// Whoever is invited next could take an address that nobody has.
+	if a := bob.submit("/previews/"+p.Host+"/share", url.Values{"email": {"gus@example.com"}}); a.status != http.StatusConflict || !strings.Contains(a.body, "invite them first") {
+		t.Errorf("%v", a)
+	}
+	if status := bob.login().call(relayapi.PathSharePreview, relayapi.ShareRequest{Preview: p.Host, Email: "gus@example.com"}, nil); status != http.StatusConflict {
+		t.Errorf("by a laptop: %d", status)
+	}
 	gus := w.member("gus@example.com", "", "")
+	if a := gus.visit(p.URL); strings.Contains(a.body, "GET / host=") {
+		t.Errorf("shared with before there was an account: %v", a)
+	}
 	if a := bob.submit("/previews/"+p.Host+"/share", url.Values{"email": {" Gus@example.com "}}); a.status != http.StatusOK || !strings.Contains(a.body, "<dd>the team, gus@example.com</dd>") {
 		t.Errorf("%v", a)
 	}

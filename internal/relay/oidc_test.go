@@ -16,6 +16,7 @@ import (
 
 	"github.com/doppel-dev/doppel/internal/relay/store"
 	"github.com/doppel-dev/doppel/internal/relay/web"
+	"github.com/doppel-dev/doppel/internal/relayapi"
 )
 
 // identityProvider is a real OpenID provider with a login page, which demands PKCE of nobody and checks it of everybody who uses it.
@@ -81,6 +82,9 @@ func TestOIDC(t *testing.T) {
 	}
 	l := ann.login()
 	pr := l.preview(l.cluster("prod", echo), "web")
+
+	// the provider proves addresses: one may be shared with before its account is there
+	l.must(relayapi.PathSharePreview, relayapi.ShareRequest{Preview: pr.Host, Email: "later@example.com"}, nil)
 
 	// a colleague follows a link, logs in at the provider, and is where the link leads
 	bob := w.browser()

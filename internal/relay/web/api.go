@@ -286,6 +286,8 @@ func (s *Site) change(w http.ResponseWriter, r *http.Request, name string, fn fu
 		s.refuse(w, http.StatusNotFound, "there is no such preview")
 	case errors.Is(err, errMayNot):
 		s.refuse(w, http.StatusForbidden, err.Error())
+	case errors.Is(err, errNoAccount):
+		s.refuse(w, http.StatusConflict, err.Error())
 	case err != nil:
 		s.broken(w, r, err)
 	}
@@ -366,8 +368,19 @@ func (s *Site) sharePreview(w http.ResponseWriter, r *http.Request) {
 	s.change(w, r, req.Preview, func(p store.Preview) error { return s.share(r, p, req) })
 }
 
+// errNoAccount says that a preview is not shared with an address. Where accounts have passwords nobody proves theirs, so that whoever is invited to any team
+// could take one that is shared with.
+var errNoAccount = errors.New("nobody has an account here with that e-mail address; invite them first")
+
 // share lets the person with an e-mail address see a preview, or no longer.
 func (s *Site) share(r *http.Request, p store.Preview, req relayapi.ShareRequest) error {
+	if s.oidc == nil && !req.Remove {
+		if _, err := s.cfg.Store.PersonByEmail(r.Context(), req.Email); errors.Is(err, store.ErrNotFound) {
+			return errNoAccount
+		} else if err != nil {
+			return err
+		}
+	}
 	err := s.cfg.Store.Share(r.Context(), p.ID, req.Email, req.Remove)
 	if err == nil {
 		what := map[bool]string{false: "preview shared", true: "preview no longer shared"}[req.Remove]

@@ -105,7 +105,10 @@ func (s *Site) shareByPage(w http.ResponseWriter, r *http.Request) {
 		s.previewAgain(w, r, p, true, http.StatusBadRequest, "That is not an e-mail address.")
 		return
 	}
-	if err := s.share(r, p, req); err != nil {
+	if err := s.share(r, p, req); errors.Is(err, errNoAccount) {
+		s.previewAgain(w, r, p, true, http.StatusConflict, sentence(err))
+		return
+	} else if err != nil {
 		s.denied(w, r, err)
 		return
 	}
