@@ -147,10 +147,29 @@ func TestPeople(t *testing.T) {
 	if a := ann.submit("/people/disable", form(w.team(), "bob@example.com", "disabled", "false")); a.status != 200 || strings.Contains(a.body, "member, disabled") {
 		t.Errorf("%v", a)
 	}
-	if a := ann.submit("/people/role", form(w.team(), "cleo@example.com", "role", "out")); a.status != 200 || strings.Contains(a.body, "cleo@example.com") {
+	if a := ann.submit("/people/role", form(w.team(), "cleo@example.com", "role", "out")); a.status != 200 || strings.Contains(a.body, "Role of cleo@example.com") {
 		t.Errorf("%v", a)
 	}
 	if a := cleo.visit("https://" + domain + "/people"); !strings.Contains(a.body, "in no team") {
+		t.Errorf("%v", a)
+	}
+	// Who is in no team is every admin's to disable, and nobody else's.
+	dan := w.member("dan@example.com", w.team(), store.Member)
+	if a := dan.submit("/people/disable", form("", "cleo@example.com", "disabled", "true")); a.status != 403 || strings.Contains(dan.visit("https://"+domain+"/people").body, "cleo@") {
+		t.Errorf("a member: %v", a)
+	}
+	if a := ann.submit("/people/disable", form("", "bob@example.com", "disabled", "true")); a.status != 404 {
+		t.Errorf("who is in a team: %v", a)
+	}
+	ann.shows("/people", "Disable cleo@example.com")
+	if a := oli.submit("/people/disable", form("", "cleo@example.com", "disabled", "true")); a.status != 200 || !w.person("cleo@example.com").Disabled {
+		t.Errorf("%v", a)
+	}
+	if a := cleo.visit("https://" + domain + "/people"); !strings.HasPrefix(a.url, "https://"+domain+"/login") {
+		t.Errorf("disabled, and in: %v", a)
+	}
+	ann.shows("/people", "Enable cleo@example.com")
+	if a := ann.submit("/people/disable", form("", "cleo@example.com", "disabled", "false")); a.status != 200 || w.person("cleo@example.com").Disabled {
 		t.Errorf("%v", a)
 	}
 	// Who is in another team too is not this one's to disable.

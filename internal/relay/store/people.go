@@ -301,3 +301,8 @@ func (s *Store) Members(ctx context.Context, team string) ([]TeamMember, error) 
 		return m, err
 	}, "SELECT "+personColumns+", members.role FROM members JOIN people ON people.id = members.person WHERE members.team = $1 ORDER BY people.email", team)
 }
+
+// Teamless are the people who are in no team.
+func (s *Store) Teamless(ctx context.Context) ([]Person, error) {
+	return query(ctx, s.db, scanPerson, "SELECT "+personColumns+" FROM people WHERE NOT EXISTS (SELECT 1 FROM members WHERE members.person = people.id) ORDER BY people.email")
+}

@@ -23,13 +23,19 @@ type teamView struct {
 	Invites []store.Token // for admins
 }
 
+// peopleView is the page People.
+type peopleView struct {
+	Teams    []teamView
+	Teamless []store.Person // for admins of any team
+}
+
 func (s *Site) people(w http.ResponseWriter, r *http.Request) {
 	s.peopleAgain(w, r, http.StatusOK, "")
 }
 
 // peopleAgain shows the page, with what was wrong with a form on it.
 func (s *Site) peopleAgain(w http.ResponseWriter, r *http.Request, status int, problem string) {
-	var teams []teamView
+	var view peopleView
 	for _, t := range meOf(r).Teams {
 		v := teamView{Team: t.Team, Admin: t.Role == store.Admin}
 		var err error
@@ -40,9 +46,16 @@ func (s *Site) peopleAgain(w http.ResponseWriter, r *http.Request, status int, p
 			s.fail(w, r, err)
 			return
 		}
-		teams = append(teams, v)
+		view.Teams = append(view.Teams, v)
 	}
-	s.render(w, r, status, "people.html", "People", teams, problem)
+	if len(meOf(r).Admins()) > 0 {
+		var err error
+		if view.Teamless, err = s.cfg.Store.Teamless(r.Context()); err != nil {
+			s.fail(w, r, err)
+			return
+		}
+	}
+	s.render(w, r, status, "people.html", "People", view, problem)
 }
 
 // errNotAdmin says that a person is in a team, but no admin of it.
@@ -159,9 +172,30 @@ func (s *Site) changeRole(w http.ResponseWriter, r *http.Request) {
 	s.personChanged(w, r, err, did, p.Email+" "+string(role)+" of "+t.Name)
 }
 
+// account finds whose account a form is about: a person's of a team that the person who asks is an admin of, or of none, which takes an admin of any.
+func (s *Site) account(r *http.Request) (store.Person, error) {
+	if r.PostFormValue("team") != "" {
+		_, p, err := s.member(r)
+		return p.Person, err
+	}
+	if len(meOf(r).Admins()) == 0 {
+		return store.Person{}, errNotAdmin
+	}
+	all, err := s.cfg.Store.Teamless(r.Context())
+	if err != nil {
+		return store.Person{}, err
+	}
+	for _, p := range all {
+		if p.ID == r.PostFormValue("person") {
+			return p, nil
+		}
+	}
+	return store.Person{}, store.ErrNotFound
+}
+
 // disable ends an account's logins, or lets it log in again. An account is everywhere the same: it takes an admin of all its teams.
 func (s *Site) disable(w http.ResponseWriter, r *http.Request) {
-	_, p, err := s.member(r)
+	p, err := s.account(r)
 	if err != nil {
 		s.denied(w, r, err)
 		return
