@@ -134,9 +134,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	token := visitToken(r)
-	lctx, cancel := context.WithTimeout(r.Context(), store.Patience)
-	q, err := h.admit(lctx, label, token)
-	cancel()
+	q, err := h.admit(r.Context(), label, token) // as long as it takes: nobody waits behind it
 	switch {
 	case errors.Is(err, errMayNot):
 		h.refuse(w, r, label)

@@ -74,6 +74,5 @@ func (r *recorder) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	r.status = http.StatusSwitchingProtocols // which the proxy writes on it
 	return &slowConn{c, r.slow}, rw, nil
 }
