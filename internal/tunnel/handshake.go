@@ -289,13 +289,13 @@ func rejection(err error, fallback wire.Code) (wire.Code, string) {
 		switch u.Kind {
 		case uerr.Denied:
 			code = wire.CodeDenied
-		case uerr.NotFound:
+		case uerr.NotFound, uerr.NoManager:
 			code = wire.CodeNotFound
 		case uerr.Conflict:
 			code = wire.CodeBusy
 		case uerr.Canceled:
 			code = wire.CodeCanceled
-		case uerr.Internal, uerr.Usage, uerr.NotConnected, uerr.Cluster:
+		case uerr.Internal, uerr.Usage, uerr.NotConnected, uerr.Cluster, uerr.LeftBehind:
 		}
 	} else if c := wire.CodeOf(err); c != wire.CodeInternal {
 		code = c

@@ -104,8 +104,12 @@ func TestMeantOtherwise(t *testing.T) {
 		accept, refuse bool
 		msg            string
 	}{
-		{false, false, false, ""}, {true, false, false, ""}, {true, true, false, ""}, {false, false, true, ""},
-		{false, true, false, "without --accept-intercepts"}, {true, false, true, "with --accept-intercepts"},
+		{false, false, false, ""},
+		{true, false, false, ""},
+		{true, true, false, ""},
+		{false, false, true, ""},
+		{false, true, false, "without --accept-intercepts"},
+		{true, false, true, "with --accept-intercepts"},
 	} {
 		s.cfg.accept = tt.accepts
 		err := s.wanted(localapi.ConnectRequest{ManagerNamespace: "doppel", AcceptIntercepts: tt.accept, RefuseIntercepts: tt.refuse}, s.cluster)
