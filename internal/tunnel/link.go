@@ -148,6 +148,7 @@ type life struct {
 	s      *mux.Session
 	cancel context.CancelFunc
 	served chan error
+	heard  uint64 // bytes that had been sent when the other end was last not silent: of the rest it may not have all yet, over a later connection neither
 }
 
 func (l *Link) run(ctx context.Context) error {
@@ -270,7 +271,7 @@ func (l *Link) up(ctx context.Context, cur *life, reply wire.HelloReply) (*life,
 	silent := make(chan error, 1)
 	var watching sync.WaitGroup
 	watching.Go(func() {
-		if err := l.watch(wctx, cur.s); err != nil {
+		if err := l.watch(wctx, cur); err != nil {
 			silent <- err
 		}
 	})

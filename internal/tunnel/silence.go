@@ -22,15 +22,15 @@ const (
 // errSilent is why a tunnel gets another connection.
 var errSilent = errors.New("the other end is silent")
 
-// watch notices, while s has a connection, that the other end is silent: the mux's keepalive takes a minute, and a node that is cut off or
-// a router that forgets says nothing at all. It returns errSilent when s is to get another connection.
-func (l *Link) watch(ctx context.Context, s *mux.Session) error {
+// watch notices, while a tunnel has a connection, that the other end is silent: the mux's keepalive takes a minute, and a node that is cut off or
+// a router that forgets says nothing at all. It returns errSilent when it is to get another connection.
+func (l *Link) watch(ctx context.Context, cur *life) error {
+	s := cur.s
 	if l.cfg.OnSilent == nil && s.ID() == "" { // to be wrong would cost all that is open
 		return nil
 	}
 	tick := time.NewTicker(silentFor)
 	defer tick.Stop()
-	before, _ := s.Traffic() // what was sent when the other end was not silent
 	for {
 		select {
 		case <-ctx.Done():
@@ -39,12 +39,12 @@ func (l *Link) watch(ctx context.Context, s *mux.Session) error {
 		}
 		sent, _ := s.Traffic()
 		if s.Silent() < silentFor {
-			before = sent
+			cur.heard = sent
 			continue
 		}
 		wait := silentFor
 		if l.cfg.OnSilent == nil {
-			wait = l.patience + time.Duration(sent-before)*time.Second/slowest
+			wait = l.patience + time.Duration(sent-cur.heard)*time.Second/slowest
 		}
 		if !saysNothing(ctx, s, wait) {
 			continue
