@@ -340,7 +340,7 @@ func rollBack(cfg *rest.Config, o Options, ours *release.Release) error {
 	if err != nil {
 		return fmt.Errorf("roll back: %w", err)
 	}
-	was := lastGood(all)
+	was := lastGood(all, ours.Version)
 	if was == 0 {
 		return errors.New("no revision before it was well: nothing to roll back to")
 	}
@@ -361,10 +361,10 @@ func rollBack(cfg *rest.Config, o Options, ours *release.Release) error {
 	return nil
 }
 
-// lastGood is the last revision that has been deployed, or 0: one that failed is none to go back to.
-func lastGood(all []ri.Releaser) (version int) {
+// lastGood is the last revision before one that was deployed, or 0: one that failed is none to go back to. (To Helm, which waits for nothing here, ours was deployed.)
+func lastGood(all []ri.Releaser, before int) (version int) {
 	for _, rel := range all {
-		if r, ok := rel.(*release.Release); ok && (r.Info.Status == common.StatusDeployed || r.Info.Status == common.StatusSuperseded) {
+		if r, ok := rel.(*release.Release); ok && r.Version < before && (r.Info.Status == common.StatusDeployed || r.Info.Status == common.StatusSuperseded) {
 			version = max(version, r.Version)
 		}
 	}

@@ -68,13 +68,13 @@ func TestSame(t *testing.T) {
 // TestLastGood: an upgrade that fails goes back to what worked, not to an earlier failure.
 func TestLastGood(t *testing.T) {
 	var all []ri.Releaser
-	for i, st := range []common.Status{common.StatusSuperseded, common.StatusDeployed, common.StatusFailed, common.StatusPendingUpgrade} {
+	for i, st := range []common.Status{common.StatusSuperseded, common.StatusSuperseded, common.StatusFailed, common.StatusDeployed} {
 		all = append(all, &release.Release{Version: i + 1, Info: &release.Info{Status: st}})
 	}
-	if got := lastGood(all); got != 2 {
+	if got := lastGood(all, 4); got != 2 {
 		t.Errorf("revision %d", got)
 	}
-	if got := lastGood(all[2:]); got != 0 {
+	if got := lastGood(all[2:], 4); got != 0 {
 		t.Errorf("revision %d of failures only", got)
 	}
 }
