@@ -14,58 +14,39 @@ import (
 	"time"
 )
 
-// TestAttendFromTheStart: a signal that comes while the command is being started is handed on, too.
+// TestAttendFromTheStart: a signal that comes while the command is being started is handed on, too. Of SIGQUIT, at which a Java program, for example, shows what it
+// is at and goes on, doppel does not end.
 func TestAttendFromTheStart(t *testing.T) {
-	mains := make(chan os.Signal, 1) // as doppel's main does, so that it does not end this process
-	signal.Notify(mains, syscall.SIGTERM)
-	defer signal.Stop(mains)
-	cmd := exec.Command("sh", "-c", `trap "exit 9" TERM; echo ready; while :; do sleep 0.05; done`)
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	giveUp := time.AfterFunc(10*time.Second, func() { _ = cmd.Process.Kill() })
-	defer giveUp.Stop()
-	err = attend(t.Context(), cmd, func() error {
-		if err := cmd.Start(); err != nil {
-			return err
+	for _, sig := range []syscall.Signal{syscall.SIGTERM, syscall.SIGQUIT} {
+		mains := make(chan os.Signal, 1) // as doppel's main does, so that SIGTERM does not end this process
+		signal.Notify(mains, syscall.SIGTERM)
+		cmd := exec.Command("sh", "-c", `trap "exit 9" TERM QUIT; echo ready; while :; do sleep 0.05; done`)
+		out, err := cmd.StdoutPipe()
+		if err != nil {
+			t.Fatal(err)
 		}
-		if _, err := bufio.NewReader(out).ReadString('\n'); err != nil {
-			return err
+		giveUp := time.AfterFunc(10*time.Second, func() { _ = cmd.Process.Kill() })
+		err = attend(t.Context(), cmd, func() error {
+			if err := cmd.Start(); err != nil {
+				return err
+			}
+			if _, err := bufio.NewReader(out).ReadString('\n'); err != nil {
+				return err
+			}
+			if err := syscall.Kill(os.Getpid(), sig); err != nil {
+				return err
+			}
+			if sig == syscall.SIGTERM {
+				<-mains // delivered to all
+			}
+			return nil
+		})
+		var code exitCode
+		if !errors.As(err, &code) || code != 9 {
+			t.Errorf("%v: got %v, want exit code 9", sig, err)
 		}
-		if err := syscall.Kill(os.Getpid(), syscall.SIGTERM); err != nil {
-			return err
-		}
-		<-mains // delivered to all
-		return nil
-	})
-	var code exitCode
-	if !errors.As(err, &code) || code != 9 {
-		t.Errorf("got %v, want exit code 9", err)
-	}
-}
-
-// A Java program, for example, shows what it is at on SIGQUIT and goes on; doppel is to be there still when it ends.
-func TestAttendQuit(t *testing.T) {
-	cmd := exec.Command("sh", "-c", `trap "exit 8" QUIT; echo ready; while :; do sleep 0.05; done`)
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	giveUp := time.AfterFunc(10*time.Second, func() { _ = cmd.Process.Kill() })
-	defer giveUp.Stop()
-	err = attend(t.Context(), cmd, func() error {
-		if err := cmd.Start(); err != nil {
-			return err
-		}
-		if _, err := bufio.NewReader(out).ReadString('\n'); err != nil {
-			return err
-		}
-		return syscall.Kill(os.Getpid(), syscall.SIGQUIT)
-	})
-	var code exitCode
-	if !errors.As(err, &code) || code != 8 {
-		t.Errorf("got %v, want exit code 8", err)
+		giveUp.Stop()
+		signal.Stop(mains)
 	}
 }
 

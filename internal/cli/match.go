@@ -59,7 +59,7 @@ func (m *matchFlags) rule() (match.Rule, error) {
 		return r, nil
 	}
 	for _, name := range []string{"http-path-equal", "http-path-prefix", "http-path-regexp", "http-method"} {
-		if f := m.set.Lookup(name); f != nil && f.Changed && strings.Trim(f.Value.String(), "[]") == "" { // a variable that is not set, most likely
+		if f := m.set.Lookup(name); f.Changed && strings.Trim(f.Value.String(), "[]") == "" { // a variable that is not set, most likely
 			return r, uerr.New(uerr.Usage, "leave it out for all requests", "--%s is empty", name)
 		}
 	}

@@ -112,7 +112,7 @@ func loadingRules(o Options) *clientcmd.ClientConfigLoadingRules {
 
 func checkContext(raw clientcmdapi.Config, name string, rules *clientcmd.ClientConfigLoadingRules) error {
 	if len(raw.Contexts) == 0 {
-		return uerr.New(uerr.Usage, "set KUBECONFIG to the file with your cluster's credentials", "no kubeconfig: none of %s has a context", strings.Join(rules.GetLoadingPrecedence(), ", "))
+		return uerr.New(uerr.Usage, "set KUBECONFIG to the file with your cluster's credentials", "no kubeconfig: none of %s has a context", strings.Join(slices.DeleteFunc(slices.Clone(rules.GetLoadingPrecedence()), func(f string) bool { return f == "" }), ", "))
 	}
 	if name == "" {
 		return uerr.New(uerr.Usage, "choose one with --context, or with: kubectl config use-context NAME", "the kubeconfig has no current context")

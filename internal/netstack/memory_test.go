@@ -125,26 +125,38 @@ func (f *framesStream) WriteSome(w io.Writer, _ func()) (bool, error) {
 	return false, nil
 }
 
+// host is an application's machine on a device of a stack whose flows are made by dial; end ends both.
+func host(t *testing.T, device func(netstack.Device) netstack.Device, dial func() flow.Stream) (ctx context.Context, h *netstacktest.Host, end func()) {
+	t.Helper()
+	a, b := tuntest.Pair()
+	s, err := netstack.New(netstack.Config{Device: device(b), DialTCP: func(context.Context, netip.AddrPort, netip.AddrPort) (flow.Stream, error) {
+		return dial(), nil
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	done := make(chan error, 1)
+	go func() { done <- s.Run(ctx) }()
+	if h, err = netstacktest.NewHost(a, netip.MustParseAddr("10.1.1.1"), netip.MustParseAddr("fd01::1")); err != nil {
+		t.Fatal(err)
+	}
+	return ctx, h, func() {
+		t.Helper()
+		h.Close()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+		cancel()
+	}
+}
+
 // TestFullFrame sees that what a full frame carries goes out as one packet, and not as one and what is left over.
 func TestFullFrame(t *testing.T) {
 	for dst, headers := range map[string]int{"10.9.9.9": 20, "fd09::9": 40} {
-		a, b := tuntest.Pair()
-		dev := &sizes{Device: b}
-		s, err := netstack.New(netstack.Config{Device: dev, DialTCP: func(context.Context, netip.AddrPort, netip.AddrPort) (flow.Stream, error) {
-			return &framesStream{left: 64}, nil
-		}})
-		if err != nil {
-			t.Fatal(err)
-		}
-		ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
-		defer cancel()
-		done := make(chan error, 1)
-		go func() { done <- s.Run(ctx) }()
-		host, err := netstacktest.NewHost(a, netip.MustParseAddr("10.1.1.1"), netip.MustParseAddr("fd01::1"))
-		if err != nil {
-			t.Fatal(err)
-		}
-		c, err := host.DialTCP(ctx, netip.AddrPortFrom(netip.MustParseAddr(dst), 80))
+		var dev *sizes
+		ctx, app, end := host(t, func(d netstack.Device) netstack.Device { dev = &sizes{Device: d}; return dev }, func() flow.Stream { return &framesStream{left: 64} })
+		c, err := app.DialTCP(ctx, netip.AddrPortFrom(netip.MustParseAddr(dst), 80))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -152,10 +164,7 @@ func TestFullFrame(t *testing.T) {
 			t.Errorf("%s: %d bytes came, %v", dst, n, err)
 		}
 		c.Close()
-		host.Close()
-		if err := <-done; err != nil {
-			t.Error(err)
-		}
+		end()
 		if got := dev.longest; got < wire.FullPayload+headers+20 || got-headers > 65535 {
 			t.Errorf("%s: the longest packet has %d bytes", dst, got)
 		}
@@ -184,23 +193,9 @@ func (d *whole) WritePacket(h tundev.Header, parts [][]byte) error {
 
 // TestWholePackets sees that what a full frame carries reaches an application also by a device that does not split packets.
 func TestWholePackets(t *testing.T) {
-	a, b := tuntest.Pair()
-	s, err := netstack.New(netstack.Config{Device: &whole{b, t}, DialTCP: func(context.Context, netip.AddrPort, netip.AddrPort) (flow.Stream, error) {
-		return &framesStream{left: 16}, nil
-	}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
-	defer cancel()
-	done := make(chan error, 1)
-	go func() { done <- s.Run(ctx) }()
-	host, err := netstacktest.NewHost(a, netip.MustParseAddr("10.1.1.1"), netip.MustParseAddr("fd01::1"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	ctx, app, end := host(t, func(d netstack.Device) netstack.Device { return &whole{d, t} }, func() flow.Stream { return &framesStream{left: 16} })
 	for _, dst := range []string{"10.9.9.9", "fd09::9"} {
-		c, err := host.DialTCP(ctx, netip.AddrPortFrom(netip.MustParseAddr(dst), 80))
+		c, err := app.DialTCP(ctx, netip.AddrPortFrom(netip.MustParseAddr(dst), 80))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -210,10 +205,7 @@ func TestWholePackets(t *testing.T) {
 		}
 		c.Close()
 	}
-	host.Close()
-	if err := <-done; err != nil {
-		t.Error(err)
-	}
+	end()
 }
 
 // overStream is a flow whose peer answered and is over, which shows to who writes before the answer is read.
@@ -257,26 +249,12 @@ func (o *overStream) WriteSome(w io.Writer, wake func()) (bool, error) {
 
 // TestEarlyAnswer sees that an application gets what a server said before it closed with a request unread.
 func TestEarlyAnswer(t *testing.T) {
-	a, b := tuntest.Pair()
-	s, err := netstack.New(netstack.Config{Device: b, DialTCP: func(context.Context, netip.AddrPort, netip.AddrPort) (flow.Stream, error) {
-		return &overStream{written: make(chan struct{})}, nil
-	}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
-	defer cancel()
-	done := make(chan error, 1)
-	go func() { done <- s.Run(ctx) }()
-	host, err := netstacktest.NewHost(a, netip.MustParseAddr("10.1.1.1"), netip.MustParseAddr("fd01::1"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	ctx, app, end := host(t, func(d netstack.Device) netstack.Device { return d }, func() flow.Stream { return &overStream{written: make(chan struct{})} })
 	for what, do := range map[string]func(*netstacktest.Conn){
 		"writes": func(c *netstacktest.Conn) { c.Write([]byte("more")) },
 		"ends":   func(c *netstacktest.Conn) { c.CloseWrite() },
 	} {
-		c, err := host.DialTCP(ctx, netip.MustParseAddrPort("10.9.9.9:80"))
+		c, err := app.DialTCP(ctx, netip.MustParseAddrPort("10.9.9.9:80"))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -286,10 +264,7 @@ func TestEarlyAnswer(t *testing.T) {
 		}
 		c.Close()
 	}
-	host.Close()
-	if err := <-done; err != nil {
-		t.Error(err)
-	}
+	end()
 }
 
 // echoStream is a flow that needs no goroutine: what goes up comes down.
