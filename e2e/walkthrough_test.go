@@ -126,11 +126,10 @@ func TestWalkthrough(t *testing.T) {
 	want(t, l.try(t, "doppel", "connect", "-n", ns).stderr, "cold connect: ")
 
 	// nothing is left: on the laptop, and in the cluster
-	l.run(t, "doppel", "uninstall", "--everything")
-	c.empty(t, ns)
+	c.userToken(t, ns) // who was given a right over doppel and nothing else does not keep it
+	l.uninstallEverything(t, ns)
 	want(t, l.try(t, "doppel", "connect", "-n", ns).stderr, "first connect: ")
-	l.run(t, "doppel", "uninstall", "--everything")
-	c.empty(t, ns)
+	l.uninstallEverything(t, ns)
 	stopColors()
 	eventually(t, 5*time.Second, func() error {
 		if after := l.state(t); after != before {
@@ -169,6 +168,16 @@ func (c *cluster) objectsVisible(t *testing.T, ns string) {
 	if agents == 0 {
 		t.Fatal("no pod shows its traffic-agent")
 	}
+}
+
+// uninstallEverything leaves nothing of doppel in the cluster.
+func (l *laptop) uninstallEverything(t *testing.T, ns string) {
+	t.Helper()
+	r := l.try(t, "doppel", "uninstall", "--everything")
+	if r.code != 0 || strings.Contains(r.stderr, "stays") {
+		t.Errorf("uninstall: %v", r)
+	}
+	l.c.empty(t, ns)
 }
 
 // empty checks that nothing of doppel is left in the cluster, agents included.

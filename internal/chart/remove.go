@@ -10,6 +10,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/cli-runtime/pkg/resource"
 	"k8s.io/client-go/discovery"
@@ -176,7 +177,7 @@ func (c *client) namespaceUsed(ctx context.Context) (string, error) {
 				return "", err
 			}
 			for _, o := range objects.Items {
-				if o.GetDeletionTimestamp() == nil && !everywhere(r.Name, o.GetName()) {
+				if o.GetDeletionTimestamp() == nil && !everywhere(r.Name, o.GetName()) && !grants(&o) {
 					return fmt.Sprintf("%s %s is in it", r.Kind, o.GetName()), nil
 				}
 			}
@@ -202,6 +203,12 @@ func everywhere(resource, name string) bool {
 		return strings.HasPrefix(name, "system:")
 	}
 	return false
+}
+
+// grants says whether an object is a binding to one of the chart's roles: it gives rights over doppel alone, and none once that is gone.
+func grants(o *unstructured.Unstructured) bool {
+	role, _, _ := unstructured.NestedString(o.Object, "roleRef", "name")
+	return o.GetKind() == "RoleBinding" && strings.HasPrefix(role, "doppel-")
 }
 
 // deleteNamespace deletes the namespace and waits until it is gone.

@@ -37,6 +37,9 @@ func TestNamespaceUsed(t *testing.T) {
 		object("v1", "ConfigMap", "doppel", "kube-root-ca.crt"), object("v1", "ServiceAccount", "doppel", "default"), object("v1", "Event", "doppel", "x"),
 		object("doppel.dev/v1alpha1", "Session", "doppel", "s"), object("v1", "ConfigMap", "shop", "theirs"),
 	}
+	guest := object("rbac.authorization.k8s.io/v1", "RoleBinding", "doppel", "guest")
+	guest.Object["roleRef"] = map[string]any{"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "doppel-connect"}
+	usual = append(usual, guest)
 	ending := object("v1", "ConfigMap", "doppel", "ours")
 	ending.SetDeletionTimestamp(&metav1.Time{Time: time.Now()})
 	for want, more := range map[string]*unstructured.Unstructured{
