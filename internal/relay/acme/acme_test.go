@@ -80,6 +80,37 @@ func until(t *testing.T, what string, ok func() bool) {
 	}
 }
 
+// An account that is only half made, as two certificates that are asked for at once find it, is made anew without an address that nobody has given.
+func TestHalfAnAccount(t *testing.T) {
+	t.Parallel()
+	a := acmetest.New(t, "example.test", time.Hour)
+	s := open(t, filepath.Join(t.TempDir(), "relay.db"))
+	for range 2 {
+		c, stop := manage(t, config(a), s, time.Hour)
+		until(t, "certificates", func() bool { _, err := c.Expires(); return err == nil })
+		stop()
+		all, err := c.storage.List(t.Context(), "", true)
+		if err != nil {
+			t.Fatal(err)
+		}
+		halves := 0
+		for _, key := range all {
+			account := strings.Contains(key, "/users/") && strings.HasSuffix(key, ".json")
+			if account {
+				halves++
+			}
+			if account || strings.HasPrefix(key, "certificates/") {
+				if err := c.storage.Delete(t.Context(), key); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		if halves != 1 {
+			t.Errorf("%d accounts in %q", halves, all)
+		}
+	}
+}
+
 // Two relays that share a database get one certificate for each name, with one account, and renew it before it ends. Whoever comes later has it at once.
 func TestCertificate(t *testing.T) {
 	t.Parallel()
