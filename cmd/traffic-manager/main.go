@@ -39,6 +39,7 @@ func run() error {
 	flag.BoolVar(&cfg.CheckReach, "check-reach", true, "let sessions get to the namespaces on their object only")
 	flag.StringVar(&cfg.Injection, "injection", "", "which workloads may have an agent: onDemand or enabledOnly (onDemand)")
 	flag.DurationVar(&cfg.IdleTimeout, "idle-timeout", 0, "after how long without an intercept agents are taken out (0: never)")
+	flag.BoolVar(&cfg.NoRedirect, "no-redirect", false, "no agent takes a port by redirect")
 	flag.BoolVar(&cfg.NoPolicy, "no-policy", false, "the cluster has no admission policies of doppel; needs a list of namespaces")
 	flag.BoolVar(&cfg.NoWebhook, "no-webhook", false, "the cluster has no webhook of doppel")
 	version := flag.Bool("version", false, "print the version and exit")
@@ -55,8 +56,7 @@ func run() error {
 	if err != nil {
 		return err
 	}
-	kube.QPS, kube.Burst = 100, 200
-	cfg.Kube = kube
+	cfg.Kube, kube.QPS, kube.Burst = kube, 100, 200
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
 	m, err := manager.New(ctx, cfg)

@@ -20,7 +20,7 @@ type layer struct {
 var layers = []layer{
 	{
 		name:     "leaves",
-		packages: []string{"internal/uerr", "internal/xlog", "internal/lifecycle", "internal/buildinfo", "internal/environ", "internal/footprint", "internal/match", "internal/rawio", "internal/sched"},
+		packages: []string{"internal/uerr", "internal/xlog", "internal/lifecycle", "internal/buildinfo", "internal/environ", "internal/footprint", "internal/match", "internal/rawio", "internal/roots", "internal/sched"},
 		only:     []string{"golang.org/x/"},
 		never:    noKubernetes,
 	},

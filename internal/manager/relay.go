@@ -28,6 +28,7 @@ import (
 	"github.com/doppel-dev/doppel/internal/control"
 	"github.com/doppel-dev/doppel/internal/mux"
 	"github.com/doppel-dev/doppel/internal/relayapi"
+	"github.com/doppel-dev/doppel/internal/roots"
 	"github.com/doppel-dev/doppel/internal/tunnel"
 	"github.com/doppel-dev/doppel/internal/wire"
 )
@@ -106,6 +107,7 @@ func (l *relayLink) set(cluster, problem string) {
 
 // run joins the relay again and again until ctx ends.
 func (l *relayLink) run(ctx context.Context) error {
+	roots.Ensure() // the relay's may be of anybody
 	pause, lost := relayFirstPause, time.Time{}
 	for {
 		joined, err := l.join(ctx)
@@ -148,7 +150,7 @@ func (l *relayLink) upgrade(ctx context.Context) (net.Conn, error) {
 	if err != nil {
 		return nil, fmt.Errorf("token of the relay: %w", err)
 	}
-	roots, err := relayRoots(filepath.Join(l.dir, relayCAFile))
+	authorities, err := relayRoots(filepath.Join(l.dir, relayCAFile))
 	if err != nil {
 		return nil, err
 	}
@@ -159,7 +161,7 @@ func (l *relayLink) upgrade(ctx context.Context) (net.Conn, error) {
 	req.Header.Set("Authorization", "Bearer "+strings.TrimSpace(string(token)))
 	rt := &http.Transport{
 		Proxy: http.ProxyFromEnvironment, DisableKeepAlives: true, // of a single use
-		TLSClientConfig: &tls.Config{RootCAs: roots, NextProtos: []string{"http/1.1"}, MinVersion: tls.VersionTLS12},
+		TLSClientConfig: &tls.Config{RootCAs: authorities, NextProtos: []string{"http/1.1"}, MinVersion: tls.VersionTLS12},
 	}
 	return tunnel.UpgradeTo(ctx, rt, req, tunnel.UpgradeProtocol)
 }
