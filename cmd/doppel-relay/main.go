@@ -28,6 +28,7 @@ func run() error {
 	cfg.Flags(flag.CommandLine)
 	backup := flag.String("backup", "", "write a copy of the database into this new file and exit; the relay may be running")
 	from := flag.String("import", "", "copy what the database in this `FILE` knows into the relay's own, which is empty, and exit; no relay may be running")
+	reset := flag.String("reset", "", "print a link with which the account of this e-mail `ADDRESS` gets another password, and exit; the relay may be running")
 	printCA := flag.Bool("print-ca", false, "print the certificate of the built-in CA and exit")
 	version := flag.Bool("version", false, "print the version and exit")
 	flag.Parse()
@@ -42,6 +43,8 @@ func run() error {
 		return nil
 	case *printCA:
 		return relay.PrintCA(cfg.DataDir, os.Stdout)
+	case *reset != "":
+		return relay.Reset(ctx, cfg, *reset)
 	case *backup != "":
 		return relay.Backup(ctx, cfg.DataDir, cfg.Database, *backup)
 	case *from != "":

@@ -28,6 +28,7 @@ import (
 	"github.com/doppel-dev/doppel/internal/relay/store"
 	"github.com/doppel-dev/doppel/internal/relay/web"
 	"github.com/doppel-dev/doppel/internal/relayapi"
+	"github.com/doppel-dev/doppel/internal/roots"
 	"github.com/doppel-dev/doppel/internal/tunnel"
 	"github.com/doppel-dev/doppel/internal/wire"
 )
@@ -126,6 +127,7 @@ func New(ctx context.Context, cfg Config) (*Relay, error) {
 	if err != nil {
 		return nil, err
 	}
+	roots.Ensure() // of the authority that gives certificates, and of the identity provider
 	if err := os.MkdirAll(cfg.DataDir, 0o700); err != nil {
 		return nil, fmt.Errorf("relay: %w", err)
 	}
@@ -156,6 +158,32 @@ func New(ctx context.Context, cfg Config) (*Relay, error) {
 // Backup writes a copy of a relay's database into a new file.
 func Backup(ctx context.Context, dataDir, source, file string) error {
 	return store.Backup(ctx, cmp.Or(source, filepath.Join(dataDir, database)), file)
+}
+
+// Reset prints a link with which an account of the relay's gets another password, once, within a day. The relay may be running.
+func Reset(ctx context.Context, cfg Config, email string) error {
+	base, err := cfg.complete()
+	if err != nil {
+		return err
+	}
+	if cfg.OIDC.Issuer != "" {
+		return errors.New("accounts have no passwords here: people log in at " + cfg.OIDC.Issuer)
+	}
+	if _, err := os.Stat(cfg.Database); err != nil && !store.IsPostgres(cfg.Database) { // it would be made
+		return fmt.Errorf("there is no database: %w", err)
+	}
+	s, err := store.Open(ctx, cfg.Database)
+	if err != nil {
+		return err
+	}
+	link, err := web.AddReset(ctx, s, base, email)
+	if errors.Is(err, store.ErrNotFound) {
+		err = errors.New("no account has the e-mail address " + email)
+	}
+	if err = errors.Join(err, s.Close()); err == nil {
+		fmt.Fprintf(cfg.Out, "Whoever opens this link within a day gives the account of %s another password:\n%s\n", store.Email(email), link)
+	}
+	return err
 }
 
 // Import copies what another database knows, a file or a PostgreSQL, into the relay's own, which has to be empty.

@@ -216,7 +216,7 @@ func (s *Store) SetDisabled(ctx context.Context, person string, disabled bool) e
 	})
 }
 
-// SetPassword changes a password's hash and ends the person's other logins.
+// SetPassword changes a password's hash. The person's tokens are gone, and the invitations that they gave out: who changes it may do so because somebody else knew it.
 func (s *Store) SetPassword(ctx context.Context, person, hash string) error {
 	return s.change(ctx, func(tx *sql.Tx) error {
 		if err := one(tx.ExecContext(ctx, "UPDATE people SET password = $1 WHERE id = $2", hash, person)); err != nil {

@@ -15,6 +15,7 @@ type Kind string
 const (
 	Setup  Kind = "setup"  // makes the first admin
 	Invite Kind = "invite" // makes an account: Subject is the team, Data the role, Person who has invited
+	Reset  Kind = "reset"  // one time: gives Person another password
 	Web    Kind = "web"    // a browser is logged in as Person
 	Laptop Kind = "laptop" // a laptop is logged in as Person: Data is its name
 	API    Kind = "api"    // a program acts as Person: Data is the token's name

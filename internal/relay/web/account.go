@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"github.com/doppel-dev/doppel/internal/relay/preview"
-	"github.com/doppel-dev/doppel/internal/relay/secret"
 	"github.com/doppel-dev/doppel/internal/relay/store"
 )
 
@@ -18,10 +17,6 @@ func (s *Site) accountRoutes(mux *http.ServeMux) {
 	mux.Handle("GET /login", s.public(s.loginPage))
 	if s.oidc != nil {
 		s.oidcRoutes(mux)
-	} else {
-		mux.Handle("POST /login", s.public(s.loginByPassword))
-		mux.Handle("POST /setup", s.public(s.join(store.Setup)))
-		mux.Handle("POST /invite", s.public(s.join(store.Invite)))
 	}
 	mux.Handle("POST /logout", s.private(s.logout))
 	mux.Handle("GET /setup", s.public(s.joinPage(store.Setup)))
@@ -39,8 +34,11 @@ func (s *Site) SetupURL(ctx context.Context) (string, error) {
 	return s.link("/setup", url.Values{"token": {token}}), err
 }
 
-func (s *Site) link(path string, query url.Values) string {
-	u := s.cfg.Base.JoinPath(path)
+func (s *Site) link(path string, query url.Values) string { return pageURL(s.cfg.Base, path, query) }
+
+// pageURL is where a page of the relay at base is.
+func pageURL(base *url.URL, path string, query url.Values) string {
+	u := base.JoinPath(path)
 	u.RawQuery = query.Encode()
 	return u.String()
 }
@@ -55,31 +53,6 @@ func (s *Site) loginPage(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	s.render(w, r, http.StatusOK, "login.html", "Log in", loginForm{Next: next}, "")
-}
-
-func (s *Site) loginByPassword(w http.ResponseWriter, r *http.Request) {
-	f := loginForm{store.Email(r.PostFormValue("email")), preview.LocalPath(r.PostFormValue("next"))}
-	if !s.logins.login(r.Context(), networkOf(r), f.Email) {
-		w.Header().Set("Retry-After", "10")
-		s.render(w, r, http.StatusTooManyRequests, "login.html", "Log in", f, "Too many attempts. Wait a little and try again.")
-		return
-	}
-	p, err := s.cfg.Store.PersonByEmail(r.Context(), f.Email)
-	if err != nil && !errors.Is(err, store.ErrNotFound) {
-		s.fail(w, r, err)
-		return
-	}
-	right, err := s.cfg.Passwords.Verify(r.Context(), r.PostFormValue("password"), p.Password)
-	if err != nil {
-		s.fail(w, r, err)
-		return
-	}
-	if !right || p.Disabled { // as slow for an account that is not there
-		s.refused(r, f.Email, "password")
-		s.render(w, r, http.StatusUnauthorized, "login.html", "Log in", f, "This e-mail address and password do not belong together.")
-		return
-	}
-	s.loggedIn(w, r, p, f.Next)
 }
 
 // loggedIn gives the browser a login of its own, whatever it had before.
@@ -135,7 +108,7 @@ func (s *Site) joinPage(kind store.Kind) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		f := joinForm{Kind: string(kind), Token: r.FormValue("token"), First: kind == store.Setup}
 		if _, err := s.cfg.Store.Token(r.Context(), kind, f.Token); errors.Is(err, store.ErrNotFound) {
-			s.render(w, r, http.StatusNotFound, "message.html", "This link does not work", "It was used already, or it is too old. Ask for a new one.", "")
+			s.deadLink(w, r)
 			return
 		} else if err != nil {
 			s.fail(w, r, err)
@@ -145,6 +118,10 @@ func (s *Site) joinPage(kind store.Kind) http.HandlerFunc {
 	}
 }
 
+func (s *Site) deadLink(w http.ResponseWriter, r *http.Request) {
+	s.render(w, r, http.StatusNotFound, "message.html", "This link does not work", "It was used already, or it is too old. Ask for a new one.", "")
+}
+
 // join makes an account by a setup or invitation link.
 func (s *Site) join(kind store.Kind) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
@@ -152,11 +129,10 @@ func (s *Site) join(kind store.Kind) http.HandlerFunc {
 			Kind: string(kind), Token: r.PostFormValue("token"), Email: store.Email(r.PostFormValue("email")),
 			Name: strings.TrimSpace(r.PostFormValue("name")), Team: strings.TrimSpace(r.PostFormValue("team")), First: kind == store.Setup,
 		}
-		password := r.PostFormValue("password")
 		again := func(status int, problem string) { s.render(w, r, status, "join.html", "Make an account", f, problem) }
 		t, err := s.cfg.Store.Token(r.Context(), kind, f.Token)
 		if errors.Is(err, store.ErrNotFound) {
-			s.render(w, r, http.StatusNotFound, "message.html", "This link does not work", "It was used already, or it is too old. Ask for a new one.", "")
+			s.deadLink(w, r)
 			return
 		}
 		if err != nil {
@@ -167,13 +143,8 @@ func (s *Site) join(kind store.Kind) http.HandlerFunc {
 			again(http.StatusBadRequest, "That is not an e-mail address.")
 			return
 		}
-		if err := secret.CheckPassword(password); err != nil {
-			again(http.StatusBadRequest, sentence(err))
-			return
-		}
-		hash, err := s.cfg.Passwords.Hash(r.Context(), password)
-		if err != nil {
-			s.fail(w, r, err)
+		hash, ok := s.newPassword(w, r, again)
+		if !ok {
 			return
 		}
 		p := store.Person{Email: f.Email, Name: cmp.Or(f.Name, f.Email), Password: hash}

@@ -126,7 +126,7 @@ func (s *Site) waiting(w http.ResponseWriter, r *http.Request) (store.Token, dev
 	}
 	if !s.logins.allow(r.Context(), "code of "+meOf(r).ID, addressBurst, addressEvery) {
 		w.Header().Set("Retry-After", "10")
-		s.render(w, r, http.StatusTooManyRequests, "device.html", "Log a machine in", deviceView{}, "Too many attempts. Wait a little and try again.")
+		s.render(w, r, http.StatusTooManyRequests, "device.html", "Log a machine in", deviceView{}, tooMany)
 		return store.Token{}, device{}, false
 	}
 	found, err := s.cfg.Store.Tokens(r.Context(), store.Device, code, "")

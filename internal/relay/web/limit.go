@@ -24,6 +24,9 @@ const (
 	forgetEvery                = time.Second // those of whom there is nothing to remember
 )
 
+// tooMany is what is answered to those who are not let in.
+const tooMany = "Too many attempts. Wait a little and try again."
+
 // limiter bounds attempts by a key.
 type limiter struct {
 	// shared counts for all relays; an error leaves it at this one's count.

@@ -86,7 +86,7 @@ func (s *Site) oidcRoutes(mux *http.ServeMux) {
 func (s *Site) oidcStart(w http.ResponseWriter, r *http.Request) {
 	if !s.logins.allow(r.Context(), "oidc "+networkOf(r), addressBurst, addressEvery) {
 		w.Header().Set("Retry-After", "10")
-		s.render(w, r, http.StatusTooManyRequests, "message.html", "Not logged in", "Too many attempts. Wait a little and try again.", "")
+		s.render(w, r, http.StatusTooManyRequests, "message.html", "Not logged in", tooMany, "")
 		return
 	}
 	ctx, cancel := context.WithTimeout(oidc.ClientContext(r.Context(), s.oidc.client), oidcTimeout)

@@ -63,7 +63,7 @@ func (s *Site) visitByPassword(w http.ResponseWriter, r *http.Request) {
 	v := readVisiting(r)
 	if !s.logins.login(r.Context(), networkOf(r), "preview "+v.Host) {
 		w.Header().Set("Retry-After", "10")
-		s.render(w, r, http.StatusTooManyRequests, "password.html", "A password is needed", v, "Too many attempts. Wait a little and try again.")
+		s.render(w, r, http.StatusTooManyRequests, "password.html", "A password is needed", v, tooMany)
 		return
 	}
 	p, err := s.cfg.Store.PreviewByHost(r.Context(), v.Host)

@@ -29,6 +29,7 @@ const (
 	laptopLife = 90 * 24 * time.Hour
 	inviteLife = 7 * 24 * time.Hour
 	setupLife  = 24 * time.Hour
+	resetLife  = 24 * time.Hour
 	codeLife   = 2 * time.Minute
 	deviceLife = 10 * time.Minute
 	ticketLife = time.Minute
@@ -105,6 +106,9 @@ func New(cfg Config) *Site {
 	}
 	mux.Handle("GET /static/", http.StripPrefix("/static/", cached(http.FileServerFS(static))))
 	s.accountRoutes(mux)
+	if s.oidc == nil {
+		s.passwordRoutes(mux)
+	}
 	s.laptopRoutes(mux)
 	s.deviceRoutes(mux)
 	s.visitRoutes(mux)
