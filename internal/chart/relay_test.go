@@ -58,7 +58,7 @@ func TestRelayObjects(t *testing.T) {
 		t.Fatal(err)
 	}
 	objs := decoded(t, files)
-	if got := slices.Sorted(maps.Keys(objs)); !slices.Equal(got, []string{"NetworkPolicy relay/doppel-relay", "Service relay/doppel-relay", "StatefulSet relay/doppel-relay"}) {
+	if got := slices.Sorted(maps.Keys(objs)); !slices.Equal(got, []string{"NetworkPolicy relay/doppel-relay", "PersistentVolumeClaim relay/data-doppel-relay-0", "Service relay/doppel-relay", "StatefulSet relay/doppel-relay"}) {
 		t.Errorf("%q", got)
 	}
 	s := get[*appsv1.StatefulSet](t, objs, "StatefulSet relay/doppel-relay")
@@ -88,6 +88,36 @@ func TestRelayObjects(t *testing.T) {
 	p := get[*networkingv1.NetworkPolicy](t, objs, "NetworkPolicy relay/doppel-relay")
 	if len(p.Spec.PolicyTypes) != 2 || len(p.Spec.Ingress) != 1 || p.Spec.Ingress[0].Ports[0].Port.String() != "https" || len(p.Spec.Egress) != 1 || p.Spec.Egress[0].Ports[0].Port.IntValue() != 53 {
 		t.Errorf("%+v", p.Spec)
+	}
+}
+
+// TestRelayGrows: of a StatefulSet Kubernetes lets nothing but its pods and their number change, which has to be enough whatever the values become.
+func TestRelayGrows(t *testing.T) {
+	several := []string{"replicas=3", "database.secretName=relay-db", "tls.secretName=preview-cert"}
+	var was appsv1.StatefulSetSpec
+	for i, set := range [][]string{nil, several, {"storage.persistent=false"}, {"storage.existingClaim=theirs", "storage.size=2Gi"}} {
+		files, err := relayChart(t, Options{Set: append(slices.Clone(relayURL), set...)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		objs := decoded(t, files)
+		spec := get[*appsv1.StatefulSet](t, objs, "StatefulSet relay/doppel-relay").Spec
+		claim := ""
+		for _, v := range spec.Template.Spec.Volumes {
+			if v.PersistentVolumeClaim != nil {
+				claim = v.PersistentVolumeClaim.ClaimName
+			}
+		}
+		_, made := objs["PersistentVolumeClaim relay/data-doppel-relay-0"]
+		if want := []string{"data-doppel-relay-0", "", "", "theirs"}[i]; claim != want || made != (i == 0) {
+			t.Errorf("%v: claim %q, want %q; made %v", set, claim, want, made)
+		}
+		spec.Template, spec.Replicas = corev1.PodTemplateSpec{}, nil
+		if i == 0 {
+			was = spec
+		} else if diff := cmp.Diff(was, spec); diff != "" {
+			t.Errorf("%v: Kubernetes refuses the change: %s", set, diff)
+		}
 	}
 }
 

@@ -16,6 +16,13 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{ default (.Chart.AppVersion | replace "+" "_") .Values.image.tag }}
 {{- end }}
 
+{{- /* The claim of the volume for the database, if it is a file that stays. */ -}}
+{{- define "relay.claim" -}}
+{{- if and .Values.storage.persistent (not .Values.database.secretName) -}}
+{{ default "data-doppel-relay-0" .Values.storage.existingClaim }}
+{{- end -}}
+{{- end }}
+
 {{- define "relay.domain" -}}
 {{ (urlParse .Values.url).hostname }}
 {{- end }}
