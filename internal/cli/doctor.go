@@ -147,12 +147,12 @@ func (a *app) checkDaemons(ctx context.Context, c *checkup) localapi.Status {
 	default:
 		c.add("user daemon", checkOK, fmt.Sprintf("runs (%s, pid %d)", st.Version, st.PID), "")
 	}
-	root := rootDaemon(ctx)
+	root, err := rootDaemon(ctx)
 	switch {
+	case err != nil:
+		c.failed("root daemon", err)
 	case strings.HasPrefix(root, "running"):
 		c.add("root daemon", checkOK, root, "")
-	case strings.HasPrefix(root, "not answering"):
-		c.add("root daemon", checkFail, root, "end it with: doppel quit -s")
 	default:
 		if err := spawn.CanStartRoot(ctx); err != nil {
 			c.failed("root daemon", err)

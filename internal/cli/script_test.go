@@ -3,6 +3,7 @@
 package cli
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"flag"
@@ -22,6 +23,7 @@ import (
 
 	"github.com/doppel-dev/doppel/internal/buildinfo"
 	"github.com/doppel-dev/doppel/internal/localapi"
+	"github.com/doppel-dev/doppel/internal/rootapi"
 )
 
 var update = flag.Bool("update", false, "write the golden parts of testdata/script/*.txtar")
@@ -112,11 +114,38 @@ func cmdDaemon(ts *testscript.TestScript, neg bool, args []string) {
 			if err != nil {
 				return
 			}
-			_ = c.Close()
+			go rootAnswers(c, cmp.Or(ts.Getenv("ROOT_PROTOCOL"), strconv.Itoa(rootapi.Protocol)))
 		}
 	}()
 	ts.Defer(func() { _ = srv.Close(); _ = root.Close() })
 	daemons.Store(ts, d)
+}
+
+// noPID is more than Linux has (proc(5), pid_max).
+const noPID = 4194305
+
+// rootAnswers says who it is, as a root daemon of a protocol.
+func rootAnswers(c net.Conn, protocol string) {
+	defer c.Close()
+	n, _ := strconv.Atoi(protocol)
+	buf := make([]byte, rootapi.MaxPacket)
+	for {
+		size, err := c.Read(buf)
+		if err != nil {
+			return
+		}
+		m, err := rootapi.Decode(buf[:size])
+		if err != nil {
+			return
+		}
+		b, err := rootapi.Message{ID: m.ID, Op: rootapi.OpReply, Version: &rootapi.Version{Program: buildinfo.String(), Protocol: n, PID: noPID}}.Encode()
+		if err != nil {
+			return
+		}
+		if _, err := c.Write(b); err != nil {
+			return
+		}
+	}
 }
 
 var daemons sync.Map // *testscript.TestScript to *fakeDaemon

@@ -72,33 +72,32 @@ func (a *app) daemonPIDs(ctx context.Context) (pids []int) {
 	if err := a.client.Call(ctx, localapi.MethodStatus, localapi.StatusRequest{}, &st, nil); err == nil {
 		pids = append(pids, st.PID)
 	}
-	root, err := rootapi.Dial(ctx, spawn.RootSocket(), rootapi.Options{})
-	if err != nil {
-		return pids
-	}
-	defer root.Close()
-	if v, err := root.Version(ctx); err == nil && !v.Service {
+	if v, err := rootapi.Running(ctx, spawn.RootSocket()); err == nil && !v.Service {
 		pids = append(pids, v.PID)
 	}
 	return pids
 }
 
-// rootDaemon says which root daemon runs, or "not running".
-func rootDaemon(ctx context.Context) string {
-	root, err := rootapi.Dial(ctx, spawn.RootSocket(), rootapi.Options{})
-	if err != nil {
-		return "not running"
+// rootDaemon says which root daemon runs, or "not running"; the error is why none can be used that is there.
+func rootDaemon(ctx context.Context) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, pidTimeout)
+	defer cancel()
+	v, err := rootapi.Running(ctx, spawn.RootSocket())
+	if errors.Is(err, rootapi.ErrNotRunning) {
+		return "not running", nil
 	}
-	defer root.Close()
-	v, err := root.Version(ctx)
 	if err != nil {
-		return "not answering: " + err.Error()
+		return "not answering: " + oneLine(err.Error()), uerr.Wrap(err, uerr.Internal, "end it with: doppel quit -s", "doppel-rootd does not answer")
 	}
-	service := ""
+	text := fmt.Sprintf("running (%s, pid %d", v.Program, v.PID)
 	if v.Service {
-		service = ", the system's service"
+		text += ", the system's service"
 	}
-	return fmt.Sprintf("running (%s, pid %d%s)", v.Program, v.PID, service)
+	err = v.Fits()
+	if err != nil {
+		text += "; of another release: " + uerr.From(err).Hint
+	}
+	return text + ")", err
 }
 
 func (a *app) statusCmd() *cobra.Command {
@@ -123,7 +122,8 @@ type statusOutput struct {
 }
 
 func (a *app) statusRun(ctx context.Context, req localapi.StatusRequest) error {
-	out := statusOutput{RootDaemon: rootDaemon(ctx), Logins: a.relayLines(ctx)}
+	out := statusOutput{Logins: a.relayLines(ctx)}
+	out.RootDaemon, _ = rootDaemon(ctx)
 	err := a.client.Call(ctx, localapi.MethodStatus, req, &out.Status, nil)
 	switch {
 	case errors.Is(err, localapi.ErrNoDaemon):
@@ -287,7 +287,8 @@ type versionOutput struct {
 }
 
 func (a *app) versionRun(ctx context.Context) error {
-	out := versionOutput{Client: buildinfo.String(), UserDaemon: "not running", RootDaemon: rootDaemon(ctx), TrafficManager: "not connected"}
+	out := versionOutput{Client: buildinfo.String(), UserDaemon: "not running", TrafficManager: "not connected"}
+	out.RootDaemon, _ = rootDaemon(ctx)
 	var st localapi.Status
 	if err := a.client.Call(ctx, localapi.MethodStatus, localapi.Empty{}, &st, nil); err == nil {
 		out.UserDaemon = st.Version

@@ -26,6 +26,28 @@ type Options struct {
 	Log *slog.Logger
 }
 
+// Running says which doppel-rootd listens on path, of whatever release.
+func Running(ctx context.Context, path string) (Version, error) {
+	c, v, err := dialAny(ctx, path)
+	if err != nil {
+		return v, err
+	}
+	c.Close()
+	return v, nil
+}
+
+// Fits is an error with the next step for one of another protocol.
+func (v Version) Fits() error {
+	if v.Protocol == Protocol {
+		return nil
+	}
+	hint := "end it with: doppel quit -s"
+	if v.Service {
+		hint = "bring it to this release with: doppel rootd install"
+	}
+	return uerr.New(uerr.Conflict, hint, "doppel-rootd %s speaks protocol %d, not %d", v.Program, v.Protocol, Protocol)
+}
+
 // Stop ends the doppel-rootd that listens on path, of whatever release, if one does and it is not a service of the system. With ifIdle it is kept
 // while a network is set through it, or where it cannot be asked for that.
 func Stop(ctx context.Context, path string, ifIdle bool) (kept bool, err error) {

@@ -61,13 +61,9 @@ func NewClient(ctx context.Context, conn *net.UnixConn, opts Options) (*Client, 
 	if err != nil {
 		return nil, err
 	}
-	if v.Protocol != Protocol {
+	if err := v.Fits(); err != nil {
 		c.Close()
-		hint := "end it with: doppel quit -s"
-		if v.Service {
-			hint = "bring it to this release with: doppel rootd install"
-		}
-		return nil, uerr.New(uerr.Conflict, hint, "doppel-rootd %s speaks protocol %d, not %d", v.Program, v.Protocol, Protocol)
+		return nil, err
 	}
 	return c, nil
 }

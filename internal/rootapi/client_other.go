@@ -11,7 +11,7 @@ import (
 	"github.com/doppel-dev/doppel/internal/uerr"
 )
 
-var errUnsupported = uerr.New(uerr.Internal, "use doppel on Linux, or in a Linux virtual machine (WSL 2)", "doppel-rootd is not supported on this operating system yet")
+var errUnsupported = uerr.Wrap(ErrNotRunning, uerr.Internal, "use doppel on Linux, or in a Linux virtual machine (WSL 2)", "doppel-rootd is not supported on this operating system yet")
 
 // Client is not supported here yet.
 type Client struct{ done chan struct{} }
