@@ -170,6 +170,13 @@ func TestBadInputWithManager(t *testing.T) {
 		badEnd{"", intercept("unnamed", "-p", "3009"), 5, "pod security standard of namespace " + ns + " (baseline)", "targetPort"}.check(t, l)
 	})
 
+	t.Run("no redirect", func(t *testing.T) {
+		c.deployment(t, ns, "policed", []corev1.ContainerPort{{ContainerPort: 8080}}, nil)
+		l.run(t, "doppel", "helm", "upgrade", "--set", "agent.redirect=false")
+		badEnd{"", intercept("policed", "-p", "3009"), 5, "agent.redirect does not let in", "targetPort"}.check(t, l)
+		l.run(t, "doppel", "helm", "upgrade", "--reset-values")
+	})
+
 	t.Run("quota", func(t *testing.T) { // neither a Deployment nor a StatefulSet, which has no condition for it, waits in vain
 		c.statefulSet(t, ns, "db", 2)
 		q := &corev1.ResourceQuota{ObjectMeta: metav1.ObjectMeta{Name: "tight"}, Spec: corev1.ResourceQuotaSpec{Hard: corev1.ResourceList{corev1.ResourceLimitsCPU: resource.MustParse("1")}}}

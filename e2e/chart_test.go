@@ -25,11 +25,14 @@ import (
 	rbacv1 "k8s.io/api/rbac/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/discovery/cached/memory"
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
+	"k8s.io/client-go/restmapper"
 	"k8s.io/client-go/tools/clientcmd"
 
 	"github.com/doppel-dev/doppel/internal/chart"
@@ -149,6 +152,7 @@ func TestChart(t *testing.T) {
 		t.Run("interrupted", w.interrupted)
 		t.Run("at the same time", w.together)
 		t.Run("in two namespaces", w.twoNamespaces)
+		t.Run("declared", w.declared)
 	})
 	t.Run("pod security", w.podSecurity)
 	t.Run("image not there", w.noImage)
@@ -599,6 +603,43 @@ func (w *chartWorld) twoNamespaces(t *testing.T) {
 	if err := chart.Uninstall(t.Context(), w.cfg, w.options(t)); err != nil {
 		t.Fatal(err)
 	}
+	w.empty(t)
+}
+
+// declared is a manager that Argo CD or kubectl has made of what helm template gives, with no release: it is left alone, and no second one is installed.
+func (w *chartWorld) declared(t *testing.T) {
+	maps := restmapper.NewDeferredDiscoveryRESTMapper(memory.NewMemCacheClient(w.core.Discovery()))
+	each := func(do func(dynamic.ResourceInterface, *unstructured.Unstructured) error) {
+		for _, o := range manifests(t, []byte(ok(chart.Manifest(chart.Options{Set: w.image}))(t))) {
+			if err := do(ok(clientFor(w.dyn, maps, o))(t), o); err != nil {
+				t.Fatalf("%s %s: %v", o.GetKind(), o.GetName(), err)
+			}
+		}
+	}
+	each(func(c dynamic.ResourceInterface, o *unstructured.Unstructured) error {
+		_, err := c.Apply(t.Context(), o.GetName(), o, metav1.ApplyOptions{FieldManager: "argocd-controller"})
+		return err
+	})
+	before := w.traces(t)
+	elsewhere, sc := w.options(t), w.options(t, "namespaces={default}")
+	elsewhere.Namespace, sc.Namespace = "doppel-too", "doppel-too"
+	w.refused(t, elsewhere, 20*time.Second, uerr.Conflict, "already installed in namespace doppel")
+	w.refused(t, sc, 20*time.Second, uerr.Conflict, "is for the whole cluster")
+	for verb, do := range map[string]func() error{
+		"install":   func() error { return chart.Install(t.Context(), w.cfg, w.options(t)) },
+		"upgrade":   func() error { return chart.Upgrade(t.Context(), w.cfg, w.options(t)) },
+		"uninstall": func() error { return chart.Uninstall(t.Context(), w.cfg, w.options(t)) },
+	} {
+		if err := do(); err == nil || uerr.From(err).Kind != uerr.Conflict || !strings.Contains(err.Error(), "by something else than doppel") {
+			t.Errorf("%s: %v, want a conflict", verb, err)
+		}
+	}
+	if d := cmp.Diff(before, w.traces(t)); d != "" {
+		t.Error(d)
+	}
+	each(func(c dynamic.ResourceInterface, o *unstructured.Unstructured) error {
+		return c.Delete(t.Context(), o.GetName(), metav1.DeleteOptions{})
+	})
 	w.empty(t)
 }
 

@@ -234,6 +234,12 @@ func (w *policyWorld) objects(t *testing.T, file string) []*unstructured.Unstruc
 	} else {
 		text = []byte(ok(chart.Render(chart.Options{Namespace: policyNS}))(t)[file])
 	}
+	return manifests(t, text)
+}
+
+// manifests are the objects in a YAML stream.
+func manifests(t *testing.T, text []byte) []*unstructured.Unstructured {
+	t.Helper()
 	var objs []*unstructured.Unstructured
 	d := yaml.NewYAMLOrJSONDecoder(bytes.NewReader(text), 4096)
 	for {
@@ -241,7 +247,7 @@ func (w *policyWorld) objects(t *testing.T, file string) []*unstructured.Unstruc
 		if err := d.Decode(o); errors.Is(err, io.EOF) {
 			return objs
 		} else if err != nil {
-			t.Fatalf("%s: %v", file, err)
+			t.Fatal(err)
 		}
 		if o.GetKind() != "" {
 			objs = append(objs, o)
@@ -250,14 +256,19 @@ func (w *policyWorld) objects(t *testing.T, file string) []*unstructured.Unstruc
 }
 
 func (w *policyWorld) client(o *unstructured.Unstructured) (dynamic.ResourceInterface, error) {
-	m, err := w.maps.RESTMapping(o.GroupVersionKind().GroupKind(), o.GroupVersionKind().Version)
+	return clientFor(w.dyn, w.maps, o)
+}
+
+// clientFor is the client for an object's kind and namespace.
+func clientFor(dyn dynamic.Interface, maps meta.RESTMapper, o *unstructured.Unstructured) (dynamic.ResourceInterface, error) {
+	m, err := maps.RESTMapping(o.GroupVersionKind().GroupKind(), o.GroupVersionKind().Version)
 	if err != nil {
 		return nil, err
 	}
 	if m.Scope.Name() == meta.RESTScopeNameNamespace {
-		return w.dyn.Resource(m.Resource).Namespace(o.GetNamespace()), nil
+		return dyn.Resource(m.Resource).Namespace(o.GetNamespace()), nil
 	}
-	return w.dyn.Resource(m.Resource), nil
+	return dyn.Resource(m.Resource), nil
 }
 
 func (w *policyWorld) apply(t *testing.T, file string) {

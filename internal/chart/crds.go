@@ -3,6 +3,7 @@ package chart
 import (
 	"context"
 	"fmt"
+	"strconv"
 	"strings"
 	"time"
 
@@ -40,7 +41,10 @@ func crds(ch *chartv2.Chart) ([]*unstructured.Unstructured, error) {
 	return out, nil
 }
 
-// applyCRDs makes the resource types what the chart says, and says whether it made any. Whoever may not, uses those that are there.
+// schemaKey is the annotation that numbers what a resource type says (api/v1alpha1): it only grows, so that a program knows what is newer than its own.
+const schemaKey = "doppel.dev/schema"
+
+// applyCRDs makes the resource types what the chart says, and says whether it made any. Those of a newer doppel stay; whoever may not, uses those that are there.
 func (c *client) applyCRDs(ctx context.Context, ch *chartv2.Chart, progress func(string)) (made bool, err error) {
 	list, err := crds(ch)
 	if err != nil {
@@ -50,6 +54,14 @@ func (c *client) applyCRDs(ctx context.Context, ch *chartv2.Chart, progress func
 		missing, err := c.lacksCRD(o.GetName())
 		if err != nil {
 			return made, err
+		}
+		newer, err := c.newerCRD(ctx, o)
+		if err != nil {
+			return made, err
+		}
+		if newer {
+			progress("the resource type " + o.GetName() + " is used as it is: it is of a newer doppel")
+			continue
 		}
 		_, err = c.dynamic.Resource(crdGVR).Apply(ctx, o.GetName(), o, metav1.ApplyOptions{FieldManager: "helm", Force: true})
 		switch {
@@ -61,6 +73,27 @@ func (c *client) applyCRDs(ctx context.Context, ch *chartv2.Chart, progress func
 		made = made || missing
 	}
 	return made, nil
+}
+
+// newerCRD says whether the cluster's resource type is of a newer doppel than ours.
+func (c *client) newerCRD(ctx context.Context, ours *unstructured.Unstructured) (bool, error) {
+	there, err := c.dynamic.Resource(crdGVR).Get(ctx, ours.GetName(), metav1.GetOptions{})
+	if apierrors.IsNotFound(err) || apierrors.IsForbidden(err) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	return schemaOf(there) > schemaOf(ours), nil
+}
+
+// schemaOf is the number of a resource type; one without is older than all that have one.
+func schemaOf(crd *unstructured.Unstructured) int {
+	n, err := strconv.Atoi(crd.GetAnnotations()[schemaKey])
+	if err != nil {
+		return 0
+	}
+	return n
 }
 
 // lacksCRDs says whether a resource type is missing.

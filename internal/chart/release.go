@@ -56,7 +56,7 @@ func Status(ctx context.Context, cfg *rest.Config, namespace string) (*Release, 
 		return nil, c.explain(ctx, err, opStatus)
 	}
 	if r == nil {
-		return nil, notInstalled(o.Namespace)
+		return nil, c.absent(ctx, opStatus)
 	}
 	return describe(r), nil
 }
@@ -186,7 +186,7 @@ func (c *client) settle(ctx context.Context, o Options) error {
 			return c.explain(ctx, err, opInstall)
 		}
 		if r == nil {
-			return nil
+			return c.refuseForeign(ctx, opInstall)
 		}
 		st := r.Info.Status
 		switch {
@@ -232,7 +232,7 @@ func takeBack(cfg *rest.Config, o Options, createdNamespace, madeCRDs bool) erro
 		}
 	}
 	if createdNamespace {
-		if err := c.deleteNamespace(ctx); err != nil {
+		if err := c.deleteNamespaceIfOurs(ctx, o.Progress); err != nil {
 			return fmt.Errorf("take the install back: %w", err)
 		}
 	}
@@ -254,7 +254,7 @@ func Upgrade(ctx context.Context, cfg *rest.Config, o Options) error {
 		return c.explain(ctx, err, opUpgrade)
 	}
 	if r == nil {
-		return notInstalled(o.Namespace)
+		return c.absent(ctx, opUpgrade)
 	}
 	full := o.over(r.Config, vals)
 	if _, err := render(ch, full, o.Namespace); err != nil {
@@ -395,15 +395,16 @@ func Uninstall(ctx context.Context, cfg *rest.Config, o Options) error {
 		return c.explain(ctx, err, opUninstall)
 	}
 	if r == nil && len(left) == 0 {
-		return notInstalled(o.Namespace)
+		return c.absent(ctx, opUninstall)
 	}
 	o.Progress("removing the traffic-manager from namespace " + o.Namespace)
-	namespaces, err := c.listed(ctx)
+	managers, err := c.managers(ctx)
 	if err != nil {
 		return c.explain(ctx, err, opUninstall)
 	}
+	namespaces := managers[c.namespace]
 	if r != nil {
-		namespaces = append(namespaces, scopeOf(r.Config).namespaces...) // whoever may not list Roles knows them from here
+		namespaces = append(namespaces, scopeOf(r.Config).namespaces...) // whoever may not list bindings knows them from here
 	}
 	if err := c.remove(ctx); err != nil {
 		return c.explain(ctx, err, opUninstall)

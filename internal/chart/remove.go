@@ -62,12 +62,12 @@ func (c *client) remove(ctx context.Context) error {
 
 // leftovers are the chart's objects that exist and carry the release's name.
 func (c *client) leftovers(ctx context.Context) ([]*resource.Info, error) {
-	namespaces, err := c.listed(ctx)
+	managers, err := c.managers(ctx)
 	if err != nil {
 		return nil, err
 	}
 	var left []*resource.Info
-	for _, list := range [][]string{nil, append(namespaces, unlisted)} { // names differ with a list, also an empty one
+	for _, list := range [][]string{nil, append(managers[c.namespace], unlisted)} { // names differ with a list, also an empty one
 		found, err := c.leftoversFor(list)
 		if err != nil {
 			return nil, err

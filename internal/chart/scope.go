@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 
+	appsv1 "k8s.io/api/apps/v1"
 	authz "k8s.io/api/authorization/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -82,8 +83,8 @@ func where(a authz.ResourceAttributes) string {
 	return a.Resource
 }
 
-// managerRole is the name of the manager's rights: of its ClusterRole, or of its Role in each namespace of a list. Other releases use the same name
-// in the same places, so that Helm itself refuses to install two for one namespace.
+// managerRole is the name of the manager's rights: of its ClusterRole, or of its Role in each namespace of a list; and of their bindings. Other releases
+// use the same name in the same places, so that Helm itself refuses to install two for one namespace.
 const managerRole = "doppel-traffic-manager"
 
 // releaseOf is the namespace of the release that an object belongs to, or "".
@@ -95,61 +96,93 @@ func releaseOf(m metav1.Object) string {
 	return a["meta.helm.sh/release-namespace"]
 }
 
-// managerRoles are the Roles of managers in all namespaces, as far as the caller may see them.
-func (c *client) managerRoles(ctx context.Context) ([]rbacv1.Role, error) {
-	list, err := c.core.RbacV1().Roles("").List(ctx, metav1.ListOptions{LabelSelector: managerSelector})
-	if apierrors.IsForbidden(err) {
-		return nil, nil
+// ownerOf is the namespace of the manager that a binding gives its rights, or "". It says so whoever installed the manager: doppel, Helm, Argo CD, kubectl.
+func ownerOf(subjects []rbacv1.Subject) string {
+	for _, s := range subjects {
+		if s.Kind == rbacv1.ServiceAccountKind && s.Name == ReleaseName {
+			return s.Namespace
+		}
 	}
-	if err != nil {
-		return nil, err
-	}
-	return slices.DeleteFunc(list.Items, func(r rbacv1.Role) bool { return r.Name != managerRole || releaseOf(&r) == "" }), nil
+	return ""
 }
 
-// listed are the namespaces of this release, as far as the caller may see their Roles; none if it is for the whole cluster.
-func (c *client) listed(ctx context.Context) ([]string, error) {
-	roles, err := c.managerRoles(ctx)
-	if err != nil {
+// managers are the namespaces that managers are for, by the managers' own, as far as the caller may see: by the bindings, and by what a removal
+// that was cut off has left of a release.
+func (c *client) managers(ctx context.Context) (map[string][]string, error) {
+	out := map[string][]string{}
+	add := func(name, ns, by string) {
+		if name == managerRole && by != "" && !slices.Contains(out[by], ns) {
+			out[by] = append(out[by], ns)
+		}
+	}
+	bindings, err := c.core.RbacV1().RoleBindings("").List(ctx, metav1.ListOptions{LabelSelector: managerSelector})
+	if err != nil && !apierrors.IsForbidden(err) {
 		return nil, err
 	}
-	var out []string
-	for i := range roles {
-		if releaseOf(&roles[i]) == c.namespace {
-			out = append(out, roles[i].Namespace)
-		}
+	for _, b := range bindings.Items {
+		add(b.Name, b.Namespace, ownerOf(b.Subjects))
+	}
+	roles, err := c.core.RbacV1().Roles("").List(ctx, metav1.ListOptions{LabelSelector: managerSelector})
+	if err != nil && !apierrors.IsForbidden(err) {
+		return nil, err
+	}
+	for i := range roles.Items {
+		add(roles.Items[i].Name, roles.Items[i].Namespace, releaseOf(&roles.Items[i]))
 	}
 	return out, nil
 }
 
 // refuseOverlap refuses a namespace that another traffic-manager is for. Helm would too, but for the whole cluster against a list.
 func (c *client) refuseOverlap(ctx context.Context, op string, sc scope) error {
-	whole, err := c.core.RbacV1().ClusterRoles().Get(ctx, managerRole, metav1.GetOptions{})
+	whole, err := c.core.RbacV1().ClusterRoleBindings().Get(ctx, managerRole, metav1.GetOptions{})
 	if err != nil && !apierrors.IsNotFound(err) && !apierrors.IsForbidden(err) {
 		return c.explain(ctx, err, op)
 	}
-	if by := releaseOf(whole); err == nil && by != "" && by != c.namespace {
-		if len(sc.namespaces) == 0 {
-			return uerr.New(uerr.Conflict, "a cluster has one for all of it; use it with --manager-namespace "+by+", or uninstall it first",
-				"%s: it is already installed in namespace %s", op, by)
+	if err == nil {
+		if by := ownerOf(whole.Subjects); by != "" && by != c.namespace {
+			if len(sc.namespaces) == 0 {
+				return uerr.New(uerr.Conflict, "a cluster has one for all of it; use it with --manager-namespace "+by+", or uninstall it first",
+					"%s: it is already installed in namespace %s", op, by)
+			}
+			return uerr.New(uerr.Conflict, "use it with --manager-namespace "+by+", or give it namespaces of its own first (chart value namespaces)",
+				"%s: the one in namespace %s is for the whole cluster", op, by)
 		}
-		return uerr.New(uerr.Conflict, "use it with --manager-namespace "+by+", or give it namespaces of its own first (chart value namespaces)",
-			"%s: the one in namespace %s is for the whole cluster", op, by)
 	}
-	theirs := map[string][]string{} // namespaces by release
-	roles, err := c.managerRoles(ctx)
+	managers, err := c.managers(ctx)
 	if err != nil {
 		return c.explain(ctx, err, op)
 	}
-	for i := range roles {
-		ns, by := roles[i].Namespace, releaseOf(&roles[i])
-		if by != c.namespace && (len(sc.namespaces) == 0 || slices.Contains(sc.namespaces, ns)) {
-			theirs[by] = append(theirs[by], ns)
+	for by, theirs := range managers {
+		if len(sc.namespaces) > 0 {
+			theirs = slices.DeleteFunc(theirs, func(ns string) bool { return !slices.Contains(sc.namespaces, ns) })
+		}
+		if by != c.namespace && len(theirs) > 0 {
+			return uerr.New(uerr.Conflict, "use that one with --manager-namespace "+by+", or list other namespaces (chart value namespaces)",
+				"%s: the one in namespace %s is for %s already", op, by, strings.Join(slices.Sorted(slices.Values(theirs)), ", "))
 		}
 	}
-	for by, list := range theirs {
-		return uerr.New(uerr.Conflict, "use that one with --manager-namespace "+by+", or list other namespaces (chart value namespaces)",
-			"%s: the one in namespace %s is for %s already", op, by, strings.Join(list, ", "))
-	}
 	return nil
+}
+
+// absent is the error of a namespace without a release, also of one with a manager that something else installed.
+func (c *client) absent(ctx context.Context, op string) error {
+	if err := c.refuseForeign(ctx, op); err != nil {
+		return err
+	}
+	return notInstalled(c.namespace)
+}
+
+// refuseForeign refuses a namespace with a manager that is no release of ours.
+func (c *client) refuseForeign(ctx context.Context, op string) error {
+	list, err := c.core.AppsV1().Deployments(c.namespace).List(ctx, metav1.ListOptions{LabelSelector: managerSelector})
+	if apierrors.IsForbidden(err) {
+		return nil
+	}
+	if err != nil {
+		return c.explain(ctx, err, op)
+	}
+	if !slices.ContainsFunc(list.Items, func(d appsv1.Deployment) bool { return d.Name == ReleaseName && releaseOf(&d) == "" }) {
+		return nil
+	}
+	return uerr.Wrap(ErrInstalled, uerr.Conflict, "change or remove it where it is declared", "%s: namespace %s, by something else than doppel (Argo CD, kubectl)", op, c.namespace)
 }

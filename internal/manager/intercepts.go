@@ -606,15 +606,15 @@ func (r *interceptReconciler) activated(uid types.UID, st v1alpha1.InterceptStat
 	return st
 }
 
-// admits refuses, before anything is restarted, pods that the namespace would not let in (Pod Security Admission, KEP-2579).
+// admits refuses, before anything is restarted, pods that the cluster would not let in.
 func (r *interceptReconciler) admits(ctx context.Context, w *workload, taken []inject.Taken) error {
 	i := slices.IndexFunc(taken, func(p inject.Taken) bool { return p.Way == agentcfg.ByRedirect })
 	if i < 0 {
 		return nil
 	}
-	level, err := r.m.podSecurity(ctx, w.key.Namespace)
-	if err == nil && level != "" {
-		return fail("PodSecurity", "port %d has to be redirected by a container with NET_ADMIN, which the pod security standard of namespace %s (%s) does not let in", taken[i].ContainerPort, w.key.Namespace, level)
+	reason, what, err := r.m.refusesRedirect(ctx, w.key.Namespace)
+	if err == nil && what != "" {
+		return fail(reason, "port %d has to be redirected by a container with NET_ADMIN, which %s does not let in", taken[i].ContainerPort, what)
 	}
 	return err
 }

@@ -57,6 +57,7 @@ type Config struct {
 	CheckReach      bool          // sessions get to the namespaces on their object only
 	Injection       string        // InjectOnDemand (default) or InjectEnabledOnly
 	IdleTimeout     time.Duration // after how long without an intercept agents are taken out; 0: never
+	NoRedirect      bool          // no agent takes a port by redirect: something of the cluster refuses NET_ADMIN
 	NoPolicy        bool          // the cluster has no admission policies of ours, so that nobody vouches for who made an object
 	NoWebhook       bool          // the cluster does not ask us about pods, so that nothing can be intercepted
 	RelayURL        string        // https://DOMAIN of the relay to join; empty: none

@@ -152,11 +152,11 @@ func (m *Manager) injectPod(ctx context.Context, pod *corev1.Pod) (*corev1.Pod, 
 func (m *Manager) ports(ctx context.Context, pod *corev1.Pod, wanted map[control.Port]bool) (take, others []inject.Taken, err error) {
 	keeps, redirects := agentcfg.Keeps(pod.Annotations), false
 	if keeps {
-		level, err := m.podSecurity(ctx, pod.Namespace)
+		_, why, err := m.refusesRedirect(ctx, pod.Namespace)
 		if err != nil {
 			return nil, nil, err
 		}
-		redirects = level == ""
+		redirects = why == ""
 	}
 	facts, err := m.facts(ctx, pod.Namespace)
 	if err != nil {
@@ -172,16 +172,20 @@ func (m *Manager) ports(ctx context.Context, pod *corev1.Pod, wanted map[control
 	return take, others, nil
 }
 
-// podSecurity is the pod security standard that a namespace enforces, if it is one that lets no container have NET_ADMIN (KEP-2579).
-func (m *Manager) podSecurity(ctx context.Context, name string) (string, error) {
+// refusesRedirect says what lets no container of a namespace have NET_ADMIN, and for which reason of a status that stands; or "". It is the configuration, or
+// the pod security standard that the namespace enforces (KEP-2579).
+func (m *Manager) refusesRedirect(ctx context.Context, name string) (reason, what string, err error) {
+	if m.cfg.NoRedirect {
+		return "NoRedirect", "this traffic-manager's chart value agent.redirect", nil
+	}
 	var ns corev1.Namespace
 	if err := m.ctrl.GetAPIReader().Get(ctx, client.ObjectKey{Name: name}, &ns); err != nil {
-		return "", client.IgnoreNotFound(err)
+		return "", "", client.IgnoreNotFound(err)
 	}
 	if level := ns.Labels["pod-security.kubernetes.io/enforce"]; level == "baseline" || level == "restricted" {
-		return level, nil
+		return "PodSecurity", fmt.Sprintf("the pod security standard of namespace %s (%s)", name, level), nil
 	}
-	return "", nil
+	return "", "", nil
 }
 
 // managerAddrs are the addresses under which agents find the manager: by name, and by address for pods that do not use the cluster's DNS.

@@ -92,6 +92,13 @@ func TestWebhook(t *testing.T) {
 			w.create(s)
 			w.create(&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "shop", Labels: map[string]string{"pod-security.kubernetes.io/enforce": "restricted"}}})
 		}, raw: annotated("enabled"), warning: "no ports to take"},
+		"always, without a port that an agent may take": {change: func(w *world) {
+			s := webService()
+			s.Spec.Ports[0].TargetPort = intstr.FromInt32(8080) // has to be redirected
+			w.delete(webService())
+			w.create(s)
+			w.cfg.NoRedirect = true
+		}, raw: annotated("enabled"), warning: "no ports to take"},
 		"forbidden by the other word": {change: engage, raw: annotated("disabled"), warning: "forbids it"},
 		"not a pod":                   {change: engage, raw: `{"spec":"x"}`},
 		"its ReplicaSet is gone":      {change: engage, raw: strings.ReplaceAll(rawPod, "web-rs", "gone"), warning: "owner of pod"},

@@ -333,7 +333,7 @@ func hintFor(in control.Intercept) string {
 		return "take its traffic with doppel intercept, beside the app"
 	case "Gap":
 		return "replace them all the same with: --recreate"
-	case "PodSecurity":
+	case "PodSecurity", "NoRedirect":
 		return "give the container port a name and let every Service say that name in targetPort: it is then taken without a privilege"
 	case "Owned":
 		return "intercept that: see doppel list -n " + in.Namespace
