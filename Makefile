@@ -47,16 +47,17 @@ $(NFPM):
 	GOBIN=$(CURDIR)/bin/tools $(GO) install github.com/goreleaser/nfpm/v2/cmd/nfpm@v2.45.2
 	mv bin/tools/nfpm $@
 
-demo: build images ## the main job on a lab of its own, each step with its real output; leaves it running
+demo: ## the main job on a lab of its own, each step with its real output; leaves it running
 	hack/demo.sh
 
-demo-down: lab
+demo-down:
 	hack/demo.sh down
 
 ## ---- tests: `make test` runs every one of them ----
 
 LINT      := bin/tools/golangci-lint-v2.15.0
 TESTSUM   := bin/tools/gotestsum-v1.13.0
+CRDGEN    := bin/tools/controller-gen-v0.23.0
 # A number of runs, not a time: on a busy machine a target that reaches its time-out fails ("context deadline exceeded", golang.org/issue/75804).
 FUZZTIME  ?= 5000x
 CHART_TESTS := ^Test(Chart|ChartChild|Injection|Namespaced|Policy)$$
@@ -72,7 +73,7 @@ SKEW_TESTS  := ^TestSkew$$
 # With a small crowd; make scale and make torture have the large one.
 SCALE_TESTS := ^TestScale$$
 # What the tests use beside Go; the lab installs its own packages.
-TEST_PKGS := chromium csh curl dbus-daemon dnsutils fuse3 iproute2 iputils-ping nftables procps sudo netcat-openbsd openssl sshfs
+TEST_PKGS := chromium csh curl dbus-daemon dnsutils fuse3 gcc git iproute2 iputils-ping libc6-dev nftables procps sudo netcat-openbsd openssl sshfs
 
 RESOLVED  := bin/tools/resolved
 NGINX     := bin/tools/nginx
@@ -109,6 +110,10 @@ $(LINT):
 	GOBIN=$(CURDIR)/bin/tools $(GO) install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 	mv bin/tools/golangci-lint $@
 
+$(CRDGEN):
+	GOBIN=$(CURDIR)/bin/tools $(GO) install sigs.k8s.io/controller-tools/cmd/controller-gen@v0.23.0
+	mv bin/tools/controller-gen $@
+
 $(TESTSUM):
 	GOBIN=$(CURDIR)/bin/tools $(GO) install gotest.tools/gotestsum@v1.13.0
 	mv bin/tools/gotestsum $@
@@ -116,6 +121,7 @@ $(TESTSUM):
 lint: $(LINT)
 	go mod tidy -diff
 	$(LINT) run --timeout 15m ./...
+	cd lab && go mod tidy -diff && ../$(LINT) run --timeout 15m ./...
 
 # The database comes as a module, for it is where modules are; pinned, because the same commit gives the same answer.
 VULN      := bin/tools/govulncheck-v1.9.0
@@ -140,7 +146,7 @@ ifeq ($(VULNDB),latest)
 .PHONY: $(VULNS)
 endif
 
-unit: $(TESTSUM) ## unit and one-process tests, race detector on
+unit: $(TESTSUM) $(CRDGEN) ## unit and one-process tests, race detector on
 	$(TESTSUM) --format pkgname --format-hide-empty-pkg -- -race -shuffle=on -timeout 15m $$(go list ./... | grep -v /e2e$$)
 
 lab-test: $(TESTSUM)

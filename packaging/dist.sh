@@ -4,16 +4,18 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export CGO_ENABLED=0 GOOS=linux VERSION
-export SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct)}
+SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct)}
+export SOURCE_DATE_EPOCH
 umask 022
 out=dist/release
 rm -rf "$out" && mkdir -p "$out"
 tmp=$(mktemp -d) && trap 'rm -rf "$tmp"' EXIT
 
-GOOS='' go run -trimpath ./packaging/pages "$tmp/pages" # runs here, whatever is built
+GOOS='' go run -trimpath -ldflags "$LDFLAGS" ./packaging/pages "$tmp/pages" # runs here, whatever is built
 
 # pack DIRECTORY FILE NAME [TAR-OPTION...] makes a tarball in which the directory is called NAME.
 pack() {
+	chmod -R u=rwX,go=rX "$1" # whatever the checkout's umask was
 	tar --create --sort=name --format=gnu --mtime="@$SOURCE_DATE_EPOCH" --owner=0 --group=0 --numeric-owner \
 		--transform="s,^\.,$3," --directory "$1" "${@:4}" . | gzip -9n >"$out/$2"
 }

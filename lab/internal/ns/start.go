@@ -44,7 +44,7 @@ func Start(spec Spec, logPath string, record func(state.Process) error) (state.P
 	if err := cmd.Start(); err != nil {
 		return state.Process{}, fmt.Errorf("start the holder of namespaces: %w", err)
 	}
-	go cmd.Wait() // reaps the holder if it dies while we run; its orphans are reaped by the machine's init
+	go func() { _ = cmd.Wait() }() // reaps the holder if it dies while we run; its orphans are reaped by the machine's init
 	p, err := Identify(cmd.Process.Pid)
 	if err != nil {
 		return state.Process{}, err

@@ -115,7 +115,7 @@ func WriteFile(path string, b []byte, mode fs.FileMode) error {
 	if err != nil {
 		return err
 	}
-	defer os.Remove(tmp.Name())
+	defer func() { _ = os.Remove(tmp.Name()) }()
 	_, err = tmp.Write(b)
 	err = errors.Join(err, tmp.Chmod(mode), tmp.Close())
 	if err != nil {
