@@ -138,7 +138,7 @@ func rootAnswers(c net.Conn, protocol string) {
 		if err != nil {
 			return
 		}
-		b, err := rootapi.Message{ID: m.ID, Op: rootapi.OpReply, Version: &rootapi.Version{Program: buildinfo.String(), Protocol: n, PID: noPID}}.Encode()
+		b, err := rootapi.Message{ID: m.ID, Op: rootapi.OpReply, Version: &rootapi.Version{Program: "fake", Protocol: n, PID: noPID}}.Encode()
 		if err != nil {
 			return
 		}
