@@ -71,6 +71,8 @@ type Environment struct {
 	Pod       string            `json:"pod,omitempty"` // whose agent has answered, by name
 	Variables map[string]string `json:"variables"`
 	Volumes   []Volume          `json:"volumes,omitempty"`
+	// Hidden are variables that are kept from laptops, by name. Only the manager says them, to laptops, which may find them elsewhere.
+	Hidden []string `json:"hidden,omitempty"`
 }
 
 // Volume is a volume mount that the agent serves as files.

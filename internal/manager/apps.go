@@ -59,10 +59,16 @@ func (a *agents) environment(ctx context.Context, session, intercept types.UID) 
 		return out, err
 	}
 	_, out.Pod, _ = strings.Cut(c.podName, "/")
-	for _, name := range strings.Split(a.m.cfg.HiddenVariables, ",") {
+	out.Hidden = hiddenVariables(a.m.cfg.HiddenVariables)
+	for _, name := range out.Hidden {
 		delete(out.Variables, name)
 	}
 	return out, nil
+}
+
+// hiddenVariables are the names in the administrator's list.
+func hiddenVariables(list string) []string {
+	return strings.FieldsFunc(list, func(r rune) bool { return r == ',' })
 }
 
 // files joins a laptop with the file server in a pod.

@@ -76,7 +76,7 @@ func TestApps(t *testing.T) {
 		t.Error(d)
 	}
 	out, code := environment("in-1")
-	if d := cmp.Diff(control.Environment{Container: "app", Pod: "web-1", Variables: map[string]string{"A": "1"}}, out); code != wire.CodeNone || d != "" {
+	if d := cmp.Diff(control.Environment{Container: "app", Pod: "web-1", Variables: map[string]string{"A": "1"}, Hidden: []string{"OTHER", "HIDDEN"}}, out); code != wire.CodeNone || d != "" {
 		t.Error(code, d)
 	}
 	st, code := files("in-1")

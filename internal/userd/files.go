@@ -196,23 +196,32 @@ func (x *intercepts) environ(ctx context.Context, name string) (localapi.Environ
 	if err != nil {
 		return localapi.Environ{}, err
 	}
-	out := localapi.Environ{Container: env.Container, Variables: map[string]string{}}
-	maps.Copy(out.Variables, env.Variables) // of which an agent may say that there are none
+	out := localapi.Environ{Container: env.Container}
 	var image map[string]string
 	if in.object.Spec.Mode == v1alpha1.ModeReplace { // a stand-in would tell those of its own image
 		out.Incomplete = "nothing of it runs while container " + env.Container + " is replaced"
 	} else if image, err = x.s.cluster.ContainerEnviron(ctx, in.object.Namespace, env.Pod, env.Container); err != nil {
 		out.Incomplete = err.Error()
 	}
-	for n, v := range image {
-		if _, ok := out.Variables[n]; !ok {
-			out.Variables[n] = v
-		}
-	}
+	out.Variables = variables(env, image)
 	out.Variables["DOPPEL_CONTAINER"] = env.Container
 	if f != nil {
 		out.Variables["DOPPEL_ROOT"] = f.told.Point
 		out.Variables["DOPPEL_MOUNTS"] = strings.Join(f.told.Volumes, ":")
 	}
 	return out, nil
+}
+
+// variables are those that an agent has told, and those of the image that are not among them. The container has all, also what an administrator
+// keeps from laptops.
+func variables(env control.Environment, image map[string]string) map[string]string {
+	out := maps.Clone(image)
+	if out == nil {
+		out = map[string]string{}
+	}
+	maps.Copy(out, env.Variables)
+	for _, name := range env.Hidden {
+		delete(out, name)
+	}
+	return out
 }
