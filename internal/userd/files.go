@@ -7,7 +7,6 @@ import (
 	"io"
 	"maps"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -27,6 +26,7 @@ type files struct {
 	told localapi.Mount // constant
 	made bool           // the mount point was made for them
 	fs   *mount.FS      // nil: not mounted
+	free func()         // lets another intercept have the mount point
 
 	closing sync.Once
 }
@@ -38,16 +38,19 @@ func (f *files) view() *localapi.Mount {
 	return &f.told
 }
 
-// close unmounts. A copy stays.
+// close unmounts. A copy stays, until another intercept wants its place.
 func (f *files) close() {
-	if f == nil || f.fs == nil {
+	if f == nil {
 		return
 	}
 	f.closing.Do(func() {
-		f.fs.Close()
-		if f.made {
-			_ = os.Remove(f.told.Point) // nothing of ours is in it
+		if f.fs != nil {
+			f.fs.Close()
+			if f.made {
+				_ = os.Remove(f.told.Point) // nothing of ours is in it
+			}
 		}
+		f.free()
 	})
 }
 
@@ -93,12 +96,13 @@ func (x *intercepts) mount(ctx context.Context, in *intercept, req localapi.Moun
 	if req.ReadWrite && !slices.ContainsFunc(env.Volumes, func(v control.Volume) bool { return !v.ReadOnly }) {
 		return x.unmounted(req, paths, uerr.New(uerr.Denied, `ask for the annotation doppel.dev/volumes: "PATH=rw" on the pod template, or for the chart's value agent.volumes`, "all volumes of container %s are read-only for laptops: %s", env.Container, strings.Join(paths, ", ")))
 	}
-	f := &files{told: localapi.Mount{Point: req.Point, Volumes: paths, ReadWrite: req.ReadWrite, Copy: req.Copy}}
-	ours := f.told.Point == ""
-	if ours {
-		f.told.Point = filepath.Join(localapi.Dir(), "mounts", strings.NewReplacer("/", "_", "\x00", "_").Replace(in.name))
+	f := &files{told: localapi.Mount{Volumes: paths, ReadWrite: req.ReadWrite, Copy: req.Copy}}
+	ours := req.Point == ""
+	if f.told.Point, f.free, err = x.point(in.name, req.Point); err != nil {
+		return x.unmounted(req, paths, err)
 	}
 	if f.made, err = mount.PreparePoint(f.told.Point, req.Copy || ours); err != nil {
+		f.free()
 		return x.unmounted(req, paths, uerr.Wrap(err, uerr.Usage, "give an empty directory, or one that is not there: --mount PATH", "the mount point"))
 	}
 	f.made = f.made || ours // it may be left from a daemon that was killed
@@ -119,6 +123,7 @@ func (x *intercepts) mount(ctx context.Context, in *intercept, req localapi.Moun
 		if f.made && !req.Copy {
 			_ = os.Remove(f.told.Point)
 		}
+		f.free()
 		hint := ""
 		if errors.Is(err, mount.ErrNoFUSE) {
 			hint = "install the package fuse3 (and let users open /dev/fuse), or copy the files: --mount-mode copy"

@@ -47,6 +47,7 @@ type sessionConfig struct {
 	network   localapi.NetworkOptions
 	accept    bool // intercepts that the user has declared in the cluster
 	vif       *vif
+	points    *points
 	log       *slog.Logger
 	progress  localapi.Progress
 	ended     func(*session, error)

@@ -33,6 +33,7 @@ import (
 	"github.com/doppel-dev/doppel/internal/localapi"
 	"github.com/doppel-dev/doppel/internal/match"
 	"github.com/doppel-dev/doppel/internal/mux"
+	"github.com/doppel-dev/doppel/internal/sftpd"
 	"github.com/doppel-dev/doppel/internal/tunnel"
 	"github.com/doppel-dev/doppel/internal/uerr"
 	"github.com/doppel-dev/doppel/internal/wire"
@@ -72,8 +73,10 @@ type cluster struct {
 	changed    chan struct{}
 	key        string // that the API server says is the manager's
 
-	news  chan control.Cluster // what the manager says next of the cluster
-	asked func()               // is called when the laptop asks for an app's environment and volumes; nil: that is refused
+	news   chan control.Cluster // what the manager says next of the cluster
+	asked  func()               // is called when the laptop asks for an app's environment and volumes; nil: that is refused
+	env    *control.Environment // what it is told; nil: nothing, for as long as it waits
+	volume string               // the directory of the files
 }
 
 func newCluster(t *testing.T) *cluster {
@@ -228,10 +231,13 @@ func (c *cluster) serveTunnel(raw net.Conn) {
 		}
 		_, _ = fmt.Fprintf(st, "%s %s", h.Intercept, h.Dst)
 		_ = st.Close()
-	}, Control: func(ctx context.Context, method string, _ []byte) (any, error) {
+	}, Files: c.serveFiles, Control: func(ctx context.Context, method string, _ []byte) (any, error) {
 		c.mu.Lock()
-		asked := c.asked
+		asked, env := c.asked, c.env
 		c.mu.Unlock()
+		if method == control.LaptopEnvironment && env != nil {
+			return env, nil
+		}
 		if method != control.LaptopEnvironment || asked == nil {
 			return nil, &mux.RejectError{Code: wire.CodeDenied, Msg: "not here"}
 		}
@@ -261,6 +267,16 @@ func (c *cluster) serveTunnel(raw net.Conn) {
 			}
 		}
 	}})
+}
+
+// serveFiles serves the one volume of c.env.
+func (c *cluster) serveFiles(r *mux.Request, _ string) {
+	c.mu.Lock()
+	dir := c.volume
+	c.mu.Unlock()
+	if st, err := r.Accept(nil); err == nil {
+		_ = sftpd.Serve(st, []sftpd.Export{{Path: "/data", Dir: dir, ReadOnly: true}})
+	}
 }
 
 // tell answers who follows the cluster: nothing is there at first, then what the test says.
@@ -335,7 +351,7 @@ users: [{name: u, user: {token: t}}], contexts: [{name: x, context: {cluster: c,
 	}
 	log := slog.New(noErrors{slog.NewTextHandler(c.t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug}), c.t})
 	s := &session{
-		cfg:     sessionConfig{cluster: kc, managerNS: "doppel", log: log, progress: func(string, ...any) {}},
+		cfg:     sessionConfig{cluster: kc, managerNS: "doppel", points: &points{}, log: log, progress: func(string, ...any) {}},
 		cluster: kc, log: log, user: "ada", manager: kube.ManagerInfo{Key: c.id.Fingerprint(), Version: "test"}, info: make(chan control.Cluster, 1),
 	}
 	s.entrance.attach = func(ctx context.Context, t kube.Transport) (net.Conn, error) { return kc.Attach(ctx, "doppel", t) }

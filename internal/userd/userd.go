@@ -45,6 +45,7 @@ type Daemon struct {
 	stop context.CancelFunc
 
 	vif      *vif
+	points   points
 	presence *relayclient.Presence // nil: this machine is not known to relays
 
 	connecting chan struct{} // holds one while somebody connects or quits, in the order of their coming (see turn)
@@ -238,7 +239,7 @@ func (d *Daemon) connect(ctx context.Context, req localapi.ConnectRequest, progr
 	}
 	s, err := openSession(ctx, sessionConfig{
 		name: cmp.Or(req.Name, cluster.Context), cluster: cluster, managerNS: req.ManagerNamespace, dns: req.DNS, network: req.Network, accept: req.AcceptIntercepts,
-		vif: d.vif, log: d.log, progress: progress, ended: d.forget,
+		vif: d.vif, points: &d.points, log: d.log, progress: progress, ended: d.forget,
 	})
 	if err != nil {
 		return localapi.ConnectResult{}, err
