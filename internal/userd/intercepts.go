@@ -74,7 +74,7 @@ type intercept struct {
 	files     *files // guarded by the set's lock; nil: none
 }
 
-// close ends what an intercept has on this machine.
+// close ends what an intercept has on this machine; again is harmless.
 func (in *intercept) close() {
 	in.toPod.close()
 	in.files.close()
@@ -408,8 +408,8 @@ func (x *intercepts) leave(ctx context.Context, name string, progress localapi.P
 		x.mu.Unlock()
 		return err
 	}
-	in.close()
 	if !replaces {
+		in.close()
 		x.waitGone(ctx, string(in.object.UID), leaveTimeout)
 		return nil
 	}
@@ -417,6 +417,7 @@ func (x *intercepts) leave(ctx context.Context, name string, progress localapi.P
 	if !x.waitGone(ctx, string(in.object.UID), restoreTimeout) {
 		return uerr.New(uerr.Cluster, fmt.Sprintf("look at it with: kubectl -n %s get pods", in.object.Namespace), "intercept %s has ended, but the app of %s is not back yet", name, in.object.Spec.Workload.Name)
 	}
+	in.close() // not before: who answers until then needs it
 	return nil
 }
 
@@ -513,6 +514,7 @@ func (x *intercepts) update(m control.Intercepts) {
 		switch {
 		case !has && in.leaving: // as wanted
 			delete(x.byName, name)
+			go in.close() // nobody may wait for it any more
 			continue
 		case had && !has && (in.declared() || in.object.Spec.Session == string(x.s.uid())):
 			why = "it was removed in the cluster at " + time.Now().Format(time.TimeOnly)

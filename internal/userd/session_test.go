@@ -793,6 +793,68 @@ func TestLeaveReplaced(t *testing.T) {
 	}
 }
 
+// While a replaced container's traffic still comes, what answers it keeps the app's files and its pod's ports, also when nobody waits for the end.
+func TestLeaveReplacedKeepsFiles(t *testing.T) {
+	for name, waits := range map[string]bool{"waited for": true, "interrupted": false} {
+		t.Run(name, func(t *testing.T) {
+			t.Setenv("XDG_RUNTIME_DIR", t.TempDir())
+			c := newCluster(t)
+			c.env, c.volume, c.keep = &control.Environment{Container: "app", Volumes: []control.Volume{{Path: "/data", ReadOnly: true}}}, t.TempDir(), true
+			s := c.connect()
+			l, err := net.Listen("tcp", "127.0.0.1:0")
+			if err != nil {
+				t.Fatal(err)
+			}
+			_ = l.Close()
+			port := l.Addr().String()
+			_, number, _ := net.SplitHostPort(port)
+			done := create(t.Context(), s, localapi.InterceptRequest{Name: "web", Mode: localapi.ModeReplace, ToPod: []string{number}, Mount: localapi.MountRequest{Copy: true}})
+			c.until("it was created", func() bool { c.mu.Lock(); defer c.mu.Unlock(); return c.count == 2 })
+			c.say("intercepts-2", "Active", "", "")
+			o := <-done
+			if o.err != nil {
+				t.Fatal(o.err)
+			}
+			has := func() (files, toPod bool) {
+				free, err := s.cfg.points.take(o.in.Mount.Point, "other")
+				if err == nil {
+					free()
+				}
+				conn, dialErr := net.Dial("tcp", port)
+				if dialErr == nil {
+					_ = conn.Close()
+				}
+				return err != nil, dialErr == nil
+			}
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			left := make(chan error, 1)
+			restarting := make(chan struct{})
+			go func() {
+				left <- s.intercepts.leave(ctx, "web", func(string, ...any) { close(restarting) })
+			}()
+			<-restarting
+			if !waits {
+				cancel()
+				wantError(t, <-left, uerr.Cluster, "the app of web is not back yet", "")
+			}
+			if files, toPod := has(); !files || !toPod {
+				t.Errorf("while it ends: files %v, --to-pod %v", files, toPod)
+			}
+			c.set(func() { delete(c.states, "intercepts-2") })
+			if waits {
+				if err := <-left; err != nil {
+					t.Fatal(err)
+				}
+				if files, toPod := has(); files || toPod {
+					t.Errorf("after the end: files %v, --to-pod %v", files, toPod)
+				}
+			}
+			c.until("nothing is left", func() bool { files, toPod := has(); return !files && !toPod })
+		})
+	}
+}
+
 // Each port of an intercept has its own place here: the manager says which of them a container port is.
 func TestTargets(t *testing.T) {
 	s := newCluster(t).connect()
