@@ -10,6 +10,7 @@ import (
 	"io"
 	"os"
 	"path"
+	"path/filepath"
 	"runtime"
 	"slices"
 	"strings"
@@ -66,12 +67,19 @@ func Write(spec Spec, file string) error {
 	if err != nil {
 		return fmt.Errorf("build image %s: %w", spec.Name, err)
 	}
-	// Renamed at the end, so that nobody loads half an image.
-	tmp := file + ".tmp"
-	if err := tarball.WriteToFile(tmp, tag, img); err != nil {
-		return errors.Join(fmt.Errorf("write image %s: %w", spec.Name, err), os.Remove(tmp))
+	// Renamed at the end, so that nobody loads half an image; two labs may write the same one at once.
+	tmp, err := os.CreateTemp(filepath.Dir(file), filepath.Base(file)+".*")
+	if err != nil {
+		return fmt.Errorf("write image %s: %w", spec.Name, err)
 	}
-	return os.Rename(tmp, file)
+	err = tarball.Write(tag, img, tmp)
+	if err = errors.Join(err, tmp.Chmod(0o644), tmp.Close()); err == nil {
+		err = os.Rename(tmp.Name(), file)
+	}
+	if err != nil {
+		return errors.Join(fmt.Errorf("write image %s: %w", spec.Name, err), os.Remove(tmp.Name()))
+	}
+	return nil
 }
 
 // Push sends the only image of an archive to a registry, with the credentials of the Docker configuration.

@@ -52,6 +52,44 @@ func TestWriteIsDeterministic(t *testing.T) {
 	}
 }
 
+// Two labs that start for the first time side by side write the same file.
+func TestWriteAtOnce(t *testing.T) {
+	dir := t.TempDir()
+	big := filepath.Join(dir, "app")
+	if err := os.WriteFile(big, make([]byte, 4<<20), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	out := t.TempDir()
+	file := filepath.Join(out, "image.tar")
+	spec := Spec{Name: "local/app:1", Programs: []Program{{big, "/app"}}}
+	errs := make(chan error)
+	for range 8 {
+		go func() { errs <- Write(spec, file) }()
+	}
+	for range 8 {
+		if err := <-errs; err != nil {
+			t.Error(err)
+		}
+	}
+	if info, err := os.Stat(file); err != nil || info.Mode() != 0o644 {
+		t.Errorf("%v, %v", info, err)
+	}
+	got, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want, err := os.ReadFile(write(t, spec))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(got, want) {
+		t.Error("not what one alone writes")
+	}
+	if left, _ := os.ReadDir(out); len(left) != 1 {
+		t.Errorf("files are left: %v", left)
+	}
+}
+
 func TestWriteConfig(t *testing.T) {
 	file := write(t, Spec{Name: "local/app:1", User: "65532", Arch: "arm64", Env: []string{"A=b"}, Programs: []Program{{program(t, 0), "/app"}}})
 	tag, err := name.NewTag("local/app:1")
