@@ -109,8 +109,7 @@ func (p Program) compile(ctx context.Context, module, to string) error {
 	}
 	tmp := to + ".tmp"
 	cmd := exec.CommandContext(ctx, goTool, "build", "-trimpath", "-buildvcs=false", "-ldflags", p.LDFlags, "-o", tmp, p.Package)
-	cmd.Dir = module
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOWORK=off", "GOFLAGS=-mod=readonly")
+	inModule(cmd, module)
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("build %s: %w\n%s", p.Name, err, bytes.TrimSpace(out))
 	}
@@ -118,6 +117,12 @@ func (p Program) compile(ctx context.Context, module, to string) error {
 		return err
 	}
 	return removeOld(filepath.Dir(to), p.Name+"-", to)
+}
+
+// inModule has the go command look at one module only: that decides which compiler it takes, wherever the caller is.
+func inModule(cmd *exec.Cmd, module string) {
+	cmd.Dir = module
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOWORK=off", "GOFLAGS=-mod=readonly")
 }
 
 // findGo finds the go command, also where sudo has taken its directory out of PATH.
@@ -163,7 +168,9 @@ func (p Program) version(module string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	goVersion, err := exec.Command(goTool, "env", "GOVERSION").Output()
+	cmd := exec.Command(goTool, "env", "GOVERSION")
+	inModule(cmd, module)
+	goVersion, err := cmd.Output()
 	if err != nil {
 		return "", fmt.Errorf("version of Go: %w", err)
 	}

@@ -43,6 +43,28 @@ func TestVersionFollowsSources(t *testing.T) {
 	}
 }
 
+// The compiler is asked for in the module that it compiles: where the caller is, another one may be in force.
+func TestVersionOfModulesCompiler(t *testing.T) {
+	bin, module := t.TempDir(), t.TempDir()
+	if err := os.WriteFile(filepath.Join(bin, "go"), []byte("#!/bin/sh\npwd -P\necho $GOWORK\n"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("PATH", bin+":"+os.Getenv("PATH"))
+	var versions []string
+	for range 2 {
+		t.Chdir(t.TempDir())
+		t.Setenv("GOWORK", t.TempDir())
+		v, err := (Program{Name: "x", Module: "."}).version(module)
+		if err != nil {
+			t.Fatal(err)
+		}
+		versions = append(versions, v)
+	}
+	if versions[0] != versions[1] {
+		t.Error("the version depends on where the caller is")
+	}
+}
+
 // TestPins checks that the version we name is the one that the module of the cluster's programs pins.
 func TestPins(t *testing.T) {
 	source, err := sourceDir()
