@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 
@@ -191,15 +193,20 @@ func subnetTaken(l plan.Lab) bool {
 	if err != nil {
 		return false
 	}
-	for _, r := range routes {
-		if r.Dst == nil {
-			continue
-		}
-		if ones, _ := r.Dst.Mask.Size(); ones > 0 && (r.Dst.Contains(l.Gateway().AsSlice()) || l.Net().Contains(addr(r.Dst.IP))) {
-			return true
-		}
+	return slices.ContainsFunc(routes, func(r netlink.Route) bool { return takes(r.Dst, l) })
+}
+
+// shortestRoute is the length of the shortest prefix that counts as a use of its addresses. What is shorter (a default route in halves, a VPN's
+// 10.0.0.0/8) is there for whatever has no route of its own, and the lab's goes before it.
+const shortestRoute = 16
+
+// takes says whether a route's destination, which may be nil, is in the way of the subnet of such a lab.
+func takes(dst *net.IPNet, l plan.Lab) bool {
+	if dst == nil {
+		return false
 	}
-	return false
+	ones, _ := dst.Mask.Size()
+	return ones >= shortestRoute && (dst.Contains(l.Gateway().AsSlice()) || l.Net().Contains(addr(dst.IP)))
 }
 
 func (s *starter) config(n plan.Node) node.Config {

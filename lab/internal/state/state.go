@@ -159,7 +159,7 @@ func FreeIndex(taken func(plan.Lab) bool) (int, error) {
 			return i, nil
 		}
 	}
-	return 0, errors.New("no subnet is left for another lab")
+	return 0, errors.New("no subnet is left for another lab: take one down with lab down --name NAME, or end what has routes into 10.77.0.0/16 (see: ip route)")
 }
 
 func lockPath(name string) string { return filepath.Join(Root, "."+name+".lock") }
