@@ -92,11 +92,20 @@ func showApps(ac *agentcfg.Config, cfg Config, pod *corev1.Pod) (corev1.Containe
 			if !m.ReadOnly {
 				m.RecursiveReadOnly = nil // only read-only mounts have it
 			}
-			agent.VolumeMounts = append(agent.VolumeMounts, m)
+			agent.VolumeMounts = append(agent.VolumeMounts, unprivileged(m))
 		}
 		ac.Apps = append(ac.Apps, shown)
 	}
 	return agent, nil
+}
+
+// unprivileged is a volume mount as a container without privilege may have it: it sees what others mount there, and mounts nothing for them. The API
+// server refuses a pod otherwise.
+func unprivileged(m corev1.VolumeMount) corev1.VolumeMount {
+	if m.MountPropagation != nil && *m.MountPropagation == corev1.MountPropagationBidirectional {
+		m.MountPropagation = new(corev1.MountPropagationHostToContainer)
+	}
+	return m
 }
 
 // kubelets says whether a volume is written by the kubelet, which mounts it for reading alone, whatever the mount says.

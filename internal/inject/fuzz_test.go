@@ -16,6 +16,7 @@ func FuzzPod(f *testing.F) {
 	f.Add([]byte(`{"spec":{"containers":[{"name":"app","ports":[{"name":"http","containerPort":8080}],"env":[{"name":"A","value":"$(B)"}],"volumeMounts":[{"name":"v","mountPath":"/etc/secret/"}]}],"volumes":[{"name":"v","emptyDir":{}}]}}`), "/etc/secret=none")
 	f.Add([]byte(`{"spec":{"initContainers":[{"name":"side","restartPolicy":"Always"}],"containers":[{"name":"app","ports":[{"containerPort":8080},{"containerPort":8080,"protocol":"UDP"}]}]}}`), "*=rw")
 	f.Add([]byte(`{"metadata":{"annotations":{"doppel.dev/tls":"8080=x"}},"spec":{"containers":[{"name":"app"}]}}`), "/a=ro,/b")
+	f.Add([]byte(`{"spec":{"containers":[{"name":"app","ports":[{"name":"http","containerPort":8080}],"securityContext":{"privileged":true},"volumeMounts":[{"name":"v","mountPath":"/v","mountPropagation":"Bidirectional"}]}],"volumes":[{"name":"v","hostPath":{"path":"/v"}}]}}`), "")
 	f.Add([]byte(`null`), "")
 	f.Fuzz(func(t *testing.T, text []byte, volumes string) {
 		var pod corev1.Pod
@@ -42,6 +43,11 @@ func FuzzPod(f *testing.F) {
 		agent := out.Spec.Containers[i]
 		if s := agent.SecurityContext; !*s.RunAsNonRoot || !*s.ReadOnlyRootFilesystem || *s.AllowPrivilegeEscalation || s.Privileged != nil || s.Capabilities.Add != nil {
 			t.Errorf("%+v", s)
+		}
+		for _, m := range agent.VolumeMounts {
+			if m.MountPropagation != nil && *m.MountPropagation == corev1.MountPropagationBidirectional {
+				t.Errorf("refused without privilege: %+v", m)
+			}
 		}
 		for _, m := range app.VolumeMounts {
 			if policy.of(path.Clean(m.MountPath)) != NoAccess {

@@ -228,3 +228,46 @@ func TestAgentResources(t *testing.T) {
 		}
 	}
 }
+
+// What a privileged container mounts for others too, the agent and a stand-in only see: the API server lets no container without privilege do more.
+func TestMountPropagation(t *testing.T) {
+	for _, tt := range []struct{ app, agent *corev1.MountPropagationMode }{
+		{nil, nil},
+		{new(corev1.MountPropagationNone), new(corev1.MountPropagationNone)},
+		{new(corev1.MountPropagationHostToContainer), new(corev1.MountPropagationHostToContainer)},
+		{new(corev1.MountPropagationBidirectional), new(corev1.MountPropagationHostToContainer)},
+	} {
+		for _, standIns := range [][]string{nil, {"app"}} {
+			pod := &corev1.Pod{Spec: corev1.PodSpec{
+				Containers: []corev1.Container{{
+					Name: "app", Ports: []corev1.ContainerPort{{Name: "http", ContainerPort: 8080}}, SecurityContext: &corev1.SecurityContext{Privileged: new(true)},
+					VolumeMounts: []corev1.VolumeMount{{Name: "v", MountPath: "/v", MountPropagation: tt.app}},
+				}},
+				Volumes: []corev1.Volume{{Name: "v", VolumeSource: corev1.VolumeSource{HostPath: &corev1.HostPathVolumeSource{Path: "/v"}}}},
+			}}
+			out, err := Pod(pod, Config{Image: "agent", Managers: []string{"m:1"}, ManagerKey: "k", Ports: Ports(&pod.Spec, nil, Facts{}), Apps: []string{"app"}, StandIns: standIns})
+			if err != nil {
+				t.Fatal(err)
+			}
+			seen := 0
+			for _, c := range out.Spec.Containers {
+				want := tt.agent
+				if c.Name == "app" && standIns == nil {
+					want = tt.app
+				}
+				for _, m := range c.VolumeMounts {
+					if m.Name != "v" {
+						continue
+					}
+					seen++
+					if !cmp.Equal(m.MountPropagation, want) {
+						t.Errorf("stand-ins %v, container %s: %s", standIns, c.Name, cmp.Diff(want, m.MountPropagation))
+					}
+				}
+			}
+			if seen != 2 {
+				t.Errorf("%d mounts of the volume", seen)
+			}
+		}
+	}
+}

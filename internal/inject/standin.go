@@ -16,10 +16,14 @@ func standIn(pod *corev1.Pod, cfg Config) {
 		if !slices.Contains(cfg.StandIns, c.Name) {
 			continue
 		}
+		var mounts []corev1.VolumeMount
+		for _, m := range c.VolumeMounts {
+			mounts = append(mounts, unprivileged(m))
+		}
 		*c = corev1.Container{
 			Name: c.Name, Image: cfg.Image, ImagePullPolicy: cfg.PullPolicy, Args: []string{"stand-in"},
 			Ports: c.Ports, Env: c.Env, EnvFrom: c.EnvFrom, Resources: c.Resources, ResizePolicy: c.ResizePolicy,
-			VolumeMounts: c.VolumeMounts, VolumeDevices: c.VolumeDevices,
+			VolumeMounts: mounts, VolumeDevices: c.VolumeDevices,
 			TerminationMessagePolicy: corev1.TerminationMessageFallbackToLogsOnError,
 			SecurityContext:          restricted(runsAsRoot(&pod.Spec)),
 		}
