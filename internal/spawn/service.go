@@ -112,7 +112,7 @@ func uninstallSteps(m machine) []Step {
 
 // Install makes doppel-rootd a service and lets a user use it; with dry nothing is changed. It returns what was done.
 func (s Service) Install(ctx context.Context, name string, dry bool) ([]Step, error) {
-	m, err := s.look(name)
+	m, err := s.look(ctx, name)
 	if err != nil {
 		return nil, err
 	}
@@ -124,27 +124,46 @@ func (s Service) Install(ctx context.Context, name string, dry bool) ([]Step, er
 
 // Uninstall undoes Install.
 func (s Service) Uninstall(ctx context.Context, dry bool) ([]Step, error) {
-	m, err := s.look("")
+	m, err := s.look(ctx, "")
 	if err != nil {
 		return nil, err
 	}
 	return s.apply(ctx, m, uninstallSteps(m), dry)
 }
 
-func (s Service) look(name string) (machine, error) {
-	m := machine{Systemd: s.exists(systemdRuns), Unit: s.exists(installedUnit), Packaged: slices.ContainsFunc(packagedUnits, s.exists), User: name}
+func (s Service) look(ctx context.Context, name string) (machine, error) {
+	m := machine{Systemd: s.exists(systemdRuns), Unit: s.exists(installedUnit), Packaged: slices.ContainsFunc(packagedUnits, s.exists)}
 	_, err := user.LookupGroup(serviceGroup)
 	m.Group = err == nil
 	if name == "" || name == "root" {
-		m.User = ""
 		return m, nil
 	}
-	u, err := user.Lookup(name)
+	u, err := lookup(ctx, name)
 	if err != nil {
 		return m, uerr.Wrap(err, uerr.Usage, "name a user of this machine with --user", "who is to use the service")
 	}
-	m.Member = member(u)
+	m.User, m.Member = u.Username, member(u)
 	return m, nil
+}
+
+// lookup finds a user. Without cgo the library knows those of /etc/passwd only, and getent(1) those of directories (SSSD, LDAP, systemd-homed) too.
+func lookup(ctx context.Context, name string) (*user.User, error) {
+	u, err := user.Lookup(name)
+	if err == nil || strings.HasPrefix(name, "-") { // would be an option
+		return u, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, stepTimeout)
+	defer cancel()
+	out, getentErr := exec.CommandContext(ctx, "getent", "passwd", name).Output()
+	if getentErr != nil { // there is none, or no getent
+		return nil, err
+	}
+	line, _, _ := strings.Cut(string(out), "\n")
+	f := strings.Split(line, ":") // passwd(5)
+	if len(f) < 6 || f[0] == "" {
+		return nil, err
+	}
+	return &user.User{Username: f[0], Uid: f[2], Gid: f[3], Name: f[4], HomeDir: f[5]}, nil
 }
 
 // member says whether the system's lists have the user in the service's group; a login from before does not know yet.

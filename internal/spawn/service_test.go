@@ -126,6 +126,45 @@ func TestServiceInstall(t *testing.T) {
 	}
 }
 
+// Users of a directory are in no file of this machine: getent knows them, by the name that counts.
+func TestServiceUserOfDirectory(t *testing.T) {
+	bin := t.TempDir()
+	t.Setenv("PATH", bin+":/bin:/usr/bin")
+	s := Service{root: t.TempDir()}
+	if err := os.MkdirAll(s.path(systemdRuns), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(bin, RootProgram), []byte("the program"), 0o700); err != nil { //nolint:gosec // a program
+		t.Fatal(err)
+	}
+	for name, tt := range map[string]struct {
+		getent string // what it does
+		who    string
+		want   string // who is added; "": nobody is found
+	}{
+		"there":          {`test "$*" = "passwd ada-of-corp" && echo ada-of-corp:*:10001:10001:Ada:/home/ada:/bin/sh`, "ada-of-corp", "ada-of-corp"},
+		"by other case":  {"echo ada-of-corp:*:10001:10001:Ada:/home/ada:/bin/sh", "ADA-of-corp", "ada-of-corp"},
+		"not there":      {"exit 2", "ada-of-corp", ""},
+		"says nothing":   {"true", "ada-of-corp", ""},
+		"is no user":     {"echo hello", "ada-of-corp", ""},
+		"like an option": {"echo ada-of-corp:*:10001:10001:Ada:/home/ada:/bin/sh", "--help", ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if err := os.WriteFile(filepath.Join(bin, "getent"), []byte("#!/bin/sh\n"+tt.getent+"\n"), 0o700); err != nil { //nolint:gosec // a program
+				t.Fatal(err)
+			}
+			steps, err := s.Install(t.Context(), tt.who, true)
+			if tt.want == "" {
+				if uerr.From(err).Kind != uerr.Usage {
+					t.Errorf("%v, %s", err, says(steps))
+				}
+			} else if err != nil || !strings.Contains(says(steps), "add "+tt.want+" to the group doppel") {
+				t.Errorf("%v, %s", err, says(steps))
+			}
+		})
+	}
+}
+
 // TestUnit has systemd itself judge the unit, and holds what makes it safe.
 func TestUnit(t *testing.T) {
 	text := Unit("/bin/true")
