@@ -68,8 +68,18 @@ type Step struct {
 	From string
 }
 
+// removeUnit removes the unit that installing has written. As long as it is in /etc, systemd takes it and not the one that a package brought.
+func removeUnit() []Step {
+	return []Step{
+		{Say: "remove " + installedUnit, Path: installedUnit},
+		{Say: "have systemd forget it", Run: []string{"systemctl", "daemon-reload"}},
+	}
+}
+
+func removeProgram() Step { return Step{Say: "remove " + installedProgram, Path: installedProgram} }
+
 // installSteps makes the service of doppel-rootd. The program is copied to where only root can change it: what a user may replace must not
-// run as root.
+// run as root. What was installed before a package came makes way for that.
 func installSteps(m machine) []Step {
 	var s []Step
 	if !m.Group {
@@ -77,6 +87,10 @@ func installSteps(m machine) []Step {
 	}
 	if m.User != "" && !m.Member {
 		s = append(s, Step{Say: "add " + m.User + " to the group " + serviceGroup, Run: []string{"usermod", "--append", "--groups", serviceGroup, m.User}})
+	}
+	if m.Packaged && m.Unit {
+		s = append(s, Step{Say: "disable the service that was installed", Run: []string{"systemctl", "disable", serviceUnit}}) // its link leads to that unit
+		s = append(append(s, removeUnit()...), removeProgram())
 	}
 	if !m.Packaged {
 		s = append(s,
@@ -95,16 +109,13 @@ func uninstallSteps(m machine) []Step {
 	if m.Unit || m.Packaged {
 		s = append(s, Step{Say: "stop the service", Run: []string{"systemctl", "disable", "--now", serviceUnit}})
 	}
-	if m.Packaged {
-		return s
-	}
 	if m.Unit {
-		s = append(s,
-			Step{Say: "remove " + installedUnit, Path: installedUnit},
-			Step{Say: "have systemd forget it", Run: []string{"systemctl", "daemon-reload"}})
+		s = append(s, removeUnit()...)
 	}
-	s = append(s, Step{Say: "remove " + installedProgram, Path: installedProgram})
-	if m.Group {
+	if m.Unit || !m.Packaged {
+		s = append(s, removeProgram())
+	}
+	if m.Group && !m.Packaged {
 		s = append(s, Step{Say: "remove the group " + serviceGroup, Run: []string{"groupdel", serviceGroup}})
 	}
 	return s

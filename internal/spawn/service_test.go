@@ -43,6 +43,11 @@ func TestServiceSteps(t *testing.T) {
 			"add ada to the group doppel; start the service at every boot; start the service",
 			"stop the service",
 		},
+		"installed before, and from a package": {
+			machine{Unit: true, Packaged: true, Group: true, Member: true, User: "ada", Program: "/usr/bin/doppel-rootd"},
+			"disable the service that was installed; remove /etc/systemd/system/doppel-rootd.service; have systemd forget it; remove /usr/local/libexec/doppel-rootd; start the service at every boot; start the service",
+			"stop the service; remove /etc/systemd/system/doppel-rootd.service; have systemd forget it; remove /usr/local/libexec/doppel-rootd",
+		},
 		"root alone": {
 			machine{Packaged: true, Group: true},
 			"start the service at every boot; start the service",
@@ -112,6 +117,27 @@ func TestServiceInstall(t *testing.T) {
 		if !strings.Contains(string(b), want) {
 			t.Errorf("never called: %sbut\n%s", want, b)
 		}
+	}
+
+	// A package that comes later has its own unit and program: those in /etc and /usr/local would go before them.
+	for _, call := range []func(context.Context) error{
+		func(ctx context.Context) error { _, err := s.Install(ctx, "", false); return err },
+		func(ctx context.Context) error { _, err := s.Uninstall(ctx, false); return err },
+	} {
+		for _, p := range []string{packagedUnits[0], installedUnit, installedProgram} {
+			if err := replaceFile(s.path(p), []byte("x"), 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := call(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if s.exists(installedUnit) || s.exists(installedProgram) || !s.exists(packagedUnits[0]) {
+			t.Error("what was installed is still there, or what the package brought is not")
+		}
+	}
+	if err := os.Remove(s.path(packagedUnits[0])); err != nil {
+		t.Fatal(err)
 	}
 
 	if err := os.WriteFile(filepath.Join(bin, "systemctl"), []byte("#!/bin/sh\necho the bus is gone >&2; exit 4\n"), 0o700); err != nil { //nolint:gosec // a program
