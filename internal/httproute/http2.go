@@ -456,11 +456,11 @@ func (h *splitter) ended(st *stream) {
 	if !st.up.sent || !st.down.sent {
 		return
 	}
-	h.forget(st)
 	if st.reset != nil {
 		_ = h.client.w.WriteRSTStream(st.id, *st.reset)
 		h.client.kick()
 	}
+	h.forget(st) // which may close the client
 }
 
 // forget takes a stream out of the tables.

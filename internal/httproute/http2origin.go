@@ -156,15 +156,26 @@ func (h *splitter) fromOrigin(o *origin, f *frame) error {
 
 // originResets ends a stream for the client. If the answer is complete the client gets all of it first (RFC 9113, section 8.1).
 func (h *splitter) originResets(st *stream, code http2.ErrCode) {
-	if st.down.over && !st.down.sent {
-		h.client.grant(0, len(st.up.pending))
-		st.up = half{over: true, sent: true}
-		st.reset = &code
+	if h.keepsAnswer(st, code) {
 		return
 	}
 	h.forget(st)
 	_ = h.client.w.WriteRSTStream(st.id, code)
 	h.client.kick()
+}
+
+// keepsAnswer keeps a stream that its origin has ended until the client has the rest of a complete answer, and reports whether it does. code is
+// what a client is told then that has not ended its request.
+func (h *splitter) keepsAnswer(st *stream, code http2.ErrCode) bool {
+	if !st.down.over || st.down.sent {
+		return false
+	}
+	if !st.up.over {
+		st.reset = &code
+	}
+	h.client.grant(0, len(st.up.pending))
+	st.up = half{over: true, sent: true}
+	return true
 }
 
 // answerLocked takes an answer's head, provisional or final, or its trailers.
@@ -282,6 +293,9 @@ func (h *splitter) lostOrigin(o *origin, err error) {
 		_ = h.client.w.WriteRSTStream(st.id, http2.ErrCodeRefusedStream)
 	}
 	for _, st := range o.streams { // it may have acted on them
+		if h.keepsAnswer(st, http2.ErrCodeNo) {
+			continue
+		}
 		h.forget(st)
 		_ = h.client.w.WriteRSTStream(st.id, http2.ErrCodeInternal)
 	}

@@ -1,0 +1,155 @@
+package httproute
+
+import (
+	"bufio"
+	"bytes"
+	"fmt"
+	"net"
+	"sync"
+	"testing"
+
+	"golang.org/x/net/http2"
+	"golang.org/x/net/http2/hpack"
+
+	"github.com/doppel-dev/doppel/internal/flow"
+)
+
+// narrow is a client that takes n bytes of each answer until it says otherwise.
+func (w *world) narrow(n uint32) *h2Conn {
+	c := w.h2Dial()
+	c.fr.ReadMetaHeaders = hpack.NewDecoder(4096, nil)
+	if err := c.fr.WriteSettings(http2.Setting{ID: http2.SettingInitialWindowSize, Val: n}); err != nil {
+		w.t.Fatal(err)
+	}
+	return c
+}
+
+// request sends the head of one for lou, whose body is left open.
+func (c *h2Conn) request(id uint32, method string) {
+	writeRequest(c.fr, c.enc, &c.buf, id, method)
+}
+
+// next reads until a frame is wanted.
+func (c *h2Conn) next(what string, want func(http2.Frame) bool) http2.Frame {
+	c.t.Helper()
+	for {
+		f, err := c.fr.ReadFrame()
+		if err != nil {
+			c.t.Fatalf("%s: %v", what, err)
+		}
+		if want(f) {
+			return f
+		}
+	}
+}
+
+// end reads a stream to its end: its bytes, and how it ended.
+func (c *h2Conn) end(id uint32) (n int, how string) {
+	c.t.Helper()
+	c.next("the end of a stream", func(f http2.Frame) bool {
+		if f.Header().StreamID != id {
+			return false
+		}
+		switch f := f.(type) {
+		case *http2.DataFrame:
+			if n += len(f.Data()); f.StreamEnded() {
+				how = "content"
+			}
+		case *http2.MetaHeadersFrame:
+			if f.StreamEnded() {
+				how = "trailers"
+			}
+		case *http2.RSTStreamFrame:
+			how = f.ErrCode.String()
+		}
+		return how != ""
+	})
+	return n, how
+}
+
+// listOf encodes a header list without a table.
+func listOf(fields ...string) []byte {
+	var b bytes.Buffer
+	enc := hpack.NewEncoder(&b)
+	enc.SetMaxDynamicTableSize(0)
+	for i := 0; i < len(fields); i += 2 {
+		_ = enc.WriteField(hpack.HeaderField{Name: fields[i], Value: fields[i+1]})
+	}
+	return b.Bytes()
+}
+
+// told is a stream that tells of its Close.
+type told struct {
+	flow.Stream
+	closed func()
+}
+
+// Close implements flow.Stream.
+func (s told) Close() error {
+	defer s.closed()
+	return s.Stream.Close()
+}
+
+// TestHTTP2AnswerOfLostOrigin has an origin end after complete answers that the client has not taken yet: it gets all of them.
+func TestHTTP2AnswerOfLostOrigin(t *testing.T) {
+	const size = 10_000
+	for _, trailers := range []bool{false, true} {
+		for _, method := range []string{"GET", "POST"} {
+			for _, to := range []string{App, "lou"} {
+				t.Run(fmt.Sprintf("%s of %q, trailers %v", method, to, trailers), func(t *testing.T) {
+					w := newWorld(t)
+					app, _ := h2Server(t, "app")
+					w.at(App, app)
+					lost := make(chan struct{})
+					ends := sync.OnceFunc(func() { close(lost) })
+					w.wrap = func(s flow.Stream) flow.Stream { return told{s, ends} }
+					origin := rawServer(t, func(c *net.TCPConn, r *bufio.Reader) {
+						fr := http2.NewFramer(c, r)
+						if readRequest(fr, r) != nil {
+							return
+						}
+						fr.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: listOf(":status", "200"), EndHeaders: true})
+						fr.WriteData(1, !trailers, make([]byte, size))
+						if trailers {
+							fr.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: listOf("grpc-status", "0"), EndHeaders: true, EndStream: true})
+						}
+						fr.WriteGoAway(1, http2.ErrCodeNo, nil)
+						c.CloseWrite()
+						for { // until its end has been seen
+							if _, err := fr.ReadFrame(); err != nil {
+								return
+							}
+						}
+					})
+					if to == App {
+						w.at(App, origin)
+					} else {
+						w.rule("lou", origin)
+					}
+					c := w.narrow(10)
+					c.request(1, method)
+					got := 0
+					for got < 10 {
+						f := c.next("the answer", func(f http2.Frame) bool { return f.Header().Type == http2.FrameData })
+						got += len(f.(*http2.DataFrame).Data())
+					}
+					<-lost
+					c.fr.WriteWindowUpdate(1, 1<<20)
+					n, how := c.end(1)
+					want := "content"
+					if trailers {
+						want = "trailers"
+					}
+					if got += n; got != size || how != want {
+						t.Errorf("%d bytes of %d, ended by %s", got, size, how)
+					}
+					if method == "POST" {
+						if _, how := c.end(1); how != http2.ErrCodeNo.String() {
+							t.Errorf("then %s", how)
+						}
+					}
+				})
+			}
+		}
+	}
+}
