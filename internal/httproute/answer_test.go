@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"fmt"
+	"io"
 	"net"
 	"sync"
 	"testing"
@@ -151,5 +152,58 @@ func TestHTTP2AnswerOfLostOrigin(t *testing.T) {
 				})
 			}
 		}
+	}
+}
+
+// TestHTTP2EarlyAnswer has an origin answer in full and want no more of the request, while the client has not taken the answer: it may go on sending, and
+// all its connection's streams live.
+func TestHTTP2EarlyAnswer(t *testing.T) {
+	const size = 10_000
+	for _, trailers := range []bool{false, true} {
+		t.Run(fmt.Sprintf("trailers %v", trailers), func(t *testing.T) {
+			w := newWorld(t)
+			app, _ := h2Server(t, "app")
+			w.at(App, app)
+			w.rule("lou", rawServer(t, func(c *net.TCPConn, r *bufio.Reader) {
+				fr := http2.NewFramer(c, r)
+				if readRequest(fr, r) != nil {
+					return
+				}
+				fr.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: listOf(":status", "413"), EndHeaders: true})
+				fr.WriteData(1, false, make([]byte, 10))
+				fr.WriteData(1, true, make([]byte, size-10))
+				fr.WriteRSTStream(1, http2.ErrCodeNo)
+				fr.WriteGoAway(1, http2.ErrCodeNo, nil) // its stream is kept
+				c.CloseWrite()
+				io.Copy(io.Discard, r)
+			}))
+			lost := make(chan struct{})
+			ends := sync.OnceFunc(func() { close(lost) })
+			w.wrap = func(s flow.Stream) flow.Stream { return told{s, ends} }
+			c := w.narrow(10)
+			c.request(1, "POST")
+			<-lost
+			before := 0
+			c.fr.WriteData(1, false, make([]byte, 1000))
+			if trailers {
+				c.fr.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: c.block("x-t", "tr"), EndHeaders: true, EndStream: true})
+			} else {
+				c.fr.WriteData(1, true, make([]byte, 1000))
+			}
+			if err := c.headers(3, c.block(":method", "GET", ":scheme", "http", ":path", "/ok", ":authority", "h")); err != nil {
+				t.Fatal(err)
+			}
+			c.fr.WriteWindowUpdate(3, 1<<20)
+			c.next("another stream's answer", func(f http2.Frame) bool {
+				if d, ok := f.(*http2.DataFrame); ok && d.StreamID == 1 {
+					before += len(d.Data())
+				}
+				return f.Header().StreamID == 3 && f.Header().Flags.Has(http2.FlagDataEndStream)
+			})
+			c.fr.WriteWindowUpdate(1, 1<<20)
+			if n, how := c.end(1); n+before != size || how != "content" {
+				t.Errorf("%d bytes of %d, ended by %s", n+before, size, how)
+			}
+		})
 	}
 }

@@ -231,11 +231,15 @@ func streamError(err error) (http2.StreamError, bool) {
 // fromClient takes one frame.
 func (h *splitter) fromClient(f *frame) error {
 	st := h.streams[f.StreamID]
+	unwanted := st != nil && st.reset != nil // nobody takes the rest of the request, which the client learns behind the answer
 	switch f.Type {
 	case http2.FrameHeaders:
+		if unwanted {
+			return nil
+		}
 		return h.requestLocked(st, f)
 	case http2.FrameData:
-		if st == nil {
+		if st == nil || unwanted {
 			h.client.grant(0, int(f.Length)) // it ended while the frame was under way
 			return nil
 		}
