@@ -3,6 +3,7 @@ package httproute
 import (
 	"bufio"
 	"bytes"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -203,6 +204,47 @@ func TestHTTP2EarlyAnswer(t *testing.T) {
 			c.fr.WriteWindowUpdate(1, 1<<20)
 			if n, how := c.end(1); n+before != size || how != "content" {
 				t.Errorf("%d bytes of %d, ended by %s", n+before, size, how)
+			}
+		})
+	}
+}
+
+// TestHTTP2RequestUnderWay has the app go while no stream is open: a request that the client has sent before it knew is answered, and then it is told
+// which one was the last.
+func TestHTTP2RequestUnderWay(t *testing.T) {
+	for _, last := range []string{"GOAWAY", "end"} {
+		t.Run(last, func(t *testing.T) {
+			w := newWorld(t)
+			next, _ := h2Server(t, "next")
+			w.at(App, rawServer(t, func(c *net.TCPConn, r *bufio.Reader) {
+				if _, err := io.ReadFull(r, make([]byte, len(http2.ClientPreface))); err != nil {
+					return
+				}
+				w.at(App, next)
+				fr := http2.NewFramer(c, r)
+				fr.WriteSettings()
+				if last == "GOAWAY" {
+					fr.WriteGoAway(0, http2.ErrCodeNo, nil)
+				}
+				c.CloseWrite()
+				io.Copy(io.Discard, r)
+			}))
+			c := w.h2Dial()
+			away := func(f http2.Frame) bool { return f.Header().Type == http2.FrameGoAway }
+			if f := c.next("the app goes", away).(*http2.GoAwayFrame); f.LastStreamID != 1<<31-1 {
+				t.Errorf("%v", f)
+			}
+			if err := c.headers(1, c.block(":method", "GET", ":scheme", "http", ":path", "/ok", ":authority", "h")); err != nil {
+				t.Fatal(err)
+			}
+			if got := c.until(1); got != "next /ok 0" {
+				t.Errorf("%q", got)
+			}
+			if f := c.next("then", away).(*http2.GoAwayFrame); f.LastStreamID != 1 || f.ErrCode != http2.ErrCodeNo {
+				t.Errorf("%v", f)
+			}
+			if _, err := c.fr.ReadFrame(); !errors.Is(err, io.EOF) {
+				t.Error(err)
 			}
 		})
 	}

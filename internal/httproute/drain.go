@@ -11,7 +11,7 @@ import (
 	"github.com/doppel-dev/doppel/internal/flow"
 )
 
-// drainPause is how long a drained connection has had no stream before it ends: requests are under way that the client sent before it knew.
+// drainPause is how long a connection whose client was told to go has had no stream before it ends: requests are under way that the client sent before it knew.
 const drainPause = time.Second
 
 // Drainer is between the two ends of an HTTP/2 connection, and passes on what they say. Drain shuts it down gracefully (RFC 9113, section 6.8), as the

@@ -49,7 +49,9 @@ type splitter struct {
 	last    uint32             // the client's latest
 	ups     map[string]*origin // those that take new streams
 	greeted bool               // the client has our settings
-	closing bool               // the client was told to go, and is closed after its last stream
+	closing bool               // the client was told to go, and is closed a while after its last stream
+	closed  bool               // it was told that what comes after last was not looked at
+	idling  *time.Timer        // ends the client's connection, unless another stream comes
 	batch   []*side            // what has something to write, while frames are taken that came together
 	sides   [4]*side           // memory for batch
 }
@@ -149,6 +151,10 @@ func (h *splitter) finish(err error) {
 	}
 	_ = h.client.w.WriteGoAway(h.last, code, nil)
 	h.client.closeLocked(false)
+	h.closed = true
+	if h.idling != nil {
+		h.idling.Stop()
+	}
 	for _, o := range h.ups {
 		o.gone = true
 		o.closeLocked(err != nil && !errors.Is(err, io.EOF))
@@ -293,6 +299,9 @@ func (h *splitter) requestLocked(st *stream, f *frame) error {
 			return nil // ended; the fields have been decoded, which is all that they are for
 		}
 		return http2.ConnectionError(http2.ErrCodeProtocol)
+	}
+	if h.closed {
+		return nil // the client knows that it has to ask again
 	}
 	h.last = f.StreamID
 	switch {
@@ -464,7 +473,7 @@ func (h *splitter) ended(st *stream) {
 		_ = h.client.w.WriteRSTStream(st.id, *st.reset)
 		h.client.kick()
 	}
-	h.forget(st) // which may close the client
+	h.forget(st)
 }
 
 // forget takes a stream out of the tables.
@@ -494,9 +503,30 @@ func (h *splitter) forget(st *stream) {
 	if h.ups[o.to] != o && len(o.streams)+len(o.waiting) == 0 {
 		o.closeLocked(false) // it wanted to go
 	}
-	if h.closing && len(h.streams) == 0 {
-		h.client.closeLocked(false)
+	h.idle()
+}
+
+// idle has a client that was told to go closed in a while if no stream is open: requests are under way that it sent before it knew.
+func (h *splitter) idle() {
+	switch {
+	case !h.closing || h.closed || len(h.streams) > 0:
+	case h.idling == nil:
+		h.idling = time.AfterFunc(drainPause, h.close)
+	default:
+		h.idling.Reset(drainPause)
 	}
+}
+
+// close closes the client if no stream is open still.
+func (h *splitter) close() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.closed || len(h.streams) > 0 {
+		return
+	}
+	h.closed = true
+	_ = h.client.w.WriteGoAway(h.last, http2.ErrCodeNo, nil)
+	h.client.closeLocked(false)
 }
 
 // resetLocked ends a stream for both.

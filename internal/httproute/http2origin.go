@@ -257,9 +257,7 @@ func (h *splitter) tellGoAway(code http2.ErrCode) {
 	}
 	h.closing = true
 	h.client.kick()
-	if len(h.streams) == 0 {
-		h.client.closeLocked(false)
-	}
+	h.idle()
 }
 
 // lostOrigin ends an origin. What a laptop has not taken is the app's.
