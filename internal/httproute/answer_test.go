@@ -249,3 +249,71 @@ func TestHTTP2RequestUnderWay(t *testing.T) {
 		})
 	}
 }
+
+// TestHTTP2MalformedAnswer has a laptop say what is no answer: that costs its own stream, and no other of the client's or of the laptop's.
+func TestHTTP2MalformedAnswer(t *testing.T) {
+	head := func(fr *http2.Framer, end bool, fields ...string) {
+		fr.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: listOf(fields...), EndHeaders: true, EndStream: end})
+	}
+	for _, row := range []struct {
+		name string
+		say  func(fr *http2.Framer)
+		ok   bool
+	}{
+		{"an answer", func(fr *http2.Framer) { head(fr, false, ":status", "103"); head(fr, true, ":status", "204") }, true},
+		{"DATA first", func(fr *http2.Framer) { fr.WriteData(1, true, []byte("hello")) }, false},
+		{"DATA after a provisional head", func(fr *http2.Framer) { head(fr, false, ":status", "103"); fr.WriteData(1, true, nil) }, false},
+		{"a provisional head alone", func(fr *http2.Framer) { head(fr, true, ":status", "103") }, false},
+		{"no status", func(fr *http2.Framer) { head(fr, true, "x", "y") }, false},
+		{"no field", func(fr *http2.Framer) { head(fr, true) }, false},
+		{"a request", func(fr *http2.Framer) { head(fr, true, ":method", "GET", ":path", "/") }, false},
+		{"a short status", func(fr *http2.Framer) { head(fr, true, ":status", "20") }, false},
+		{"a long status", func(fr *http2.Framer) { head(fr, true, ":status", "2000") }, false},
+		{"a word", func(fr *http2.Framer) { head(fr, true, ":status", "2OK") }, false},
+		{"a status below all", func(fr *http2.Framer) { head(fr, true, ":status", "099") }, false},
+		{"a status in the trailers", func(fr *http2.Framer) { head(fr, false, ":status", "200"); head(fr, true, ":status", "200") }, false},
+		{"two final heads", func(fr *http2.Framer) { head(fr, false, ":status", "200"); head(fr, false, ":status", "200") }, false},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			w := newWorld(t)
+			app, _ := h2Server(t, "app")
+			w.at(App, app)
+			w.rule("lou", rawServer(t, func(c *net.TCPConn, r *bufio.Reader) {
+				fr := http2.NewFramer(c, r)
+				if readRequest(fr, r) != nil {
+					return
+				}
+				row.say(fr)
+				for {
+					f, err := fr.ReadFrame()
+					if err != nil {
+						return
+					}
+					if h, ok := f.(*http2.HeadersFrame); ok {
+						fr.WriteHeaders(http2.HeadersFrameParam{StreamID: h.StreamID, BlockFragment: listOf(":status", "200"), EndHeaders: true})
+						fr.WriteData(h.StreamID, true, []byte("lou's second"))
+					}
+				}
+			}))
+			c := w.narrow(1 << 20)
+			c.request(1, "GET")
+			want := http2.ErrCodeProtocol.String()
+			if row.ok {
+				want = "trailers"
+			}
+			if _, how := c.end(1); how != want {
+				t.Errorf("it ends by %s, want %s", how, want)
+			}
+			c.request(3, "GET")
+			if got := c.until(3); got != "lou's second" {
+				t.Errorf("the laptop's next: %q", got)
+			}
+			if err := c.headers(5, c.block(":method", "GET", ":scheme", "http", ":path", "/ok", ":authority", "h")); err != nil {
+				t.Fatal(err)
+			}
+			if got := c.until(5); got != "app /ok 0" {
+				t.Errorf("the app's: %q", got)
+			}
+		})
+	}
+}

@@ -639,6 +639,20 @@ func (l fields) get(name string) string {
 	return ""
 }
 
+// answers says whether l is the head of an answer, and of the final one. Of its pseudo fields it is known that they are not of both kinds, each once and first.
+func (l fields) answers() (final, ok bool) {
+	s := l.get(":status")
+	if len(s) != 3 || s[0] < '1' {
+		return false, false
+	}
+	for i := range len(s) {
+		if s[i] < '0' || s[i] > '9' {
+			return false, false
+		}
+	}
+	return s[0] != '1', true
+}
+
 // Method implements match.Head.
 func (l fields) Method() string { return l.get(":method") }
 

@@ -126,6 +126,11 @@ func (h *splitter) fromOrigin(o *origin, f *frame) error {
 			o.grant(0, int(f.Length))
 			return nil
 		}
+		if !st.down.begun {
+			o.grant(0, int(f.Length))
+			h.malformed(st)
+			return nil
+		}
 		return h.takeLocked(st, &st.down, o.side, f)
 	default:
 	}
@@ -186,20 +191,31 @@ func (h *splitter) answerLocked(st *stream, f *frame) error {
 		return nil
 	}
 	if d.begun {
-		if !f.ended() || d.over {
+		if d.over {
 			return http2.ConnectionError(http2.ErrCodeProtocol)
+		}
+		if !f.ended() || len(f.fields) > 0 && f.fields[0].IsPseudo() {
+			h.malformed(st)
+			return nil
 		}
 		d.trailers, d.over = slices.Clone(f.fields), true
 		h.flushDown(st)
 		return nil
 	}
-	status := f.fields.get(":status")
-	d.begun = len(status) != 3 || status[0] != '1'
+	final, ok := f.fields.answers()
+	if !ok || f.ended() && !final {
+		h.malformed(st)
+		return nil
+	}
+	d.begun = final
 	d.over, d.sent = f.ended(), f.ended()
 	h.client.writeFields(st.id, f.fields, f.ended())
 	h.ended(st)
 	return nil
 }
+
+// malformed ends a stream whose answer is none: a client would end its whole connection for what it is to take for ours (RFC 9113, section 8.1.1).
+func (h *splitter) malformed(st *stream) { h.resetLocked(st, st.id, http2.ErrCodeProtocol) }
 
 func (h *splitter) originSettings(o *origin, f *http2.SettingsFrame) error {
 	err := h.settings(o.side, f, func(d int64) {
