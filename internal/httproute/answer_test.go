@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"strings"
 	"sync"
 	"testing"
 
@@ -73,9 +74,8 @@ func (c *h2Conn) end(id uint32) (n int, how string) {
 func listOf(fields ...string) []byte {
 	var b bytes.Buffer
 	enc := hpack.NewEncoder(&b)
-	enc.SetMaxDynamicTableSize(0)
 	for i := 0; i < len(fields); i += 2 {
-		_ = enc.WriteField(hpack.HeaderField{Name: fields[i], Value: fields[i+1]})
+		_ = enc.WriteField(hpack.HeaderField{Name: fields[i], Value: fields[i+1], Sensitive: true})
 	}
 	return b.Bytes()
 }
@@ -315,5 +315,87 @@ func TestHTTP2MalformedAnswer(t *testing.T) {
 				t.Errorf("the app's: %q", got)
 			}
 		})
+	}
+}
+
+// TestHTTP2StreamLimit tells the client the app's limit, and none that would hold it up where the app names none.
+func TestHTTP2StreamLimit(t *testing.T) {
+	for _, row := range []struct {
+		app  []http2.Setting
+		want uint32
+	}{
+		{nil, maxStreams},
+		{[]http2.Setting{{ID: http2.SettingMaxConcurrentStreams, Val: 5000}}, 5000},
+		{[]http2.Setting{{ID: http2.SettingMaxConcurrentStreams, Val: 7}}, 7},
+	} {
+		t.Run(fmt.Sprint(row.app), func(t *testing.T) {
+			w := newWorld(t)
+			w.at(App, rawServer(t, func(c *net.TCPConn, r *bufio.Reader) { _ = readRequest(http2.NewFramer(c, r), r, row.app...) }))
+			c := w.h2Dial()
+			f := c.next("the settings", func(f http2.Frame) bool { return f.Header().Type == http2.FrameSettings })
+			if got, ok := f.(*http2.SettingsFrame).Value(http2.SettingMaxConcurrentStreams); !ok || got != row.want {
+				t.Errorf("%d streams, want %d", got, row.want)
+			}
+		})
+	}
+}
+
+// TestHTTP2ManyStreams has more streams open than an app is used to that names no limit: each of them is answered.
+func TestHTTP2ManyStreams(t *testing.T) {
+	const streams = 3000
+	w := newWorld(t)
+	w.at(App, rawServer(t, func(c *net.TCPConn, r *bufio.Reader) {
+		fr := http2.NewFramer(c, r)
+		if readRequest(fr, r) != nil {
+			return
+		}
+		for n := 1; n < streams; { // before it answers one
+			f, err := fr.ReadFrame()
+			if err != nil {
+				return
+			}
+			if f.Header().Type == http2.FrameHeaders {
+				n++
+			}
+		}
+		for i := range uint32(streams) {
+			fr.WriteHeaders(http2.HeadersFrameParam{StreamID: 2*i + 1, BlockFragment: listOf(":status", "204"), EndHeaders: true, EndStream: true})
+		}
+		io.Copy(io.Discard, r)
+	}))
+	c := w.narrow(1 << 16)
+	for i := range uint32(streams) {
+		c.request(2*i+1, "GET")
+	}
+	for n := 0; n < streams; {
+		f := c.next("an answer", func(f http2.Frame) bool { return f.Header().StreamID != 0 })
+		if n++; f.Header().Type != http2.FrameHeaders {
+			t.Fatalf("%v", f)
+		}
+	}
+}
+
+// TestHTTP2WaitingHeads: heads that no origin takes are bounded; what is beyond is the client's to send again.
+func TestHTTP2WaitingHeads(t *testing.T) {
+	w := newWorld(t)
+	w.at(App, rawServer(t, func(c *net.TCPConn, r *bufio.Reader) {
+		if readRequest(http2.NewFramer(c, r), r, http2.Setting{ID: http2.SettingMaxConcurrentStreams, Val: 1}) == nil {
+			io.Copy(io.Discard, r)
+		}
+	}))
+	c := w.narrow(1 << 16)
+	block := c.block(":method", "GET", ":scheme", "http", ":path", "/ok", ":authority", "h")
+	for range 50 {
+		block = append(block, listOf("x", strings.Repeat("x", 4<<10))...)
+	}
+	size := 50 * 4 << 10
+	for i := range uint32(maxWaiting/size + 3) {
+		if err := c.headers(2*i+1, block); err != nil {
+			t.Fatal(err)
+		}
+	}
+	f := c.next("a refusal", func(f http2.Frame) bool { return f.Header().StreamID != 0 })
+	if r, ok := f.(*http2.RSTStreamFrame); !ok || r.ErrCode != http2.ErrCodeRefusedStream || r.StreamID < uint32(2*maxWaiting/size-2) {
+		t.Errorf("%v", f)
 	}
 }

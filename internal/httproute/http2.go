@@ -19,8 +19,10 @@ import (
 )
 
 const (
-	// maxStreams is the most that a client is told it may have open, whatever the app would allow.
-	maxStreams = 1000
+	// maxStreams is the most that a client may have open, whatever the app would allow: more than any has. What they store is bounded by the windows.
+	maxStreams = 1 << 16
+	// maxWaiting bounds the bytes of heads that no origin has taken yet, which no window does.
+	maxWaiting = 8 << 20
 	// maxFields bounds a header list (RFC 9113, section 6.5.2).
 	maxFields = 256 << 10
 	// helloTimeout is how long a laptop's process may take to show that it speaks HTTP/2, before the app gets its requests.
@@ -52,6 +54,7 @@ type splitter struct {
 	closing bool               // the client was told to go, and is closed a while after its last stream
 	closed  bool               // it was told that what comes after last was not looked at
 	idling  *time.Timer        // ends the client's connection, unless another stream comes
+	waiting int                // bytes of the heads that wait for an origin
 	batch   []*side            // what has something to write, while frames are taken that came together
 	sides   [4]*side           // memory for batch
 }
@@ -74,6 +77,7 @@ type origin struct {
 type stream struct {
 	id     uint32 // at the client
 	head   fields
+	waits  int  // bytes of the head, if it waits
 	end    bool // the head is all of the request
 	origin *origin
 	upID   uint32 // at the origin; 0 until the head is sent
@@ -309,7 +313,7 @@ func (h *splitter) requestLocked(st *stream, f *frame) error {
 		_ = h.client.w.WriteRSTStream(f.StreamID, http2.ErrCodeEnhanceYourCalm)
 		h.client.kick()
 		return nil
-	case len(h.streams) >= maxStreams:
+	case len(h.streams) >= maxStreams || h.waiting > maxWaiting:
 		_ = h.client.w.WriteRSTStream(f.StreamID, http2.ErrCodeRefusedStream)
 		h.client.kick()
 		return nil
@@ -336,6 +340,10 @@ func (h *splitter) place(st *stream, to string) {
 		return
 	}
 	st.head = slices.Clone(st.head)
+	if st.waits == 0 {
+		st.waits = st.head.size()
+		h.waiting += st.waits
+	}
 	o.waiting = append(o.waiting, st)
 	h.sendWaiting(o)
 }
@@ -374,8 +382,14 @@ func (h *splitter) send(o *origin, st *stream) {
 		h.cfg.Sent(&st.head, o.to)
 	}
 	o.writeFields(st.upID, st.head, st.end)
-	st.head = nil
+	h.taken(st)
 	h.flushUp(st)
+}
+
+// taken drops a stream's head.
+func (h *splitter) taken(st *stream) {
+	h.waiting -= st.waits
+	st.head, st.waits = nil, 0
 }
 
 // takeLocked takes DATA into one direction of a stream.
@@ -490,6 +504,7 @@ func (h *splitter) forget(st *stream) {
 	}
 	st.up.pending, st.down.pending = nil, nil
 	if st.upID == 0 {
+		h.taken(st)
 		for i, w := range o.waiting {
 			if w == st {
 				o.waiting = append(o.waiting[:i:i], o.waiting[i+1:]...)
@@ -637,6 +652,14 @@ func (l fields) get(name string) string {
 		}
 	}
 	return ""
+}
+
+// size is what l takes in memory, about.
+func (l fields) size() (n int) {
+	for _, f := range l {
+		n += int(f.Size())
+	}
+	return n
 }
 
 // answers says whether l is the head of an answer, and of the final one. Of its pseudo fields it is known that they are not of both kinds, each once and first.
