@@ -45,8 +45,10 @@ type Agent struct {
 	ports []*port
 	udp   []*udpPort
 
-	active atomic.Int64 // connections being served
-	copies copies       // for wiretaps
+	active atomic.Int64    // connections being served
+	gone   context.Context // ends when the apps have stopped to listen in a drain
+	end    context.CancelFunc
+	copies copies // for wiretaps
 }
 
 // New validates the configuration; it does not listen yet.
@@ -56,6 +58,7 @@ func New(cfg Config) (*Agent, error) {
 	}
 	cfg.ResolvConf = cmp.Or(cfg.ResolvConf, resolvConf)
 	a := &Agent{cfg: cfg}
+	a.gone, a.end = context.WithCancel(context.Background())
 	a.table.init()
 	up, err := newUplink(cfg, &a.table)
 	if err != nil {
@@ -104,7 +107,14 @@ func (a *Agent) drain(ctx context.Context) {
 	start := time.Now()
 	tick := time.NewTicker(100 * time.Millisecond)
 	defer tick.Stop()
-	for a.active.Load() > 0 || a.appListens(time.Since(start)) {
+	for {
+		listens := a.appListens(time.Since(start))
+		if !listens {
+			a.end() // of connections that are idle
+			if a.active.Load() == 0 {
+				return
+			}
+		}
 		select {
 		case <-ctx.Done():
 			return

@@ -171,6 +171,7 @@ func (p *port) split(ctx context.Context, a *Agent, c *net.TCPConn, client flow.
 	var refusals sync.Map // why laptops did not take a flow, by intercept
 	err := httproute.Serve(ctx, client, httproute.Config{
 		Came: to.came,
+		Gone: a.gone,
 		Odd:  to.odd,
 		Copy: func(h match.Head, alone bool) httproute.Copy {
 			return copies.of(a.table.lookup(p.cfg.Protocol, p.cfg.ContainerPort).wiretaps, h, alone)

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -245,5 +246,39 @@ func TestTableOrder(t *testing.T) {
 	}
 	if fmt.Sprint(got) != "[both lou all]" {
 		t.Errorf("order %v", got)
+	}
+}
+
+// TestDrainIdleRequests: a connection of HTTP/1 that is idle does not hold the drain up when the app has gone, though a laptop had its last request.
+func TestDrainIdleRequests(t *testing.T) {
+	w := startBefore(t, newApp(t, func(c *net.TCPConn) { serveHTTP(c, "app") }), false)
+	w.mgr.set(func(r *mux.Request, h wire.InterceptHeader) {
+		if st, err := r.Accept(nil); err == nil {
+			serveHTTP(st, h.Intercept)
+		}
+	})
+	w.table(w.mgr.up(), byHeader("lou", "lou"))
+	c := w.dial(w.cfg.Ports[0].AgentPort)
+	defer c.Close()
+	_ = c.SetDeadline(time.Now().Add(deadline))
+	if _, err := io.WriteString(c, "GET /x HTTP/1.1\r\nHost: h\r\nX-User: lou\r\n\r\n"); err != nil {
+		t.Fatal(err)
+	}
+	r := bufio.NewReader(c)
+	resp, err := http.ReadResponse(r, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if b, err := io.ReadAll(resp.Body); err != nil || string(b) != "lou /x" {
+		t.Fatalf("%q %v", b, err)
+	}
+	w.stop()
+	w.app.close()
+	if b, err := io.ReadAll(r); err != nil || len(b) > 0 {
+		t.Errorf("%q %v", b, err)
+	}
+	c.Close()
+	if err := w.wait(); err != nil {
+		t.Errorf("drained with %v", err)
 	}
 }

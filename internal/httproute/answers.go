@@ -20,6 +20,7 @@ func (c *conn) answers(u *upstream) {
 	}
 	quiet := c.active != u || len(u.owed) == 0 && u.mode == http1 && u.to != App && (err != nil || !u.closes)
 	c.ended = c.ended || !quiet
+	c.leave()
 	c.cond.Broadcast()
 	c.mu.Unlock()
 	switch {
@@ -134,6 +135,7 @@ func (c *conn) paid(u *upstream, closes bool) {
 	if u.owed = u.owed[1:]; len(u.owed) == 0 {
 		u.owed = nil
 	}
+	c.leave()
 	c.cond.Broadcast()
 }
 

@@ -32,6 +32,7 @@ type conn struct {
 	opening map[string]bool // connections that are being made
 	active  *upstream
 	begun   bool  // a request was sent on
+	gone    bool  // the app, for good
 	ended   bool  // the client was told the end: nothing can be answered any more
 	over    bool  // no more requests are read
 	err     error // why everything was reset
@@ -110,6 +111,35 @@ func (c *conn) close() error {
 	c.mu.Lock() // the context may be ending
 	defer c.mu.Unlock()
 	return c.err
+}
+
+// appGone notes that no new connection to the app can be had.
+func (c *conn) appGone() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.gone = true
+	c.leave()
+}
+
+// leave tells the client the end if the app is gone and a laptop owes nothing: the app's own FIN was not passed on, since it was not the active one.
+func (c *conn) leave() {
+	a, app := c.active, c.ups[App]
+	switch {
+	case !c.gone || c.ended || c.err != nil || len(c.opening) > 0:
+		return
+	case a == nil || a.to == App || a.mode != http1 || len(a.owed) > 0 || a.closes:
+		return
+	case app != nil && !app.ended:
+		return
+	}
+	c.ended = true
+	_ = c.client.CloseWrite() // whoever reads finds an error
+	for _, u := range c.ups {
+		if !u.ended {
+			_ = u.s.CloseWrite() // it has nothing to say, and ends too
+		}
+	}
+	c.cond.Broadcast()
 }
 
 // openEarly connects to the app of a client that says nothing.

@@ -671,3 +671,70 @@ func TestClientResets(t *testing.T) {
 	}
 	<-w.ends
 }
+
+// TestHTTP1AppGone ends an idle connection whose last request was a laptop's when the app has gone for good, in whatever order that shows.
+func TestHTTP1AppGone(t *testing.T) {
+	for _, row := range []struct {
+		name       string
+		asked      bool // the app has had a request before
+		first      bool // it is gone before its connection ends
+		unanswered bool // the laptop owes an answer
+	}{
+		{"its connection ends before", true, false, false},
+		{"its connection ends after", true, true, false},
+		{"it had no connection", false, false, false},
+		{"while the laptop answers", true, false, true},
+		{"without a connection while the laptop answers", false, true, true},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			w := newWorld(t)
+			end, answer, came := make(chan struct{}), make(chan struct{}), make(chan struct{})
+			w.at(App, rawServer(t, func(c *net.TCPConn, r *bufio.Reader) {
+				if _, err := http.ReadRequest(r); err == nil {
+					io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\napp")
+					<-end
+				}
+			}))
+			w.rule("lou", rawServer(t, func(c *net.TCPConn, r *bufio.Reader) {
+				if _, err := http.ReadRequest(r); err != nil {
+					return
+				}
+				close(came)
+				<-answer
+				io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nlou")
+				io.Copy(io.Discard, r) // its connection stays
+			}))
+			c := w.dial()
+			if row.asked {
+				c.send("GET / HTTP/1.1\r\nHost: h\r\n\r\n")
+				c.answer("GET")
+			}
+			c.send("GET / HTTP/1.1\r\nHost: h\r\nX-Id: lou\r\n\r\n")
+			<-came
+			if !row.unanswered {
+				close(answer)
+				c.answer("GET")
+			}
+			if row.first {
+				w.leave()
+				close(end)
+			} else {
+				close(end)
+				w.leave()
+			}
+			if row.unanswered {
+				close(answer)
+				if _, got := c.answer("GET"); got != "lou" {
+					t.Errorf("%q", got)
+				}
+			}
+			if got := c.rest(); got != "" {
+				t.Errorf("%q", got)
+			}
+			c.Close()
+			if err := <-w.ends; err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}

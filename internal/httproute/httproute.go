@@ -29,6 +29,9 @@ type Config struct {
 	// Sent is told of each request where it goes, which is not what Pick said if a laptop has not taken it, and with a nil head of a connection that is not HTTP.
 	// Nil: nobody is. It must not wait.
 	Sent func(h match.Head, to string)
+	// Gone ends when the app has gone for good. A connection of HTTP/1 whose last request was a laptop's ends then, as soon as nothing is owed on it.
+	// Nil: the app never is.
+	Gone context.Context
 	// Copy is who gets a copy of a request besides, or nil. A request of HTTP/2 is copied as one of HTTP/1.1 that is alone on its connection.
 	Copy func(h match.Head, alone bool) Copy
 }
@@ -49,6 +52,9 @@ func Serve(ctx context.Context, client flow.Stream, cfg Config) error {
 	defer cancel()
 	c := newConn(ctx, client, cfg)
 	stop := context.AfterFunc(ctx, func() { c.fail(context.Cause(ctx)) })
+	if cfg.Gone != nil {
+		defer context.AfterFunc(cfg.Gone, c.appGone)()
+	}
 	quiet := time.AfterFunc(silence, c.openEarly)
 	err := c.serve()
 	quiet.Stop()

@@ -21,6 +21,8 @@ type world struct {
 	t     testing.TB
 	front net.Listener
 	ends  chan error // of each connection
+	gone  context.Context
+	leave context.CancelFunc // ends gone
 
 	mu sync.Mutex
 	// guarded by mu:
@@ -35,6 +37,7 @@ type world struct {
 func newWorld(t testing.TB) *world {
 	w := &world{t: t, ends: make(chan error, 1000), rules: map[string]*match.Matcher{}, addrs: map[string]string{}, opens: map[string]int{}}
 	w.front = listen(t)
+	w.gone, w.leave = context.WithCancel(t.Context())
 	ctx, cancel := context.WithCancel(t.Context())
 	var wg sync.WaitGroup
 	wg.Go(func() {
@@ -44,7 +47,7 @@ func newWorld(t testing.TB) *world {
 				return
 			}
 			wg.Go(func() {
-				w.ends <- Serve(ctx, flow.FromTCP(c.(*net.TCPConn)), Config{Pick: w.pick, Rest: w.whoRests, Open: w.open, Copy: w.copyOf})
+				w.ends <- Serve(ctx, flow.FromTCP(c.(*net.TCPConn)), Config{Pick: w.pick, Rest: w.whoRests, Open: w.open, Copy: w.copyOf, Gone: w.gone})
 			})
 		}
 	})
