@@ -143,7 +143,7 @@ func (p *port) byRequest(ctx context.Context, a *Agent, c *net.TCPConn, client f
 		},
 		odd: func(first []byte) {
 			if len(first) > 0 && first[0] == recordHandshake {
-				a.note(p, "TLS connections to port %d go to the app as they are: the agent has no certificate for them (annotation "+agentcfg.AnnotationTLS+")", p.cfg.ContainerPort)
+				a.note(p, fmt.Sprintf("TLS connections to port %d go to the app as they are: the agent has no certificate for them (annotation %s)", p.cfg.ContainerPort, agentcfg.AnnotationTLS), "")
 			}
 		},
 	})

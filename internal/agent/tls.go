@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -51,9 +52,22 @@ func readKeys(dir string) (keys, error) {
 }
 
 // unsplit is why a TLS connection is passed on as it is.
-type unsplit struct{ why string }
+type unsplit struct {
+	why  string // ours
+	said string // what client or app have said about it; anything may be in it
+}
 
-func (e *unsplit) Error() string { return e.why }
+func (e *unsplit) Error() string { return e.why + e.detail() }
+
+// maxSaid is how much of what others have said is passed on: people and their terminals read it.
+const maxSaid = 100
+
+func (e *unsplit) detail() string {
+	if e.said == "" {
+		return ""
+	}
+	return fmt.Sprintf(": %q", e.said[:min(len(e.said), maxSaid)])
+}
 
 // tlsSplit is one client's connection to a TLS port whose requests are looked at: TLS ends here, and another begins to the app.
 type tlsSplit struct {
@@ -88,8 +102,8 @@ func (p *port) byRequestTLS(ctx context.Context, a *Agent, c *net.TCPConn, clien
 		p.passOn(ctx, a, raw)
 		return
 	case errors.As(err, &no):
-		a.note(p, "TLS connections to port %d go to the app as they are: "+no.why, p.cfg.ContainerPort)
-		a.up.decisions.note(p.cfg, addrPort(c.RemoteAddr()), nil, "", no.why)
+		a.note(p, fmt.Sprintf("TLS connections to port %d go to the app as they are: %s", p.cfg.ContainerPort, no.why), no.detail())
+		a.up.decisions.note(p.cfg, addrPort(c.RemoteAddr()), nil, "", no.Error())
 		p.passOn(ctx, a, raw)
 		return
 	case err != nil:
@@ -104,12 +118,12 @@ func (p *port) byRequestTLS(ctx context.Context, a *Agent, c *net.TCPConn, clien
 func (s *tlsSplit) greet(ctx context.Context, h *tls.ClientHelloInfo) (*tls.Config, error) {
 	var err error
 	if s.server, err = readKeys(s.p.cfg.TLS.Dir); err != nil {
-		return nil, &unsplit{"the secret that " + agentcfg.AnnotationTLS + " names cannot be used: " + err.Error()}
+		return nil, &unsplit{why: "the secret that " + agentcfg.AnnotationTLS + " names cannot be used: " + err.Error()}
 	}
 	if dir := s.p.cfg.TLS.ClientDir; dir != "" {
 		k, err := readKeys(dir)
 		if err != nil {
-			return nil, &unsplit{"the secret that " + agentcfg.AnnotationTLSClient + " names cannot be used: " + err.Error()}
+			return nil, &unsplit{why: "the secret that " + agentcfg.AnnotationTLSClient + " names cannot be used: " + err.Error()}
 		}
 		s.client = &k
 	}
@@ -120,7 +134,7 @@ func (s *tlsSplit) greet(ctx context.Context, h *tls.ClientHelloInfo) (*tls.Conf
 		}
 	}
 	if len(h.SupportedProtos) > 0 && len(offers) == 0 {
-		return nil, &unsplit{fmt.Sprintf("they speak %v", h.SupportedProtos)}
+		return nil, &unsplit{"they speak another protocol than HTTP", strings.Join(h.SupportedProtos, ", ")}
 	}
 	s.name = h.ServerName
 	app, err := s.dial(ctx, offers)
@@ -191,7 +205,7 @@ func (s *tlsSplit) dial(ctx context.Context, protos []string) (*tls.Conn, error)
 	defer cancel()
 	err = c.HandshakeContext(hctx)
 	if asked && s.client == nil {
-		err = &unsplit{"the app asks for a certificate of its client, which cannot be passed on; name one for the agent with " + agentcfg.AnnotationTLSClient}
+		err = &unsplit{why: "the app asks for a certificate of its client, which cannot be passed on; name one for the agent with " + agentcfg.AnnotationTLSClient}
 	}
 	if err != nil {
 		_ = raw.Close()
@@ -207,14 +221,14 @@ func (s *tlsSplit) verify(cs tls.ConnectionState) error {
 		return nil
 	}
 	if s.server.ca == nil {
-		return &unsplit{"the app shows another certificate than the secret has, which has no ca.crt to know it by"}
+		return &unsplit{why: "the app shows another certificate than the secret has, which has no ca.crt to know it by"}
 	}
 	rest := x509.NewCertPool()
 	for _, c := range cs.PeerCertificates[1:] {
 		rest.AddCert(c)
 	}
 	if _, err := leaf.Verify(x509.VerifyOptions{Roots: s.server.ca, Intermediates: rest, DNSName: s.name}); err != nil {
-		return &unsplit{"the app's certificate is not one of the secret's ca.crt: " + err.Error()}
+		return &unsplit{"the app's certificate is not one of the secret's ca.crt", err.Error()}
 	}
 	return nil
 }

@@ -339,6 +339,64 @@ func TestTLSUntouched(t *testing.T) {
 	}
 }
 
+// What a client says in its hello is no format, is cut and quoted, and said to nobody again and again.
+func TestTLSHello(t *testing.T) {
+	ca := newAuthority(t, "ca")
+	app := tlsApp(t, &tls.Config{Certificates: []tls.Certificate{ca.issue(3)}})
+	w := startTLS(t, app, false, &agentcfg.TLS{Dir: secret(t, t.TempDir(), ca.issue(2), ca)})
+	s := w.mgr.up()
+	w.table(s, byHeader("lou", "lou"))
+	long := strings.Repeat("x", 200)
+	hellos := []*tls.Config{
+		{NextProtos: []string{"%999999[1]d\x1b", long}},
+		{ServerName: "%999999[1]d" + long, NextProtos: []string{"http/1.1"}},
+	}
+	for i := range 50 {
+		hellos = append(hellos, &tls.Config{NextProtos: []string{fmt.Sprint("p", i)}}, &tls.Config{ServerName: fmt.Sprint("n", i)})
+	}
+	for _, cfg := range hellos {
+		cfg.InsecureSkipVerify = true
+		if c, err := tls.Dial("tcp", fmt.Sprintf("127.0.0.1:%d", w.cfg.Ports[0].AgentPort), cfg); err == nil {
+			_ = c.Close()
+		}
+	}
+	w.until("the manager is told", func() bool { return len(w.mgr.noted()) > 1 })
+	w.agent.up.notes.mu.Lock()
+	told := len(w.agent.up.notes.told)
+	w.agent.up.notes.mu.Unlock()
+	if told != 2 {
+		t.Errorf("%d notes are remembered", told)
+	}
+	texts := w.mgr.noted()
+	for _, d := range w.agent.up.decisions.last(control.Port{Protocol: "TCP", Number: app.port()}, control.MaxDecisions) {
+		texts = append(texts, d.Why)
+	}
+	for _, text := range texts {
+		if len(text) > 400 || strings.ContainsRune(text, '\x1b') {
+			t.Errorf("told %d bytes, %.400q", len(text), text)
+		}
+	}
+	if n := w.mgr.noted(); len(n) != 2 || !strings.Contains(n[0]+n[1], "%999999[1]d") {
+		t.Errorf("told %.400q", n)
+	}
+}
+
+// There are only so many notes.
+func TestNotesBounded(t *testing.T) {
+	n, s := notes{}, &mux.Session{}
+	told := 0
+	for i := range 2 * maxNotes {
+		for range 2 {
+			if n.isNew(s, control.Note{Text: fmt.Sprint(i)}) {
+				told++
+			}
+		}
+	}
+	if told != maxNotes || len(n.told) != maxNotes {
+		t.Errorf("%d told, %d remembered", told, len(n.told))
+	}
+}
+
 // Not everything on a TLS port is TLS.
 func TestTLSPortWithoutTLS(t *testing.T) {
 	ca := newAuthority(t, "ca")

@@ -234,7 +234,7 @@ func (u *uplink) serve(ctx context.Context, s *mux.Session) error {
 			}
 			u.decisions.keep(t)
 			for _, e := range u.table.set(t, u.cfg.Log) {
-				u.tell(s, control.Note{Port: control.Port{Protocol: e.Protocol, Number: e.ContainerPort}, Text: newerRule})
+				u.tell(s, control.Note{Port: control.Port{Protocol: e.Protocol, Number: e.ContainerPort}, Text: newerRule}, "")
 			}
 			if u.cfg.Level != nil {
 				if err := u.cfg.Level.Change(t.LogLevel, 0); err != nil {
