@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"container/list"
 	"context"
 	"fmt"
 	"io"
@@ -18,8 +19,11 @@ import (
 )
 
 const (
-	// maxTalks bounds the clients of a UDP port that are remembered at once.
+	// maxTalks bounds the clients of a UDP port that are remembered at once. Beyond it the one that is idle longest makes room.
 	maxTalks = 4096
+	// questionIdle ends a conversation of one datagram each way at most, as Linux does (nf_conntrack_udp_timeout): clients of DNS take a new port
+	// for each question.
+	questionIdle = 30 * time.Second
 	// talkQueue is how many datagrams of a client wait for the other side; more are lost, as in a full socket buffer.
 	talkQueue = 64
 	// keptDatagrams is how many datagrams that nobody has answered yet are kept for the app, should the laptop refuse them.
@@ -41,6 +45,8 @@ type udpPort struct {
 	mu sync.Mutex
 	// guarded by mu:
 	talks   map[netip.AddrPort]*talk // by client
+	order   list.List                // of these, the one that is idle longest first
+	running int                      // talks whose goroutine has yet to end, among them those that made room
 	refused map[string]time.Time     // by intercept: until when it gets nothing, and the app is asked instead
 	copies  map[copyKey]*packetsCopy
 }
@@ -52,6 +58,12 @@ type talk struct {
 	in     chan []byte
 	ctx    context.Context
 	cancel context.CancelFunc
+
+	// guarded by udpPort.mu:
+	place         *list.Element // in udpPort.order
+	came, answers int           // datagrams
+	last          time.Time     // of one
+	expiry        *time.Timer   // ends it if it is but a question
 }
 
 func listenUDP(cfg agentcfg.Port, podIP string) (*udpPort, error) {
@@ -89,7 +101,7 @@ func (p *udpPort) serve(ctx context.Context, a *Agent) error {
 		p.copy(ctx, a, client, d, &wg)
 		t, fresh := p.talk(ctx, a, client)
 		if t == nil {
-			continue // too many clients
+			continue
 		}
 		select {
 		case t.in <- d:
@@ -124,28 +136,63 @@ func (p *udpPort) talk(ctx context.Context, a *Agent, client netip.AddrPort) (_ 
 	t := p.talks[client]
 	switch {
 	case t != nil && t.to == to:
+		t.came++
+		p.usedLocked(t)
 		return t, false
-	case t != nil:
-		t.cancel()
-	case len(p.talks) >= maxTalks:
+	case p.running >= 2*maxTalks: // they come faster than others end
 		return nil, false
+	case t != nil:
+		p.removeLocked(t)
+	case len(p.talks) >= maxTalks:
+		p.removeLocked(p.order.Front().Value.(*talk))
 	}
-	t = &talk{client: client, to: to, in: make(chan []byte, talkQueue)}
+	t = &talk{client: client, to: to, in: make(chan []byte, talkQueue), came: 1, last: time.Now()}
 	t.ctx, t.cancel = context.WithCancel(ctx)
+	t.place, t.expiry = p.order.PushBack(t), time.AfterFunc(questionIdle, func() { p.expire(t) })
 	p.talks[client] = t
+	p.running++
 	if why != "" {
 		a.up.decisions.note(p.cfg, client, nil, "", why)
 	}
 	return t, true
 }
 
-func (p *udpPort) forget(t *talk) {
+// usedLocked notes a datagram, one way or the other.
+func (p *udpPort) usedLocked(t *talk) {
+	t.last = time.Now()
+	p.order.MoveToBack(t.place)
+}
+
+// removeLocked ends a conversation; it may be called again.
+func (p *udpPort) removeLocked(t *talk) {
 	t.cancel()
-	p.mu.Lock()
-	defer p.mu.Unlock()
+	t.expiry.Stop()
+	p.order.Remove(t.place)
 	if p.talks[t.client] == t {
 		delete(p.talks, t.client)
 	}
+}
+
+// expire ends a conversation that is but a question. Others end as any flow without traffic does.
+func (p *udpPort) expire(t *talk) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if t.came > 1 || t.answers > 1 {
+		return
+	}
+	if left := questionIdle - time.Since(t.last); left > 0 {
+		t.expiry.Reset(left)
+		return
+	}
+	p.removeLocked(t)
+}
+
+// forget is called once its goroutine has nothing more to do.
+func (p *udpPort) forget(t *talk) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.removeLocked(t)
+	p.running--
 }
 
 // run carries a conversation until it is idle. What a laptop refuses goes to the app.
@@ -251,6 +298,8 @@ func (s *clientSide) NextPacket(fn func([]byte) error) error {
 func (s *clientSide) WritePacket(b []byte) error {
 	s.p.mu.Lock()
 	s.answered, s.kept = true, nil
+	s.t.answers++
+	s.p.usedLocked(s.t)
 	s.p.mu.Unlock()
 	_, err := s.p.conn.WriteToUDPAddrPort(b, s.t.client)
 	return err

@@ -3,12 +3,14 @@ package agent
 import (
 	"errors"
 	"net"
+	"net/netip"
 	"os"
 	"strconv"
 	"strings"
 	"sync/atomic"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/doppel-dev/doppel/internal/agentcfg"
@@ -168,5 +170,114 @@ func TestUDPOnPodIP(t *testing.T) {
 	w.mgr.up()
 	if got := w.asks(w.client(port), "a"); got != "app:a" {
 		t.Errorf("%q", got)
+	}
+}
+
+// bareUDP is a UDP port that nobody serves.
+func bareUDP(t *testing.T) (*udpPort, *Agent) {
+	t.Helper()
+	p, err := listenUDP(agentcfg.Port{Protocol: "UDP"}, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = p.conn.Close() })
+	a := &Agent{}
+	a.table.init()
+	return p, a
+}
+
+// stranger is the i-th of many clients.
+func stranger(i int) netip.AddrPort {
+	return netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 1, byte(i >> 8), byte(i)}), 9)
+}
+
+// When there are too many clients, whoever has been idle longest makes room, both directions counted.
+func TestUDPMakesRoom(t *testing.T) {
+	p, a := bareUDP(t)
+	var talks []*talk
+	for i := range maxTalks {
+		one, _ := p.talk(t.Context(), a, stranger(i))
+		talks = append(talks, one)
+	}
+	if again, fresh := p.talk(t.Context(), a, stranger(0)); again != talks[0] || fresh {
+		t.Error("a client that goes on has a new conversation")
+	}
+	if err := p.side(talks[1], nil).WritePacket([]byte("answer")); err != nil {
+		t.Fatal(err)
+	}
+	for i := range 2 {
+		if one, fresh := p.talk(t.Context(), a, stranger(maxTalks+i)); one == nil || !fresh {
+			t.Error("a new client is not served")
+		}
+	}
+	for i, one := range talks {
+		if ended := one.ctx.Err() != nil; ended != (i == 2 || i == 3) {
+			t.Errorf("conversation %d: ended %t", i, ended)
+		}
+	}
+	if len(p.talks) != maxTalks || p.order.Len() != maxTalks {
+		t.Errorf("%d conversations, %d in order", len(p.talks), p.order.Len())
+	}
+	for i := range 2 * maxTalks {
+		p.talk(t.Context(), a, stranger(2*maxTalks+i))
+	}
+	if p.running != 2*maxTalks {
+		t.Errorf("%d run, though none ends", p.running)
+	}
+	for _, one := range talks {
+		p.forget(one)
+	}
+	if one, _ := p.talk(t.Context(), a, stranger(0)); one == nil || p.running != maxTalks+1 {
+		t.Errorf("%d run after others have ended", p.running)
+	}
+}
+
+// New clients are served while others have asked all the questions that there is room for.
+func TestUDPManyClients(t *testing.T) {
+	w, port := startUDP(t, "127.0.0.1")
+	w.mgr.up()
+	for i := range maxTalks {
+		w.agent.udp[0].talk(t.Context(), w.agent, stranger(i))
+	}
+	if got := w.asks(w.client(port), "a"); got != "app:a" {
+		t.Errorf("%q", got)
+	}
+}
+
+// A question and its answer are soon forgotten, a conversation is not.
+func TestUDPQuestion(t *testing.T) {
+	for name, tt := range map[string]struct {
+		came, answers int
+		ends          bool
+	}{
+		"unanswered": {1, 0, true}, "answered": {1, 1, true}, "asked twice": {2, 0, false}, "answered twice": {1, 2, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			p, a := bareUDP(t)
+			synctest.Test(t, func(t *testing.T) {
+				one, _ := p.talk(t.Context(), a, stranger(0))
+				for range tt.came - 1 {
+					time.Sleep(questionIdle / 4)
+					p.talk(t.Context(), a, stranger(0))
+				}
+				for range tt.answers {
+					time.Sleep(questionIdle / 4)
+					_ = p.side(one, nil).WritePacket([]byte("answer"))
+				}
+				time.Sleep(questionIdle - 1)
+				synctest.Wait()
+				if one.ctx.Err() != nil {
+					t.Error("ended too soon")
+				}
+				time.Sleep(1)
+				synctest.Wait()
+				if ended := one.ctx.Err() != nil; ended != tt.ends {
+					t.Errorf("ended %t", ended)
+				}
+				if _, fresh := p.talk(t.Context(), a, stranger(0)); fresh != tt.ends {
+					t.Errorf("the next datagram: a new conversation %t", fresh)
+				}
+			})
+		})
 	}
 }
