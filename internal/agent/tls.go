@@ -22,6 +22,10 @@ import (
 // tlsTimeout bounds a TLS handshake, with the app's inside the client's.
 const tlsTimeout = 10 * time.Second
 
+// firstFor is how long the connection to the app that was made for a client's handshake waits for the first request. Nobody watches it, and apps give up
+// connections on which nothing comes: a request on one of these would be lost.
+const firstFor = time.Second
+
 // splitProtos are the application protocols (ALPN, RFC 7301) that can be split by request.
 var splitProtos = []string{"h2", "http/1.1"}
 
@@ -79,7 +83,7 @@ type tlsSplit struct {
 
 	mu sync.Mutex
 	// guarded by mu
-	first *tls.Conn // the connection to the app that the handshake made, until it is used
+	first *tls.Conn // the connection to the app that the handshake made, until it is used or given up
 }
 
 // byRequestTLS splits the requests in a TLS connection. What cannot be split is passed to the app untouched.
@@ -151,6 +155,7 @@ func (s *tlsSplit) greet(ctx context.Context, h *tls.ClientHelloInfo) (*tls.Conf
 		s.mu.Lock()
 		s.first = app
 		s.mu.Unlock()
+		time.AfterFunc(firstFor, s.drop)
 	}
 	cfg := &tls.Config{Certificates: []tls.Certificate{s.server.cert}, MinVersion: tls.VersionTLS12, NextProtos: s.protos}
 	if s.client != nil && s.client.ca != nil { // the app lets in whom we let in: so we ask for what it would ask for
@@ -165,6 +170,10 @@ func (s *tlsSplit) app(ctx context.Context) (flow.Stream, error) {
 	c := s.first
 	s.first = nil
 	s.mu.Unlock()
+	if c != nil && !unused(c) {
+		_ = c.Close()
+		c = nil
+	}
 	if c == nil {
 		var err error
 		if c, err = s.dial(ctx, s.protos); err != nil {
@@ -174,11 +183,30 @@ func (s *tlsSplit) app(ctx context.Context) (flow.Stream, error) {
 	return &tlsStream{c, flow.FromTCP(c.NetConn().(*net.TCPConn))}, nil
 }
 
+// ticketTime is what there is for reading tickets that have come.
+const ticketTime = time.Millisecond
+
+// unused says whether an app has neither ended a connection nor said anything, a 408 say, that would be taken for an answer. What TLS says does
+// not count: OpenSSL sends tickets unasked. In HTTP/2 servers speak first, and say which requests they have not looked at.
+func unused(c *tls.Conn) bool {
+	raw := c.NetConn().(*net.TCPConn)
+	if c.ConnectionState().NegotiatedProtocol == "h2" || !pending(raw) {
+		return true
+	}
+	_ = c.SetReadDeadline(time.Now().Add(ticketTime))
+	_, err := c.Read(make([]byte, 1))
+	_ = c.SetReadDeadline(time.Time{})
+	return errors.Is(err, os.ErrDeadlineExceeded) && !pending(raw)
+}
+
+// drop gives the first connection up if nobody uses it.
 func (s *tlsSplit) drop() {
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.first != nil {
-		_ = s.first.Close()
+	c := s.first
+	s.first = nil
+	s.mu.Unlock()
+	if c != nil {
+		_ = c.Close()
 	}
 }
 

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"bufio"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -16,6 +17,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -300,6 +302,107 @@ func TestTLSClientCertificate(t *testing.T) {
 	} {
 		if got, err := w.askTLS(w.tlsClient(cfg, false), "lou"); err == nil {
 			t.Errorf("a client that shows %s got %q", name, got)
+		}
+	}
+}
+
+// The connection to the app that the handshake has made gets no request that would be lost, or answered with what the app has said before.
+func TestTLSFirstConnection(t *testing.T) {
+	end := func(c net.Conn) { _ = c.Close() }
+	for name, tt := range map[string]struct {
+		idle func(net.Conn) // what the app does with it; nil: it serves it
+	}{
+		"nothing":      {nil},
+		"ended by app": {end},
+		"answered 408": {func(c net.Conn) {
+			_, _ = io.WriteString(c, "HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\n\r\n")
+		}},
+		"for too long": {func(c net.Conn) { _, _ = io.Copy(io.Discard, c) }},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			ca := newAuthority(t, "ca")
+			cert := ca.issue(2)
+			var conns atomic.Int32
+			left := make(chan struct{})
+			app := newApp(t, func(raw *net.TCPConn) {
+				c := tls.Server(raw, &tls.Config{Certificates: []tls.Certificate{cert}})
+				if c.Handshake() != nil {
+					return
+				}
+				if n := conns.Add(1); n == 1 && tt.idle != nil {
+					tt.idle(c)
+					close(left)
+					return
+				}
+				serveAny(c, "app", false)
+			})
+			s := &tlsSplit{p: &port{cfg: agentcfg.Port{ContainerPort: app.port(), TLS: &agentcfg.TLS{Dir: secret(t, t.TempDir(), cert, nil)}}}}
+			t.Cleanup(s.drop)
+			if _, err := s.greet(t.Context(), &tls.ClientHelloInfo{SupportedVersions: []uint16{tls.VersionTLS13}}); err != nil {
+				t.Fatal(err)
+			}
+			if tt.idle != nil {
+				select {
+				case <-left:
+				case <-time.After(deadline):
+					t.Fatal("the connection stays open")
+				}
+			}
+			st, err := s.app(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer st.Close()
+			if _, err := io.WriteString(st, "GET / HTTP/1.1\r\nHost: web\r\n\r\n"); err != nil {
+				t.Fatal(err)
+			}
+			r, err := http.ReadResponse(bufio.NewReader(st), nil)
+			if err != nil || r.StatusCode != http.StatusOK {
+				t.Fatal(r, err)
+			}
+			_ = r.Body.Close()
+			if got := conns.Load(); got != 1 && tt.idle == nil {
+				t.Errorf("%d connections", got)
+			}
+		})
+	}
+}
+
+// Tickets that come unasked make no second handshake.
+func TestTLSTickets(t *testing.T) {
+	ca := newAuthority(t, "ca")
+	cert := ca.issue(2)
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	go func() {
+		raw, err := l.Accept()
+		if err != nil {
+			return
+		}
+		defer raw.Close()
+		// Go sends tickets after the handshake only if it has asked for a certificate, and if the client knows sessions.
+		_ = tls.Server(raw, &tls.Config{Certificates: []tls.Certificate{cert}, ClientAuth: tls.RequestClientCert}).Handshake()
+		_, _ = io.Copy(io.Discard, raw)
+	}()
+	c, err := tls.Dial("tcp", l.Addr().String(), &tls.Config{InsecureSkipVerify: true, ClientSessionCache: tls.NewLRUClientSessionCache(1)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	raw := c.NetConn().(*net.TCPConn)
+	for end := time.Now().Add(deadline); !pending(raw); time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("no ticket")
+		}
+	}
+	// A machine that is busy may find no time to read it, and dials anew.
+	for i := 0; !unused(c); i++ {
+		if i == 100 {
+			t.Fatal("a ticket counts as an answer")
 		}
 	}
 }
