@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"slices"
 	"sync/atomic"
@@ -24,6 +25,7 @@ type apps struct {
 	shown   []agentcfg.App
 	environ []string // of this process, with the apps' under their prefixes
 	table   *table
+	log     *slog.Logger
 	serving atomic.Int32
 }
 
@@ -85,7 +87,7 @@ func (a *apps) files(r *mux.Request, intercept string) {
 	}
 	defer a.table.subscribe(check)()
 	check() // it may have ended before
-	if err := sftpd.Serve(st, exports); err != nil && !errors.Is(err, os.ErrClosed) {
+	if err := sftpd.Serve(st, exports, a.log); err != nil && !errors.Is(err, os.ErrClosed) {
 		st.Reset()
 	}
 }

@@ -48,7 +48,7 @@ func newUplink(cfg Config, t *table) (*uplink, error) {
 	}
 	u := &uplink{cfg: cfg, identity: id, table: t, calls: make(chan answered)}
 	t.silent = u.silent
-	u.apps = &apps{shown: cfg.Agent.Apps, environ: cfg.Environ, table: t}
+	u.apps = &apps{shown: cfg.Agent.Apps, environ: cfg.Environ, table: t, log: cfg.Log}
 	u.link = tunnel.NewLink(tunnel.LinkConfig{
 		Dial:  u.dial,
 		Serve: u.serve,

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"os"
 	"os/exec"
@@ -40,7 +41,7 @@ func serve(b *testing.B, dir string) *os.File {
 	if err != nil {
 		b.Fatal(err)
 	}
-	go func() { _ = sftpd.Serve(c, []sftpd.Export{{Path: "/data", Dir: dir}}) }()
+	go func() { _ = sftpd.Serve(c, []sftpd.Export{{Path: "/data", Dir: dir}}, slog.New(slog.DiscardHandler)) }()
 	return here
 }
 

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"log/slog"
 	"math/rand/v2"
 	"net"
 	"os"
@@ -80,7 +81,7 @@ func (w *world) dial(context.Context) (io.ReadWriteCloser, error) {
 	here, there := net.Pipe()
 	w.streams = append(w.streams, here)
 	go func() {
-		_ = sftpd.Serve(there, []sftpd.Export{{Path: "/data", Dir: w.data}, {Path: "/etc/app", Dir: w.conf, ReadOnly: true}})
+		_ = sftpd.Serve(there, []sftpd.Export{{Path: "/data", Dir: w.data}, {Path: "/etc/app", Dir: w.conf, ReadOnly: true}}, slog.New(slog.DiscardHandler))
 	}()
 	if w.wrap != nil {
 		return w.wrap(here), nil

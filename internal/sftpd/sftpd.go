@@ -5,6 +5,7 @@ import (
 	"cmp"
 	"errors"
 	"io"
+	"log/slog"
 	"slices"
 	"sync"
 
@@ -17,15 +18,14 @@ const MaxHandles = 1024
 // maxData is the longest answer to a read; what a client asks for beyond it comes in a second one.
 const maxData = 256<<10 - 1<<10 // the library takes packets of 256 KiB
 
-// Serve serves exports on one stream until its client hangs up. It closes the stream.
-func Serve(stream io.ReadWriteCloser, exports []Export) error {
+// Serve serves exports on one stream until its client hangs up. It closes the stream. One that cannot be opened is there, says why, and is logged.
+func Serve(stream io.ReadWriteCloser, exports []Export, log *slog.Logger) error {
 	s := &server{open: map[*file]struct{}{}}
 	defer s.close()
 	for _, e := range exports {
-		v, err := openVolume(e)
-		if err != nil {
-			_ = stream.Close()
-			return err
+		v := openVolume(e)
+		if v.err != nil {
+			log.Warn("volume not served", "path", e.Path, "err", v.err)
 		}
 		s.tree.volumes = append(s.tree.volumes, v)
 	}

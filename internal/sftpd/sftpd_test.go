@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"log/slog"
 	"math/rand/v2"
 	"net"
 	"os"
@@ -69,7 +70,7 @@ func (w *world) client() *sftp.Client {
 	w.t.Helper()
 	here, there := net.Pipe()
 	done := make(chan error, 1)
-	go func() { done <- Serve(there, w.exports) }()
+	go func() { done <- Serve(there, w.exports, slog.New(slog.DiscardHandler)) }()
 	c, err := sftp.NewClientPipe(here, here)
 	must(w.t, err)
 	w.t.Cleanup(func() {
@@ -447,7 +448,7 @@ func FuzzServe(f *testing.F) {
 	f.Fuzz(func(t *testing.T, in []byte) {
 		here, there := net.Pipe()
 		done := make(chan error, 1)
-		go func() { done <- Serve(there, []Export{{Path: "/a", Dir: vol}}) }()
+		go func() { done <- Serve(there, []Export{{Path: "/a", Dir: vol}}, slog.New(slog.DiscardHandler)) }()
 		go func() { _, _ = io.Copy(io.Discard, here) }()
 		_, _ = here.Write(in)
 		_ = here.Close()
@@ -464,7 +465,7 @@ func TestOpenWithPermissions(t *testing.T) {
 	w := newWorld(t)
 	here, there := net.Pipe()
 	done := make(chan error, 1)
-	go func() { done <- Serve(there, w.exports) }()
+	go func() { done <- Serve(there, w.exports, slog.New(slog.DiscardHandler)) }()
 	const path, flags = "/data/new", 0x2 | 0x4 | 0x8 // write, append, create: bits that stand for attributes elsewhere
 	open := binary.BigEndian.AppendUint32([]byte{3, 0, 0, 0, 1}, uint32(len(path)))
 	open = binary.BigEndian.AppendUint32(append(open, path...), flags)

@@ -24,18 +24,17 @@ type Export struct {
 type volume struct {
 	Export
 	root *os.Root // of a directory
+	err  error    // why it could not be opened: this process may not read what belongs to another user. The other volumes are served all the same
 }
 
-func openVolume(e Export) (*volume, error) {
-	fi, err := os.Stat(e.Dir)
-	if err != nil {
-		return nil, err
-	}
+func openVolume(e Export) *volume {
 	v := &volume{Export: e}
-	if fi.IsDir() {
+	fi, err := os.Stat(e.Dir)
+	if err == nil && fi.IsDir() {
 		v.root, err = os.OpenRoot(e.Dir)
 	}
-	return v, err
+	v.err = err
+	return v
 }
 
 // tree is the file system that is served: the volumes where the app has them, and the directories that lead to them. It has no place
@@ -60,6 +59,9 @@ func (t *tree) find(p string) (place, error) {
 	}
 	for _, v := range t.volumes {
 		if rel, ok := below(v.Path, p); ok {
+			if v.err != nil {
+				return place{v, rel}, bare(v.err)
+			}
 			if v.root == nil && rel != "." {
 				return place{}, syscall.ENOTDIR
 			}
@@ -129,6 +131,9 @@ func below(dir, p string) (string, bool) {
 func (t *tree) stat(p string, follow bool) (fs.FileInfo, error) {
 	at, err := t.look(p)
 	if err != nil {
+		if at.vol != nil && at.top() { // the app has it, so it is in lists
+			return closed{directory(path.Base(p))}, nil
+		}
 		return nil, err
 	}
 	if at.vol == nil {
@@ -164,6 +169,11 @@ func (directory) Mode() fs.FileMode  { return fs.ModeDir | 0o555 }
 func (directory) ModTime() time.Time { return time.Unix(0, 0) }
 func (directory) IsDir() bool        { return true }
 func (directory) Sys() any           { return nil }
+
+// closed is a volume that could not be opened.
+type closed struct{ directory }
+
+func (closed) Mode() fs.FileMode { return fs.ModeDir }
 
 // named is the root of a volume under the name that the app has it under.
 type named struct {
