@@ -2,8 +2,8 @@ package mount
 
 import (
 	"io/fs"
+	"slices"
 	"sync"
-	"sync/atomic"
 	"time"
 )
 
@@ -17,11 +17,16 @@ const (
 // listings remembers for cacheTime what directories hold. Whoever looks up a second name of one directory in that time gets the whole of it
 // listed: a walk through many files then asks once for each directory and not for each file.
 type listings struct {
-	changes atomic.Uint64 // made here: a list that was asked for before one is not remembered
-
 	mu sync.Mutex
 	// guarded by mu
-	dirs map[string]*listing
+	dirs  map[string]*listing
+	asked map[*question]struct{} // not answered yet
+}
+
+// question is a list that somebody has asked for.
+type question struct {
+	dir string
+	old bool // guarded by listings.mu: the directory was changed here meanwhile, and the list may be of before
 }
 
 type listing struct {
@@ -52,17 +57,39 @@ func (l *listings) lacks(dir, name string) bool {
 	return d != nil && d.names != nil && d.names[name] == nil
 }
 
-// set remembers a whole directory, as it was asked for after so many changes.
-func (l *listings) set(dir string, changes uint64, asked time.Time, fis []fs.FileInfo) {
+// ask is called before a directory is listed, and answer or giveUp after it.
+func (l *listings) ask(dir string) *question {
+	q := &question{dir: dir}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.asked == nil {
+		l.asked = map[*question]struct{}{}
+	}
+	l.asked[q] = struct{}{}
+	return q
+}
+
+func (l *listings) giveUp(q *question) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	delete(l.asked, q)
+}
+
+// answer remembers a whole directory, from now on: a list that has taken longer than cacheTime to come would be of no use else. It returns nil
+// for a list that nobody is to rely on.
+func (l *listings) answer(q *question, fis []fs.FileInfo) map[string]fs.FileInfo {
 	names := make(map[string]fs.FileInfo, len(fis))
 	for _, fi := range fis {
 		names[fi.Name()] = fi
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.changes.Load() == changes {
-		l.put(dir, &listing{at: asked, names: names})
+	delete(l.asked, q)
+	if q.old {
+		return nil
 	}
+	l.put(q.dir, &listing{at: time.Now(), names: names})
+	return names
 }
 
 func (l *listings) put(dir string, d *listing) {
@@ -86,8 +113,10 @@ func (l *listings) put(dir string, d *listing) {
 func (l *listings) changed(dirs ...string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.changes.Add(1)
 	for _, d := range dirs {
 		delete(l.dirs, d)
+	}
+	for q := range l.asked {
+		q.old = q.old || slices.Contains(dirs, q.dir)
 	}
 }

@@ -673,3 +673,57 @@ func TestWalk(t *testing.T) {
 		}
 	}
 }
+
+// counted is a stream that counts a client's requests of one kind, and lets each wait.
+type counted struct {
+	net.Conn
+	kind  byte
+	n     *atomic.Int64
+	pause time.Duration
+}
+
+func (s counted) Write(p []byte) (int, error) {
+	if len(p) > 4 && p[4] == s.kind {
+		s.n.Add(1)
+		time.Sleep(s.pause)
+	}
+	return s.Conn.Write(p)
+}
+
+// A directory whose list takes longer to come than names are believed is asked for once, and not for each of its names.
+func TestSlowList(t *testing.T) {
+	w := newWorld(t)
+	for i := range 8 {
+		w.write(filepath.Join(w.data, fmt.Sprint(i)), "")
+	}
+	var n atomic.Int64
+	w.mu.Lock()
+	w.wrap = func(c net.Conn) io.ReadWriteCloser { return counted{c, 11, &n, cacheTime + 100*time.Millisecond} } // OPENDIR
+	w.mu.Unlock()
+	w.cut(false)
+	names, err := os.ReadDir(w.in("data"))
+	must(t, err)
+	for _, e := range names {
+		_, err := os.Lstat(w.in("data", e.Name()))
+		must(t, err)
+	}
+	if len(names) != 8 || n.Load() > 2 {
+		t.Errorf("%d names, %d lists", len(names), n.Load())
+	}
+}
+
+// What is changed while a directory is listed is not forgotten because of the list.
+func TestChangedWhileListed(t *testing.T) {
+	var l listings
+	q, other := l.ask("/a"), l.ask("/b")
+	l.changed("/a")
+	if names := l.answer(q, nil); names != nil {
+		t.Errorf("a list of before: %v", names)
+	}
+	if names := l.answer(other, nil); names == nil {
+		t.Error("another directory's list is not taken")
+	}
+	if _, known, _ := l.find("/a", "f"); known {
+		t.Error("a list of before is remembered")
+	}
+}

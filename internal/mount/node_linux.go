@@ -127,8 +127,8 @@ func (n *node) Lookup(ctx context.Context, name string, out *fuse.EntryOut) (*fs
 	n.settle(name)
 	fi, known, list := n.m.known.find(dir, name)
 	if list {
-		if _, errno := n.list(ctx, dir); errno == 0 {
-			fi, known, _ = n.m.known.find(dir, name)
+		if _, names, errno := n.list(ctx, dir); errno == 0 && names != nil {
+			fi, known = names[name], true
 		}
 	}
 	if !known || fi == nil && strings.HasPrefix(name, "..") { // which the server may know though it is in no list
@@ -160,9 +160,9 @@ func (m *FS) lstat(ctx context.Context, p string) (iofs.FileInfo, error) {
 	return <-found, nil
 }
 
-// list asks for a whole directory and remembers it.
-func (n *node) list(ctx context.Context, dir string) ([]iofs.FileInfo, syscall.Errno) {
-	changes, asked := n.m.known.changes.Load(), time.Now()
+// list asks for a whole directory and remembers it. By their names the files are given only if nothing was changed there meanwhile.
+func (n *node) list(ctx context.Context, dir string) ([]iofs.FileInfo, map[string]iofs.FileInfo, syscall.Errno) {
+	q := n.m.known.ask(dir)
 	found := make(chan []iofs.FileInfo, 2)
 	err := n.m.remote.again(ctx, func(c *sftp.Client) error {
 		fis, err := c.ReadDirContext(ctx, dir)
@@ -172,11 +172,11 @@ func (n *node) list(ctx context.Context, dir string) ([]iofs.FileInfo, syscall.E
 		return err
 	})
 	if err != nil {
-		return nil, number(err)
+		n.m.known.giveUp(q)
+		return nil, nil, number(err)
 	}
 	fis := <-found
-	n.m.known.set(dir, changes, asked, fis)
-	return fis, 0
+	return fis, n.m.known.answer(q, fis), 0
 }
 
 // Readdir implements fs.NodeReaddirer.
@@ -185,7 +185,7 @@ func (n *node) Readdir(ctx context.Context) (fs.DirStream, syscall.Errno) {
 	for name := range n.Children() {
 		n.settle(name)
 	}
-	fis, errno := n.list(ctx, dir)
+	fis, _, errno := n.list(ctx, dir)
 	if errno != 0 {
 		return nil, errno
 	}
@@ -344,6 +344,7 @@ func (n *node) Rename(ctx context.Context, name string, to fs.InodeEmbedder, new
 	defer n.changed()
 	defer target.changed()
 	from, dest := n.childPath(name), target.childPath(newName)
+	defer n.m.known.changed(from, dest) // directories, maybe
 	n.settle(name)
 	switch flags {
 	case 0:

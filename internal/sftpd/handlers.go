@@ -382,30 +382,43 @@ type listing struct {
 	mu sync.Mutex
 	// guarded by mu
 	first []fs.FileInfo // and their names hide those in f
-	given int
+	begun bool
+	next  []fs.FileInfo // read, and not given yet
 }
 
 func (l *listing) ListAt(out []fs.FileInfo, _ int64) (int, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.given < len(l.first) {
-		n := copy(out, l.first[l.given:])
-		l.given += n
-		return n, nil
+	if !l.begun {
+		l.begun, l.next = true, slices.Clone(l.first)
 	}
-	for l.f != nil {
+	for len(l.next) == 0 {
+		if l.f == nil {
+			return 0, io.EOF
+		}
 		fis, err := l.f.Readdir(len(out))
-		fis = slices.DeleteFunc(fis, func(fi fs.FileInfo) bool {
+		l.next = slices.DeleteFunc(fis, func(fi fs.FileInfo) bool {
 			return slices.ContainsFunc(l.first, func(hides fs.FileInfo) bool { return hides.Name() == fi.Name() })
 		})
-		if n := copy(out, fis); n > 0 {
-			return n, nil
-		}
-		if err != nil {
+		if len(l.next) == 0 && err != nil {
 			return 0, bare(err)
 		}
 	}
-	return 0, io.EOF
+	n := copy(out, l.next[:fit(l.next)])
+	l.next = l.next[n:]
+	return n, nil
+}
+
+// fit is how many entries a packet has room for: each has its name, a line as ls(1) has it, which ends in the name, and attributes.
+func fit(fis []fs.FileInfo) int {
+	const rest = 4 + 4 + 128 + 32 // lengths, the line without the name, attributes
+	size := 0
+	for i, fi := range fis {
+		if size += rest + 2*len(fi.Name()); size > maxData {
+			return i
+		}
+	}
+	return len(fis)
 }
 
 func (l *listing) Close() error {

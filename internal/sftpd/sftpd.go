@@ -18,6 +18,11 @@ const MaxHandles = 1024
 // maxData is the longest answer to a read; what a client asks for beyond it comes in a second one.
 const maxData = 256<<10 - 1<<10 // the library takes packets of 256 KiB
 
+// maxList is how many entries of a directory are sent at once, as far as they fit: each packet takes a round trip.
+const maxList = 1000
+
+func init() { sftp.MaxFilelist = maxList }
+
 // Serve serves exports on one stream until its client hangs up. It closes the stream. One that cannot be opened is there, says why, and is logged.
 func Serve(stream io.ReadWriteCloser, exports []Export, log *slog.Logger) error {
 	s := &server{open: map[*file]struct{}{}}

@@ -419,8 +419,8 @@ func TestHandlesAreBounded(t *testing.T) {
 // A large directory comes whole, and each name once.
 func TestLargeDirectory(t *testing.T) {
 	w := newWorld(t)
-	for i := range 1234 {
-		w.write(filepath.Join(w.dir, "sub", fmt.Sprint(i)), "")
+	for i := range 1234 { // names so long that a packet does not take maxList of them
+		w.write(filepath.Join(w.dir, "sub", fmt.Sprintf("%0255d", i)), "")
 	}
 	fis, err := w.client().ReadDir("/data/sub")
 	names := map[string]bool{}
