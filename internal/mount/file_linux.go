@@ -31,6 +31,7 @@ type file struct {
 	// guarded by mu
 	handle *sftp.File
 	gen    int // of the client that handle is of
+	closed bool
 }
 
 func newFile(m *FS, n *node, p string, flags int) *file {
@@ -70,7 +71,10 @@ func (b *behind) finish() error {
 func (f *file) open(c *sftp.Client, gen int) (*sftp.File, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.handle != nil && f.gen == gen {
+	switch {
+	case f.closed:
+		return nil, syscall.EBADF
+	case f.handle != nil && f.gen == gen:
 		return f.handle, nil
 	}
 	h, err := something(c.OpenFile(f.path, f.flags))
@@ -142,11 +146,11 @@ func (f *file) writeAt(p []byte, off int64) error {
 
 // Read implements fs.FileReader.
 func (f *file) Read(ctx context.Context, dest []byte, off int64) (fuse.ReadResult, syscall.Errno) {
-	if err := f.n.drain(); err != nil {
-		return nil, number(err)
-	}
 	found := make(chan *view, 1)
 	err := interruptible(ctx, func() error {
+		if err := f.n.drain(context.Background()); err != nil {
+			return err
+		}
 		v, err := f.r.read(off, len(dest), f.size.Load())
 		if err == nil {
 			found <- v
@@ -202,6 +206,7 @@ func (f *file) release() {
 	f.r.forget(true)
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	f.closed = true
 	if f.handle != nil {
 		_ = f.handle.Close()
 	}

@@ -549,23 +549,145 @@ func TestCloseWhileAway(t *testing.T) {
 	<-w.fs.Gone()
 }
 
-// A process that is killed does not wait for a pod that is away.
+// A process that is killed does not wait for a pod that is away, also when it got another signal before.
 func TestInterrupted(t *testing.T) {
-	w := newWorld(t)
-	w.write(filepath.Join(w.data, "f"), "text")
-	w.cut(true)
-	asked := make(chan struct{}, 100)
+	const cat, shell = "ulimit -c 0; exec cat \"$0\"", "trap : USR1; read -r _ < \"$0\"; echo \"$?\""
+	for name, tt := range map[string]struct {
+		program string
+		signals []syscall.Signal
+	}{
+		"killed":                {cat, []syscall.Signal{syscall.SIGKILL}},
+		"terminated":            {cat, []syscall.Signal{syscall.SIGTERM}},
+		"dumped":                {cat, []syscall.Signal{syscall.SIGQUIT}},
+		"killed after a signal": {shell, []syscall.Signal{syscall.SIGUSR1, syscall.SIGKILL}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			w.write(filepath.Join(w.data, "f"), "text")
+			w.cut(true)
+			asked := make(chan struct{}, 100)
+			w.mu.Lock()
+			w.asked = asked
+			w.mu.Unlock()
+			cmd := exec.Command("bash", "-c", tt.program, w.in("data", "f"))
+			var out bytes.Buffer
+			cmd.Stdout, cmd.Stderr = &out, &out
+			must(t, cmd.Start())
+			<-asked // it waits
+			start := time.Now()
+			for _, s := range tt.signals {
+				must(t, cmd.Process.Signal(s))
+				time.Sleep(2 * killPoll) // until the signal has come
+			}
+			_ = cmd.Wait()
+			if d := time.Since(start); d > patience/2 || out.Len() > 0 {
+				t.Errorf("the process ended after %v: %s", d, out.String())
+			}
+		})
+	}
+}
+
+// held is a stream that holds a client's requests of one kind until it is let go, and tells of requests to close a handle.
+type held struct {
+	net.Conn
+	kind        byte
+	came, going chan struct{}
+	closed      chan struct{}
+}
+
+func (w *world) hold(kind byte) held {
+	w.t.Helper()
+	h := held{kind: kind, came: make(chan struct{}, 10), going: make(chan struct{}), closed: make(chan struct{}, 10)}
 	w.mu.Lock()
-	w.asked = asked
+	w.wrap = func(c net.Conn) io.ReadWriteCloser {
+		h := h
+		h.Conn = c
+		return h
+	}
 	w.mu.Unlock()
-	cmd := exec.Command("cat", w.in("data", "f"))
-	must(t, cmd.Start())
-	<-asked // it waits
-	must(t, cmd.Process.Kill())
-	start := time.Now()
-	_ = cmd.Wait()
-	if d := time.Since(start); d > patience/2 {
-		t.Errorf("the process ended after %v", d)
+	w.cut(false)
+	return h
+}
+
+func (h held) Write(p []byte) (int, error) {
+	if len(p) > 4 && p[4] == h.kind {
+		h.came <- struct{}{}
+		<-h.going
+	}
+	if len(p) > 4 && p[4] == 4 { // CLOSE
+		h.closed <- struct{}{}
+	}
+	return h.Conn.Write(p)
+}
+
+// A signal that does not end a program ends none of its operations, which are carried out: what it would be told of the second time is wrong.
+func TestSignals(t *testing.T) {
+	w := newWorld(t)
+	h := w.hold(14) // MKDIR
+	tid, done := make(chan int, 1), make(chan error, 1)
+	go func() {
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		tid <- syscall.Gettid()
+		done <- syscall.Mkdir(w.in("data", "d"), 0o755)
+	}()
+	thread := <-tid
+	<-h.came
+	for range 3 {
+		must(t, syscall.Tgkill(os.Getpid(), thread, syscall.SIGURG))
+		time.Sleep(20 * time.Millisecond) // until it has come
+	}
+	close(h.going)
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+}
+
+// A handle that comes when the program that asked for it has been killed is closed.
+func TestKilledWhileOpening(t *testing.T) {
+	for name, tt := range map[string]struct {
+		kind byte
+		cmd  []string
+	}{
+		"open": {3, []string{"cat", "f"}}, "create": {3, []string{"touch", "new"}}, "opendir": {11, []string{"ls", "."}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			w.write(filepath.Join(w.data, "f"), "text")
+			h := w.hold(tt.kind)
+			cmd := exec.Command(tt.cmd[0], w.in("data", tt.cmd[1]))
+			must(t, cmd.Start())
+			<-h.came
+			must(t, cmd.Process.Kill())
+			_ = cmd.Wait()
+			close(h.going)
+			select {
+			case <-h.closed:
+			case <-time.After(patience):
+				t.Error("it stays open")
+			}
+		})
+	}
+}
+
+func TestDoomed(t *testing.T) {
+	for name, tt := range map[string]struct {
+		status string
+		want   bool
+	}{
+		"nothing":           {"Name:\tcat\nSigPnd:\t0000000000000000\nShdPnd:\t0000000000000000\n", false},
+		"SIGKILL":           {"SigPnd:\t0000000000000100\n", true},
+		"of all threads":    {"ShdPnd:\t0000000000000100\n", true},
+		"SIGCHLD":           {"ShdPnd:\t0000000000010000\n", false},
+		"SIGQUIT":           {"ShdPnd:\t0000000000000004\n", true},
+		"SIGQUIT, caught":   {"ShdPnd:\t0000000000000004\nSigCgt:\t0000000000000004\n", false},
+		"SIGQUIT, blocked":  {"ShdPnd:\t0000000000000004\nSigBlk:\t0000000000000004\n", false},
+		"SIGINT, caught":    {"ShdPnd:\t0000000000000002\nSigCgt:\t0000000000000002\n", false},
+		"nothing of it all": {"", false},
+	} {
+		if got := doomed([]byte(tt.status)); got != tt.want {
+			t.Errorf("%s: %v", name, got)
+		}
 	}
 }
 

@@ -18,6 +18,8 @@ func Mount(context.Context, Config) (*FS, error) { return nil, ErrNoFUSE }
 
 func unmount(string) error { return ErrNoFUSE }
 
+func dying(context.Context) bool { return true }
+
 // Close does nothing.
 func (*FS) Close() {}
 

@@ -101,30 +101,35 @@ func (n *node) child(ctx context.Context, name string, fi iofs.FileInfo, out *fu
 }
 
 // settle has what was written to the child of that name arrive, so that its size is right.
-func (n *node) settle(name string) {
+func (n *node) settle(ctx context.Context, name string) {
 	if c := n.GetChild(name); c != nil {
-		_ = c.Operations().(*node).drain()
+		_ = c.Operations().(*node).drain(ctx)
 	}
 }
 
 // drain waits for what was written through any open file of the node.
-func (n *node) drain() error {
+func (n *node) drain(ctx context.Context) error {
 	n.mu.Lock()
 	files := slices.Clone(n.open)
 	n.mu.Unlock()
-	var first error
-	for _, f := range files {
-		if err := f.w.settle(); err != nil && first == nil {
-			first = err
-		}
+	if len(files) == 0 {
+		return nil
 	}
-	return first
+	return interruptible(ctx, func() error {
+		var first error
+		for _, f := range files {
+			if err := f.w.settle(); err != nil && first == nil {
+				first = err
+			}
+		}
+		return first
+	})
 }
 
 // Lookup implements fs.NodeLookuper.
 func (n *node) Lookup(ctx context.Context, name string, out *fuse.EntryOut) (*fs.Inode, syscall.Errno) {
 	dir := n.path()
-	n.settle(name)
+	n.settle(ctx, name)
 	fi, known, list := n.m.known.find(dir, name)
 	if list {
 		if _, names, errno := n.list(ctx, dir); errno == 0 && names != nil {
@@ -165,7 +170,7 @@ func (n *node) list(ctx context.Context, dir string) ([]iofs.FileInfo, map[strin
 	q := n.m.known.ask(dir)
 	found := make(chan []iofs.FileInfo, 2)
 	err := n.m.remote.again(ctx, func(c *sftp.Client) error {
-		fis, err := c.ReadDirContext(ctx, dir)
+		fis, err := c.ReadDir(dir) // to its end, so that the server's handle is closed
 		if err == nil {
 			found <- fis
 		}
@@ -183,7 +188,7 @@ func (n *node) list(ctx context.Context, dir string) ([]iofs.FileInfo, map[strin
 func (n *node) Readdir(ctx context.Context) (fs.DirStream, syscall.Errno) {
 	dir := n.path()
 	for name := range n.Children() {
-		n.settle(name)
+		n.settle(ctx, name)
 	}
 	fis, _, errno := n.list(ctx, dir)
 	if errno != 0 {
@@ -198,7 +203,7 @@ func (n *node) Readdir(ctx context.Context) (fs.DirStream, syscall.Errno) {
 
 // Getattr implements fs.NodeGetattrer.
 func (n *node) Getattr(ctx context.Context, _ fs.FileHandle, out *fuse.AttrOut) syscall.Errno {
-	_ = n.drain()
+	_ = n.drain(ctx)
 	return n.attr(ctx, &out.Attr)
 }
 
@@ -243,7 +248,7 @@ func (n *node) changed() { n.m.known.changed(n.path()) }
 
 // Setattr implements fs.NodeSetattrer.
 func (n *node) Setattr(ctx context.Context, _ fs.FileHandle, in *fuse.SetAttrIn, out *fuse.AttrOut) syscall.Errno {
-	if err := n.drain(); err != nil {
+	if err := n.drain(ctx); err != nil {
 		return number(err)
 	}
 	p := n.path()
@@ -345,7 +350,7 @@ func (n *node) Rename(ctx context.Context, name string, to fs.InodeEmbedder, new
 	defer target.changed()
 	from, dest := n.childPath(name), target.childPath(newName)
 	defer n.m.known.changed(from, dest) // directories, maybe
-	n.settle(name)
+	n.settle(ctx, name)
 	switch flags {
 	case 0:
 		return number(n.m.remote.once(ctx, func(c *sftp.Client) error { return c.PosixRename(from, dest) }))
@@ -422,10 +427,11 @@ func (n *node) Statfs(ctx context.Context, out *fuse.StatfsOut) syscall.Errno {
 // Open implements fs.NodeOpener.
 func (n *node) Open(ctx context.Context, flags uint32) (fs.FileHandle, uint32, syscall.Errno) {
 	f := newFile(n.m, n, n.path(), int(flags)&(syscall.O_ACCMODE|syscall.O_TRUNC))
-	if err := n.drain(); err != nil {
+	if err := n.drain(ctx); err != nil {
 		return nil, 0, number(err)
 	}
 	if err := f.openNow(ctx); err != nil {
+		go f.release() // when a handle comes for which nobody waits any more
 		return nil, 0, number(err)
 	}
 	if flags&syscall.O_TRUNC != 0 {
@@ -462,6 +468,7 @@ func (n *node) Create(ctx context.Context, name string, flags, mode uint32, out 
 	defer n.changed()
 	f := newFile(n.m, nil, n.childPath(name), int(flags)&(syscall.O_ACCMODE|syscall.O_TRUNC|syscall.O_EXCL)|os.O_CREATE)
 	if err := f.openNow(ctx); err != nil {
+		go f.release() // when a handle comes for which nobody waits any more
 		return nil, nil, 0, number(err)
 	}
 	err := n.m.remote.again(ctx, func(c *sftp.Client) error { return c.Chmod(f.path, os.FileMode(mode).Perm()) })

@@ -18,6 +18,9 @@ import (
 // patience is how long an operation waits for the file server, which is away while a pod is replaced.
 const patience = 10 * time.Second
 
+// killPoll is how often it is looked whether a program that waits, and got a signal, has been killed since: the kernel tells of one signal only.
+const killPoll = 200 * time.Millisecond
+
 // maxData is how much one read or write carries: the library takes packets of 256 KiB.
 const maxData = 256<<10 - 1<<10
 
@@ -36,8 +39,7 @@ type remote struct {
 
 // get returns the client, and its number.
 func (r *remote) get(ctx context.Context) (*sftp.Client, int, error) {
-	ctx, cancel := context.WithTimeout(ctx, patience)
-	defer cancel()
+	deadline := time.Now().Add(patience)
 	for {
 		r.mu.Lock()
 		if r.stop.Err() != nil {
@@ -54,19 +56,30 @@ func (r *remote) get(ctx context.Context) (*sftp.Client, int, error) {
 		}
 		dialled, err := r.dialled, r.err
 		r.mu.Unlock()
-		select {
-		case <-dialled:
-		case <-r.stop.Done():
-		case <-ctx.Done():
-			if errors.Is(context.Cause(ctx), context.Canceled) {
-				return nil, 0, syscall.EINTR
-			}
-			if err != nil {
-				return nil, 0, err
-			}
+		waited := interruptible(ctx, func() error { return r.await(dialled, deadline) })
+		switch {
+		case waited == nil:
+		case errors.Is(waited, syscall.EINTR) && !errors.Is(ctx.Err(), context.DeadlineExceeded):
+			return nil, 0, syscall.EINTR
+		case err != nil:
+			return nil, 0, err
+		default:
 			return nil, 0, syscall.ETIMEDOUT
 		}
 	}
+}
+
+// await waits until an attempt to reach a server is over.
+func (r *remote) await(dialled chan struct{}, deadline time.Time) error {
+	late := time.NewTimer(time.Until(deadline))
+	defer late.Stop()
+	select {
+	case <-dialled:
+	case <-r.stop.Done():
+	case <-late.C:
+		return syscall.ETIMEDOUT
+	}
+	return nil
 }
 
 // connect makes one attempt. After one that failed it waits a moment, so that whoever wants the server tries at that pace.
@@ -107,7 +120,7 @@ func (r *remote) connect(dialled chan struct{}) {
 // lost says whether an error is no answer of the server. Then the client is of no use any more, and the next one is asked.
 func (r *remote) lost(c *sftp.Client, err error) bool {
 	if err == nil || errors.As(err, new(*sftp.StatusError)) || errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrPermission) ||
-		errors.Is(err, io.EOF) || errors.Is(err, syscall.EINTR) {
+		errors.Is(err, io.EOF) || errors.Is(err, syscall.EINTR) || errors.Is(err, syscall.EBADF) {
 		return false
 	}
 	r.drop(c)
@@ -155,8 +168,8 @@ func (r *remote) againGen(ctx context.Context, do func(*sftp.Client, int) error)
 	}
 }
 
-// interruptible returns when do does, or EINTR when ctx ends: a program that is killed must not wait for the network. Do has to put what it
-// finds where nobody looks after an error.
+// interruptible returns when do does, or EINTR when ctx has ended and the program that waits is being killed: it must not wait for the network. Do has
+// to put what it finds where nobody looks after an error.
 func interruptible(ctx context.Context, do func() error) error {
 	if ctx.Done() == nil {
 		return do()
@@ -167,8 +180,15 @@ func interruptible(ctx context.Context, do func() error) error {
 	case err := <-done:
 		return err
 	case <-ctx.Done():
-		return syscall.EINTR
 	}
+	for !dying(ctx) {
+		select {
+		case err := <-done:
+			return err
+		case <-time.After(killPoll):
+		}
+	}
+	return syscall.EINTR
 }
 
 // errNothing is of a server that says that all is well and not what it was asked for, which the library passes on as nothing without an error.
