@@ -37,7 +37,11 @@ type file struct {
 func newFile(m *FS, n *node, p string, flags int) *file {
 	f := &file{m: m, n: n, path: p, flags: flags}
 	f.r = &reader{room: m.reads, at: f.readAt}
-	f.w = &behind{writer: newWriter(m.writes, f.writeAt)}
+	if flags&os.O_APPEND != 0 { // in the order in which it was written
+		f.w = &behind{writer: newWriter(m.writes, 1, f.append)}
+	} else {
+		f.w = &behind{writer: newWriter(m.writes, maxFlying, f.writeAt)}
+	}
 	return f
 }
 
@@ -139,6 +143,18 @@ func (f *file) readAt(p []byte, off int64) (int, error) {
 
 func (f *file) writeAt(p []byte, off int64) error {
 	return f.use(context.Background(), func(h *sftp.File) error {
+		_, err := h.WriteAt(p, off)
+		return err
+	})
+}
+
+// append writes at the end of the file, wherever off is, and once: when the stream is lost nobody knows whether it has been done.
+func (f *file) append(p []byte, off int64) error {
+	var tried atomic.Bool
+	return f.use(context.Background(), func(h *sftp.File) error {
+		if tried.Swap(true) {
+			return errNothing
+		}
 		_, err := h.WriteAt(p, off)
 		return err
 	})

@@ -849,3 +849,62 @@ func TestChangedWhileListed(t *testing.T) {
 		t.Error("a list of before is remembered")
 	}
 }
+
+// Who appends overwrites nothing of what the app appends meanwhile.
+func TestAppend(t *testing.T) {
+	w := newWorld(t)
+	log := filepath.Join(w.data, "log")
+	want := "app\n"
+	w.write(log, want)
+	f, err := os.OpenFile(w.in("data", "log"), os.O_WRONLY|os.O_APPEND, 0)
+	must(t, err)
+	created, err := os.OpenFile(w.in("data", "new"), os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o644)
+	must(t, err)
+	for i := range 5 {
+		line := fmt.Sprintf("mine %d\n", i)
+		for _, f := range []*os.File{f, created} {
+			_, err = f.WriteString(line)
+			must(t, err)
+			must(t, f.Sync())
+		}
+		app, err := os.OpenFile(log, os.O_WRONLY|os.O_APPEND, 0)
+		must(t, err)
+		_, err = app.WriteString("app\n")
+		must(t, errors.Join(err, app.Close()))
+		want += line + "app\n"
+	}
+	big := noise(3 << 20) // of which one write was put together, or several
+	_, err = f.Write(big)
+	must(t, errors.Join(err, f.Close(), created.Close()))
+	if b, err := os.ReadFile(log); err != nil || !bytes.Equal(b, append([]byte(want), big...)) {
+		t.Errorf("%d bytes, %v: %.200q", len(b), err, b)
+	}
+	if b, err := os.ReadFile(filepath.Join(w.data, "new")); err != nil || string(b) != "mine 0\nmine 1\nmine 2\nmine 3\nmine 4\n" {
+		t.Errorf("%q, %v", b, err)
+	}
+}
+
+// What was to be appended when the stream was lost is not appended again, and whoever appends is told.
+func TestAppendLost(t *testing.T) {
+	w := newWorld(t)
+	w.write(filepath.Join(w.data, "log"), "app\n")
+	h := w.hold(6) // WRITE
+	f, err := os.OpenFile(w.in("data", "log"), os.O_WRONLY|os.O_APPEND, 0)
+	must(t, err)
+	_, err = f.WriteString("mine\n")
+	must(t, err)
+	<-h.came
+	w.mu.Lock()
+	w.wrap = nil
+	w.mu.Unlock()
+	w.cut(false)
+	close(h.going)
+	if err := f.Sync(); !errors.Is(err, syscall.EIO) {
+		t.Errorf("%v, want EIO", err)
+	}
+	_, err = f.WriteString("more\n")
+	must(t, errors.Join(err, f.Close()))
+	if b, err := os.ReadFile(filepath.Join(w.data, "log")); err != nil || string(b) != "app\nmore\n" {
+		t.Errorf("%q, %v", b, err)
+	}
+}

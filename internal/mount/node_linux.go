@@ -426,7 +426,7 @@ func (n *node) Statfs(ctx context.Context, out *fuse.StatfsOut) syscall.Errno {
 
 // Open implements fs.NodeOpener.
 func (n *node) Open(ctx context.Context, flags uint32) (fs.FileHandle, uint32, syscall.Errno) {
-	f := newFile(n.m, n, n.path(), int(flags)&(syscall.O_ACCMODE|syscall.O_TRUNC))
+	f := newFile(n.m, n, n.path(), int(flags)&(syscall.O_ACCMODE|syscall.O_TRUNC|syscall.O_APPEND))
 	if err := n.drain(ctx); err != nil {
 		return nil, 0, number(err)
 	}
@@ -466,7 +466,7 @@ func (n *node) unchanged(now fuse.Attr) bool {
 func (n *node) Create(ctx context.Context, name string, flags, mode uint32, out *fuse.EntryOut) (*fs.Inode, fs.FileHandle, uint32, syscall.Errno) {
 	n.changed()
 	defer n.changed()
-	f := newFile(n.m, nil, n.childPath(name), int(flags)&(syscall.O_ACCMODE|syscall.O_TRUNC|syscall.O_EXCL)|os.O_CREATE)
+	f := newFile(n.m, nil, n.childPath(name), int(flags)&(syscall.O_ACCMODE|syscall.O_TRUNC|syscall.O_EXCL|syscall.O_APPEND)|os.O_CREATE)
 	if err := f.openNow(ctx); err != nil {
 		go f.release() // when a handle comes for which nobody waits any more
 		return nil, nil, 0, number(err)

@@ -12,6 +12,7 @@ const maxFlying = 16
 type writer struct {
 	at   func(p []byte, off int64) error // at the server
 	room *room
+	most int // on their way at once
 
 	mu   sync.Mutex
 	cond sync.Cond
@@ -28,8 +29,8 @@ type span struct {
 	n   int
 }
 
-func newWriter(room *room, at func(p []byte, off int64) error) *writer {
-	w := &writer{at: at, room: room}
+func newWriter(room *room, most int, at func(p []byte, off int64) error) *writer {
+	w := &writer{at: at, room: room, most: most}
 	w.cond.L = &w.mu
 	return w
 }
@@ -117,7 +118,7 @@ func (w *writer) send() {
 	w.fly()
 }
 
-func (w *writer) blocked() bool { return len(w.flying) >= maxFlying || w.meets() }
+func (w *writer) blocked() bool { return len(w.flying) >= w.most || w.meets() }
 
 // fly has the run on its way, for which there is room.
 func (w *writer) fly() {

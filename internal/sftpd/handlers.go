@@ -54,6 +54,7 @@ type file struct {
 	s    *server
 	path string // as it was asked for
 	at   time.Time
+	end  bool // what is written goes to its end (O_APPEND)
 }
 
 func (f *file) Close() error {
@@ -69,13 +70,17 @@ func (f *file) ReadAt(p []byte, off int64) (int, error) {
 }
 
 func (f *file) WriteAt(p []byte, off int64) (int, error) {
+	if f.end { // wherever the client believes it to be: the app writes there too
+		n, err := f.File.Write(p)
+		return n, bare(err)
+	}
 	n, err := f.File.WriteAt(p, off)
 	return n, bare(err)
 }
 
 // openAt opens a regular file or a directory. Nothing else: opening a FIFO waits, and opening a device may do things.
 func (s *server) openAt(p string, at place, flags int, perm os.FileMode) (*file, error) {
-	f := &file{s: s, path: p, at: time.Now()}
+	f := &file{s: s, path: p, at: time.Now(), end: flags&os.O_APPEND != 0}
 	s.mu.Lock()
 	full := len(s.open) >= MaxHandles
 	if !full {
@@ -162,7 +167,9 @@ func (s *server) OpenFile(r *sftp.Request) (sftp.WriterAtReaderAt, error) {
 	if want.Read {
 		flags = os.O_RDWR
 	}
-	// Not O_APPEND: the client says where to write.
+	if want.Append {
+		flags |= os.O_APPEND
+	}
 	if want.Creat {
 		flags |= os.O_CREATE
 	}

@@ -276,6 +276,26 @@ func TestWrites(t *testing.T) {
 	must(t, f.Close())
 }
 
+// Who appends writes behind what the app has written meanwhile.
+func TestAppend(t *testing.T) {
+	w := newWorld(t)
+	c := w.client()
+	for name, flags := range map[string]int{"write": os.O_WRONLY, "read and write": os.O_RDWR} {
+		w.write(filepath.Join(w.dir, "log"), "app 1\n")
+		f, err := c.OpenFile("/data/log", flags|os.O_APPEND)
+		must(t, err)
+		w.write(filepath.Join(w.dir, "log"), "app 1\napp 2\n")
+		for _, line := range []string{"mine 1\n", "mine 2\n"} {
+			_, err = f.WriteAt([]byte(line), 6)
+			must(t, err)
+		}
+		must(t, f.Close())
+		if got, err := os.ReadFile(filepath.Join(w.dir, "log")); err != nil || string(got) != "app 1\napp 2\nmine 1\nmine 2\n" {
+			t.Errorf("%s: %q, %v", name, got, err)
+		}
+	}
+}
+
 func TestRefused(t *testing.T) {
 	w := newWorld(t)
 	must(t, syscall.Mkfifo(filepath.Join(w.dir, "fifo"), 0o666))
