@@ -908,3 +908,51 @@ func TestAppendLost(t *testing.T) {
 		t.Errorf("%q, %v", b, err)
 	}
 }
+
+// refusing refuses chmod(2), and counts it.
+type refusing struct {
+	sftp.FileCmder
+	err error
+	n   *atomic.Int64
+}
+
+func (r refusing) Filecmd(q *sftp.Request) error {
+	if q.Method == "Setstat" {
+		r.n.Add(1)
+		return r.err
+	}
+	return r.FileCmder.Filecmd(q)
+}
+
+// What is made on a volume that knows no permissions is made, and nobody is told otherwise.
+func TestVolumeWithoutPermissions(t *testing.T) {
+	for _, refused := range []syscall.Errno{syscall.EPERM, syscall.EACCES, syscall.ENOTSUP} {
+		w := newWorld(t)
+		var n atomic.Int64
+		w.mu.Lock()
+		w.wrap = func(c net.Conn) io.ReadWriteCloser {
+			_ = c.Close()
+			here, there := net.Pipe()
+			h := sftp.InMemHandler() // its files are 0644, its directories 0755
+			h.FileCmd = refusing{h.FileCmd, refused, &n}
+			s := sftp.NewRequestServer(there, h)
+			go func() { _ = s.Serve() }()
+			return here
+		}
+		w.mu.Unlock()
+		w.cut(false)
+		must(t, os.WriteFile(w.in("f"), []byte("text"), 0o600))
+		must(t, os.Mkdir(w.in("d"), 0o700))
+		if n.Load() != 2 {
+			t.Errorf("%v: permissions were given %d times", refused, n.Load())
+		}
+		must(t, os.WriteFile(w.in("g"), []byte("text"), 0o644))
+		must(t, os.Mkdir(w.in("e"), 0o755))
+		if n.Load() != 2 {
+			t.Errorf("%v: permissions were given although they were right", refused)
+		}
+		if fi, err := os.Stat(w.in("f")); err != nil || fi.Mode() != 0o644 {
+			t.Errorf("%v: %v, %v", refused, fi, err)
+		}
+	}
+}

@@ -313,20 +313,42 @@ func (n *node) made(ctx context.Context, name string, out *fuse.EntryOut) (*fs.I
 	return n.child(ctx, name, fi, out), 0
 }
 
+// permit looks at a name that has just been made, and gives it its permissions unless it has them. Some volumes refuse that (CIFS, blobfuse): it is
+// there all the same, and whoever made it would not believe it if they were told so.
+func (n *node) permit(ctx context.Context, name string, mode uint32, out *fuse.EntryOut) (*fs.Inode, syscall.Errno) {
+	p, want := n.childPath(name), os.FileMode(mode).Perm()
+	fi, err := n.m.lstat(ctx, p)
+	if err != nil {
+		return nil, number(err)
+	}
+	if fi.Mode().Perm() != want {
+		err = n.m.remote.again(ctx, func(c *sftp.Client) error { return c.Chmod(p, want) })
+		switch {
+		case err == nil:
+			fi = permitted{fi, fi.Mode()&^os.ModePerm | want}
+		case !errors.Is(err, syscall.EPERM) && !errors.Is(err, syscall.EACCES) && !errors.Is(err, syscall.ENOTSUP):
+			return nil, number(err)
+		}
+	}
+	return n.child(ctx, name, fi, out), 0
+}
+
+// permitted is a file after chmod(2).
+type permitted struct {
+	iofs.FileInfo
+	mode os.FileMode
+}
+
+func (p permitted) Mode() os.FileMode { return p.mode }
+
 // Mkdir implements fs.NodeMkdirer.
 func (n *node) Mkdir(ctx context.Context, name string, mode uint32, out *fuse.EntryOut) (*fs.Inode, syscall.Errno) {
 	defer n.changed()
 	p := n.childPath(name)
-	err := n.m.remote.once(ctx, func(c *sftp.Client) error {
-		if err := c.Mkdir(p); err != nil {
-			return err
-		}
-		return c.Chmod(p, os.FileMode(mode).Perm())
-	})
-	if err != nil {
+	if err := n.m.remote.once(ctx, func(c *sftp.Client) error { return c.Mkdir(p) }); err != nil {
 		return nil, number(err)
 	}
-	return n.made(ctx, name, out)
+	return n.permit(ctx, name, mode, out)
 }
 
 // Unlink implements fs.NodeUnlinker.
@@ -471,12 +493,7 @@ func (n *node) Create(ctx context.Context, name string, flags, mode uint32, out 
 		go f.release() // when a handle comes for which nobody waits any more
 		return nil, nil, 0, number(err)
 	}
-	err := n.m.remote.again(ctx, func(c *sftp.Client) error { return c.Chmod(f.path, os.FileMode(mode).Perm()) })
-	var in *fs.Inode
-	errno := number(err)
-	if errno == 0 {
-		in, errno = n.made(ctx, name, out)
-	}
+	in, errno := n.permit(ctx, name, mode, out)
 	if errno != 0 {
 		f.release()
 		return nil, nil, 0, errno

@@ -304,7 +304,11 @@ func (s *server) setstat(r *sftp.Request) error {
 			}
 		}
 	} else if want.Permissions {
-		if err := at.vol.root.Chmod(at.rel, attrs.FileMode().Perm()); err != nil {
+		mode := attrs.FileMode().Perm()
+		if fi, err := at.vol.root.Stat(at.rel); err == nil && fi.IsDir() {
+			mode |= fi.Mode() & os.ModeSetgid // which it has of the directory above, as the volumes of an fsGroup
+		}
+		if err := at.vol.root.Chmod(at.rel, mode); err != nil {
 			return bare(err)
 		}
 	}

@@ -276,6 +276,18 @@ func TestWrites(t *testing.T) {
 	must(t, f.Close())
 }
 
+// A directory stays one whose files are its group's, as the kubelet makes the volumes of a pod with an fsGroup.
+func TestGroupOfDirectory(t *testing.T) {
+	w := newWorld(t)
+	must(t, os.Chmod(w.dir, 0o770|os.ModeSetgid))
+	c := w.client()
+	must(t, c.Mkdir("/data/new"))
+	must(t, c.Chmod("/data/new", 0o750))
+	if fi, err := os.Stat(filepath.Join(w.dir, "new")); err != nil || fi.Mode() != fs.ModeDir|fs.ModeSetgid|0o750 {
+		t.Errorf("%v, %v", fi, err)
+	}
+}
+
 // Who appends writes behind what the app has written meanwhile.
 func TestAppend(t *testing.T) {
 	w := newWorld(t)
