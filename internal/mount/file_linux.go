@@ -119,6 +119,20 @@ func (f *file) stat(ctx context.Context) (iofs.FileInfo, error) {
 	return <-found, nil
 }
 
+// another says whether two handles that one path has led to are of different files.
+func (f *file) another(ctx context.Context, old *file) bool {
+	before, err := old.stat(ctx)
+	if err != nil {
+		return false
+	}
+	now, err := f.stat(ctx)
+	if err != nil || alike(before, now) {
+		return false
+	}
+	after, err := old.stat(ctx)
+	return err == nil && alike(before, after) && !alike(now, after)
+}
+
 // readAt is io.ReaderAt at the server.
 func (f *file) readAt(p []byte, off int64) (int, error) {
 	n, end := 0, false

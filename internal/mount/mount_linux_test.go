@@ -956,3 +956,34 @@ func TestVolumeWithoutPermissions(t *testing.T) {
 		}
 	}
 }
+
+// A file that the app replaces is whole for whoever has it open, and whoever opens it then reads the new one.
+func TestReplacedWhileOpen(t *testing.T) {
+	for name, replaced := range map[string]string{"shorter": "short", "longer": strings.Repeat("a longer text ", 10_000)} {
+		for _, wait := range []time.Duration{0, cacheTime + 100*time.Millisecond} { // while the kernel believes what it knows, and when it asks again
+			t.Run(fmt.Sprint(name, " after ", wait), func(t *testing.T) {
+				w := newWorld(t)
+				old := strings.Repeat("the old text ", 1000)
+				w.write(filepath.Join(w.data, "f"), old)
+				f, err := os.Open(w.in("data", "f"))
+				must(t, err)
+				defer f.Close()
+				w.write(filepath.Join(w.data, "tmp"), replaced)
+				must(t, os.Rename(filepath.Join(w.data, "tmp"), filepath.Join(w.data, "f")))
+				time.Sleep(wait)
+				if b, err := os.ReadFile(w.in("data", "f")); err != nil || string(b) != replaced {
+					t.Errorf("the new one: %d bytes, %v", len(b), err)
+				}
+				if fi, err := f.Stat(); err != nil || fi.Size() != int64(len(old)) {
+					t.Errorf("the old one: %v, %v", fi, err)
+				}
+				if b, err := io.ReadAll(f); err != nil || string(b) != old {
+					t.Errorf("the old one: %d bytes, %v", len(b), err)
+				}
+				if fi, err := os.Stat(w.in("data", "f")); err != nil || fi.Size() != int64(len(replaced)) {
+					t.Errorf("the new one: %v, %v", fi, err)
+				}
+			})
+		}
+	}
+}

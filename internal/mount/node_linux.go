@@ -93,11 +93,41 @@ func fileMode(m os.FileMode) uint32 {
 
 // child is the node of a name that was found.
 func (n *node) child(ctx context.Context, name string, fi iofs.FileInfo, out *fuse.EntryOut) *fs.Inode {
-	fill(&out.Attr, n.childPath(name), fi)
-	if c := n.GetChild(name); c != nil && c.StableAttr().Mode == out.Mode&syscall.S_IFMT {
+	c, p := n.GetChild(name), n.childPath(name)
+	same := c != nil && c.StableAttr().Mode == fileMode(fi.Mode())&syscall.S_IFMT
+	if same {
+		same, fi = c.Operations().(*node).is(ctx, p, fi)
+	}
+	fill(&out.Attr, p, fi)
+	if same {
 		return c
 	}
 	return n.NewInode(ctx, &node{m: n.m}, fs.StableAttr{Mode: out.Mode & syscall.S_IFMT, Ino: out.Ino, Gen: generation.Add(1)})
+}
+
+// is says whether what was found at a path is what is open as this node, and not a file that has taken its name: who has the other open shall not be told
+// that it is as long as this one. It also returns the newest of what was found. A file that changes just now is the same, or else is told from it the
+// next time.
+func (n *node) is(ctx context.Context, p string, fi iofs.FileInfo) (bool, iofs.FileInfo) {
+	f := n.anyOpen()
+	if f == nil {
+		return true, fi
+	}
+	before, err := f.stat(ctx)
+	if err != nil || alike(before, fi) {
+		return true, fi
+	}
+	now, err := n.m.lstat(ctx, p) // what was found may be a moment old
+	if err != nil {
+		return true, fi
+	}
+	after, err := f.stat(ctx)
+	return err != nil || !alike(before, after) || alike(now, after), now
+}
+
+// alike says whether two files may be one: the protocol has no numbers of files.
+func alike(a, b iofs.FileInfo) bool {
+	return a.Size() == b.Size() && a.Mode() == b.Mode() && a.ModTime().Equal(b.ModTime())
 }
 
 // settle has what was written to the child of that name arrive, so that its size is right.
@@ -202,30 +232,36 @@ func (n *node) Readdir(ctx context.Context) (fs.DirStream, syscall.Errno) {
 }
 
 // Getattr implements fs.NodeGetattrer.
-func (n *node) Getattr(ctx context.Context, _ fs.FileHandle, out *fuse.AttrOut) syscall.Errno {
+func (n *node) Getattr(ctx context.Context, fh fs.FileHandle, out *fuse.AttrOut) syscall.Errno {
 	_ = n.drain(ctx)
-	return n.attr(ctx, &out.Attr)
+	f, ok := fh.(*file)
+	if !ok {
+		f = n.anyOpen()
+	}
+	return n.attr(ctx, f, &out.Attr)
 }
 
-func (n *node) attr(ctx context.Context, out *fuse.Attr) syscall.Errno {
-	p, f := n.path(), n.anyOpen()
+// attr asks for attributes: of an open file by its handle, as another one may have its name by now.
+func (n *node) attr(ctx context.Context, f *file, out *fuse.Attr) syscall.Errno {
+	p := n.path()
 	var fi iofs.FileInfo
-	err := error(syscall.ENOENT)
-	if f == nil || !n.deleted() && !strings.Contains(p, "/..") { // what lies below such a name does not change, but others may take its place (see Lookup)
-		var known bool
-		if fi, known, _ = n.m.known.find(path.Dir(p), path.Base(p)); known && fi != nil {
-			err = nil
-		} else {
-			fi, err = n.m.lstat(ctx, p)
-		}
-	}
-	if f != nil && errors.Is(err, syscall.ENOENT) { // its path is no more, but it is still there
+	var err error
+	if f != nil {
 		fi, err = f.stat(ctx)
+	} else if n.deleted() {
+		err = syscall.ESTALE
+	} else if found, known, _ := n.m.known.find(path.Dir(p), path.Base(p)); known && found != nil {
+		fi = found
+	} else {
+		fi, err = n.m.lstat(ctx, p)
 	}
 	if err != nil {
 		return number(err)
 	}
 	fill(out, p, fi)
+	if !n.IsRoot() {
+		out.Ino = n.StableAttr().Ino // without a name too
+	}
 	return 0
 }
 
@@ -277,7 +313,7 @@ func (n *node) Setattr(ctx context.Context, _ fs.FileHandle, in *fuse.SetAttrIn,
 	atime, okA := in.GetATime()
 	if okM || okA {
 		var now fuse.Attr
-		if errno := n.attr(ctx, &now); errno != 0 {
+		if errno := n.attr(ctx, n.anyOpen(), &now); errno != 0 {
 			return errno
 		}
 		if !okM {
@@ -291,7 +327,7 @@ func (n *node) Setattr(ctx context.Context, _ fs.FileHandle, in *fuse.SetAttrIn,
 		}
 	}
 	n.m.known.changed(dir)
-	return n.attr(ctx, &out.Attr)
+	return n.attr(ctx, n.anyOpen(), &out.Attr)
 }
 
 // forget drops what was read ahead of the node.
@@ -464,7 +500,13 @@ func (n *node) Open(ctx context.Context, flags uint32) (fs.FileHandle, uint32, s
 		out |= fuse.FOPEN_NOFLUSH
 	}
 	var now fuse.Attr
-	if n.attr(ctx, &now) == 0 {
+	other := n.anyOpen()
+	if other != nil && f.another(ctx, other) {
+		go f.release()
+		n.m.known.changed(path.Dir(f.path))
+		return nil, 0, syscall.ESTALE // so that the kernel looks the name up again
+	}
+	if n.attr(ctx, other, &now) == 0 {
 		f.size.Store(int64(now.Size))
 		if n.unchanged(now) {
 			out |= fuse.FOPEN_KEEP_CACHE

@@ -8,9 +8,10 @@ import (
 	"os"
 	"path"
 	"slices"
+	"strconv"
+	"strings"
 	"sync"
 	"syscall"
-	"time"
 
 	"github.com/pkg/sftp"
 )
@@ -51,10 +52,10 @@ func (s *server) writable(p string) (place, error) {
 // file is an open file or directory; it counts until it is closed.
 type file struct {
 	*os.File
-	s    *server
-	path string // as it was asked for
-	at   time.Time
-	end  bool // what is written goes to its end (O_APPEND)
+	s        *server
+	id       uint64
+	readOnly bool // its volume is
+	end      bool // what is written goes to its end (O_APPEND)
 }
 
 func (f *file) Close() error {
@@ -79,9 +80,10 @@ func (f *file) WriteAt(p []byte, off int64) (int, error) {
 }
 
 // openAt opens a regular file or a directory. Nothing else: opening a FIFO waits, and opening a device may do things.
-func (s *server) openAt(p string, at place, flags int, perm os.FileMode) (*file, error) {
-	f := &file{s: s, path: p, at: time.Now(), end: flags&os.O_APPEND != 0}
+func (s *server) openAt(at place, flags int, perm os.FileMode) (*file, error) {
 	s.mu.Lock()
+	s.opens++
+	f := &file{s: s, id: s.opens, readOnly: at.vol == nil || at.vol.ReadOnly, end: flags&os.O_APPEND != 0}
 	full := len(s.open) >= MaxHandles
 	if !full {
 		s.open[f] = struct{}{}
@@ -101,18 +103,25 @@ func (s *server) openAt(p string, at place, flags int, perm os.FileMode) (*file,
 	return f, nil
 }
 
-// opened returns the file that was opened last at a path, whatever is there now, or nil: the library has that path asked for where its client asks for an
-// open file (fstat(2)).
+// mark has requests for an open file found. Where a client asks for one (fstat(2)), the library has the path of the request asked for with which it was
+// opened, whatever is there now: so it gets, behind a byte that no name has, the file's number. The library does these requests one after the other.
+func (f *file) mark(r *sftp.Request) { r.Filepath += "\x00" + strconv.FormatUint(f.id, 10) }
+
+// opened returns the open file that a request is for, or nil.
 func (s *server) opened(p string) *file {
+	_, number, _ := strings.Cut(p, "\x00")
+	id, err := strconv.ParseUint(number, 10, 64)
+	if err != nil {
+		return nil
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	var last *file
 	for f := range s.open {
-		if f.path == p && f.File != nil && (last == nil || f.at.After(last.at)) {
-			last = f
+		if f.id == id && f.File != nil {
+			return f
 		}
 	}
-	return last
+	return nil
 }
 
 func (p place) open(flags int, perm os.FileMode) (*os.File, error) {
@@ -150,7 +159,12 @@ func (s *server) Fileread(r *sftp.Request) (io.ReaderAt, error) {
 	if err != nil {
 		return nil, err
 	}
-	return s.openAt(r.Filepath, at, os.O_RDONLY, 0)
+	f, err := s.openAt(at, os.O_RDONLY, 0)
+	if err != nil {
+		return nil, err
+	}
+	f.mark(r)
+	return f, nil
 }
 
 // Filewrite implements sftp.FileWriter.
@@ -184,7 +198,12 @@ func (s *server) OpenFile(r *sftp.Request) (sftp.WriterAtReaderAt, error) {
 	if len(r.Attrs) == 4 {
 		perm = os.FileMode(binary.BigEndian.Uint32(r.Attrs)).Perm()
 	}
-	return s.openAt(r.Filepath, at, flags, perm)
+	f, err := s.openAt(at, flags, perm)
+	if err != nil {
+		return nil, err
+	}
+	f.mark(r)
+	return f, nil
 }
 
 // Filecmd implements sftp.FileCmder.
@@ -270,57 +289,89 @@ func (s *server) remove(at place, dir bool) error {
 }
 
 func (s *server) setstat(r *sftp.Request) error {
-	at, err := s.writable(r.Filepath)
-	if err != nil {
-		return err
-	}
 	want, attrs := r.AttrFlags(), r.Attributes()
-	if attrs == nil { // cut short
+	if f := s.opened(r.Filepath); f != nil {
+		switch {
+		case f.readOnly:
+			return syscall.EROFS
+		case attrs == nil:
+			return syscall.EINVAL
+		}
+		return bare(f.set(want, attrs))
+	}
+	at, err := s.writable(r.Filepath)
+	switch {
+	case err != nil:
+		return err
+	case attrs == nil: // cut short
 		return syscall.EINVAL
 	}
 	if want.UidGid {
 		fi, err := s.tree.stat(r.Filepath, true)
+		if err == nil {
+			err = keeps(fi, attrs)
+		}
 		if err != nil {
 			return bare(err)
 		}
-		if st, ok := fi.Sys().(*syscall.Stat_t); !ok || st.Uid != attrs.UID || st.Gid != attrs.GID {
-			return syscall.EPERM // files are those of the app
-		}
+		want.UidGid = false
 	}
 	if want.Size || at.vol.root == nil {
-		f, err := s.openAt(r.Filepath, at, os.O_WRONLY, 0)
+		f, err := s.openAt(at, os.O_WRONLY, 0)
 		if err != nil {
 			return err
 		}
 		defer f.Close()
-		if want.Size {
-			if err := f.Truncate(int64(attrs.Size)); err != nil {
-				return bare(err)
-			}
+		return bare(f.set(want, attrs))
+	}
+	if want.Permissions {
+		fi, err := at.vol.root.Stat(at.rel)
+		if err == nil {
+			err = at.vol.root.Chmod(at.rel, permissions(fi, attrs))
 		}
-		if want.Permissions {
-			if err := f.Chmod(attrs.FileMode().Perm()); err != nil {
-				return bare(err)
-			}
-		}
-	} else if want.Permissions {
-		mode := attrs.FileMode().Perm()
-		if fi, err := at.vol.root.Stat(at.rel); err == nil && fi.IsDir() {
-			mode |= fi.Mode() & os.ModeSetgid // which it has of the directory above, as the volumes of an fsGroup
-		}
-		if err := at.vol.root.Chmod(at.rel, mode); err != nil {
+		if err != nil {
 			return bare(err)
 		}
 	}
 	if want.Acmodtime {
-		chtimes := os.Chtimes
-		name := at.vol.Dir
-		if at.vol.root != nil {
-			chtimes, name = at.vol.root.Chtimes, at.rel
-		}
-		return bare(chtimes(name, attrs.AccessTime(), attrs.ModTime()))
+		return bare(at.vol.root.Chtimes(at.rel, attrs.AccessTime(), attrs.ModTime()))
 	}
 	return nil
+}
+
+// set changes what a client wants changed of an open file.
+func (f *file) set(want sftp.FileAttrFlags, attrs *sftp.FileStat) error {
+	fi, err := f.Stat()
+	if err == nil && want.UidGid {
+		err = keeps(fi, attrs)
+	}
+	if err == nil && want.Size {
+		err = f.Truncate(int64(attrs.Size))
+	}
+	if err == nil && want.Permissions {
+		err = f.Chmod(permissions(fi, attrs))
+	}
+	if err == nil && want.Acmodtime {
+		err = syscall.Futimes(int(f.Fd()), []syscall.Timeval{syscall.NsecToTimeval(attrs.AccessTime().UnixNano()), syscall.NsecToTimeval(attrs.ModTime().UnixNano())})
+	}
+	return err
+}
+
+// keeps refuses other owners: files are those of the app.
+func keeps(fi fs.FileInfo, attrs *sftp.FileStat) error {
+	if st, ok := fi.Sys().(*syscall.Stat_t); !ok || st.Uid != attrs.UID || st.Gid != attrs.GID {
+		return syscall.EPERM
+	}
+	return nil
+}
+
+// permissions are those that a client gives. A directory keeps the bit that it has of the one above, as the volumes of an fsGroup.
+func permissions(fi fs.FileInfo, attrs *sftp.FileStat) os.FileMode {
+	mode := attrs.FileMode().Perm()
+	if fi.IsDir() {
+		mode |= fi.Mode() & os.ModeSetgid
+	}
+	return mode
 }
 
 // Filelist implements sftp.FileLister.
@@ -341,7 +392,7 @@ func (s *server) Filelist(r *sftp.Request) (sftp.ListerAt, error) {
 		l.first = append(l.first, fi)
 	}
 	if at.vol != nil {
-		l.f, err = s.openAt(r.Filepath, at, os.O_RDONLY|syscall.O_DIRECTORY, 0)
+		l.f, err = s.openAt(at, os.O_RDONLY|syscall.O_DIRECTORY, 0)
 		if err != nil && (len(l.first) == 0 || !errors.Is(err, fs.ErrNotExist)) {
 			return nil, err
 		}

@@ -50,7 +50,8 @@ type server struct {
 
 	mu sync.Mutex
 	// guarded by mu
-	open map[*file]struct{} // also those that are about to be
+	open  map[*file]struct{} // also those that are about to be
+	opens uint64             // so far
 }
 
 func (s *server) close() {

@@ -159,11 +159,44 @@ func TestStatOfOpenFile(t *testing.T) {
 		}
 		w.write(filepath.Join(w.dir, "a"), "another file")
 	}
-	if fi, err := c.Lstat("/data/a"); err != nil || fi.Size() != int64(len("another file")) {
-		t.Errorf("%v, %v", fi, err)
+	other, err := c.Open("/data/a")
+	must(t, err)
+	defer other.Close()
+	for what, stat := range map[string]func() (fs.FileInfo, error){
+		"lstat": func() (fs.FileInfo, error) { return c.Lstat("/data/a") },
+		"stat":  func() (fs.FileInfo, error) { return c.Stat("/data/a") },
+		"fstat": other.Stat,
+	} {
+		if fi, err := stat(); err != nil || fi.Size() != int64(len("another file")) {
+			t.Errorf("%s: %v, %v", what, fi, err)
+		}
+	}
+	if fi, err := f.Stat(); err != nil || fi.Size() != int64(len("in a")) {
+		t.Errorf("beside another of its path: %v, %v", fi, err)
 	}
 	must(t, f.Close())
 	if fi, err := c.Stat("/data/a"); err != nil || fi.Size() != int64(len("another file")) {
+		t.Errorf("%v, %v", fi, err)
+	}
+}
+
+// An open file is changed, whatever has taken its path.
+func TestSetstatOfOpenFile(t *testing.T) {
+	w := newWorld(t)
+	c := w.client()
+	f, err := c.OpenFile("/data/a", os.O_RDWR)
+	must(t, err)
+	defer f.Close()
+	must(t, os.Remove(filepath.Join(w.dir, "a")))
+	for range 2 { // without a path, and when another has it
+		must(t, f.Truncate(2))
+		must(t, f.Chmod(0o600))
+		if fi, err := f.Stat(); err != nil || fi.Size() != 2 || fi.Mode() != 0o600 {
+			t.Errorf("%v, %v", fi, err)
+		}
+		w.write(filepath.Join(w.dir, "a"), "another file")
+	}
+	if fi, err := os.Stat(filepath.Join(w.dir, "a")); err != nil || fi.Size() != int64(len("another file")) || fi.Mode() != 0o644 {
 		t.Errorf("%v, %v", fi, err)
 	}
 }
@@ -338,14 +371,20 @@ func TestRefused(t *testing.T) {
 		"replace a file":     {func() error { return c.Remove("/etc/one.conf") }, syscall.EBUSY},
 		"across volumes":     {func() error { return c.PosixRename("/data/a", "/data/cache/a") }, syscall.EXDEV},
 		"link across":        {func() error { return c.Link("/data/a", "/data/cache/a") }, syscall.EXDEV},
-		"owner":              {func() error { return c.Chown("/data/a", 12345, 12345) }, syscall.EPERM},
-		"open a directory":   {create("/data/sub"), syscall.EISDIR},
-		"read a FIFO":        {func() error { _, err := c.Open("/data/fifo"); return err }, syscall.EOPNOTSUPP},
-		"write a FIFO":       {create("/data/fifo"), syscall.EOPNOTSUPP},
-		"list a file":        {func() error { _, err := c.ReadDir("/data/a"); return err }, syscall.ENOTDIR},
-		"link of a file":     {func() error { _, err := c.ReadLink("/data/a"); return err }, syscall.EINVAL},
-		"long":               {create("/data/" + strings.Repeat("x", 256)), syscall.ENAMETOOLONG},
-		"longer":             {create("/data/" + strings.Repeat("x/", 2048)), syscall.ENAMETOOLONG},
+		"chmod, read-only, open": {func() error {
+			f, err := c.Open("/etc/app/key")
+			must(t, err)
+			defer f.Close()
+			return f.Chmod(0o777)
+		}, syscall.EROFS},
+		"owner":            {func() error { return c.Chown("/data/a", 12345, 12345) }, syscall.EPERM},
+		"open a directory": {create("/data/sub"), syscall.EISDIR},
+		"read a FIFO":      {func() error { _, err := c.Open("/data/fifo"); return err }, syscall.EOPNOTSUPP},
+		"write a FIFO":     {create("/data/fifo"), syscall.EOPNOTSUPP},
+		"list a file":      {func() error { _, err := c.ReadDir("/data/a"); return err }, syscall.ENOTDIR},
+		"link of a file":   {func() error { _, err := c.ReadLink("/data/a"); return err }, syscall.EINVAL},
+		"long":             {create("/data/" + strings.Repeat("x", 256)), syscall.ENAMETOOLONG},
+		"longer":           {create("/data/" + strings.Repeat("x/", 2048)), syscall.ENAMETOOLONG},
 	} {
 		t.Run(name, func(t *testing.T) {
 			// The library makes two codes into errors of its own.

@@ -18,7 +18,7 @@ func (s *server) StatVFS(r *sftp.Request) (*sftp.StatVFS, error) {
 		return &sftp.StatVFS{Bsize: 4096, Frsize: 4096, Namemax: 255}, nil
 	}
 	at.rel = "."
-	f, err := s.openAt(r.Filepath, at, os.O_RDONLY, 0)
+	f, err := s.openAt(at, os.O_RDONLY, 0)
 	if err != nil {
 		return nil, err
 	}
