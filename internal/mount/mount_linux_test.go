@@ -987,3 +987,26 @@ func TestReplacedWhileOpen(t *testing.T) {
 		}
 	}
 }
+
+// What was read ahead of a file does not outlive a change of it that is seen.
+func TestChangedWhileReadAhead(t *testing.T) {
+	w := newWorld(t)
+	const size = 8 << 20
+	w.write(filepath.Join(w.data, "f"), strings.Repeat("a", size))
+	f, err := os.Open(w.in("data", "f"))
+	must(t, err)
+	defer f.Close()
+	_, err = io.ReadFull(f, make([]byte, 2<<20)) // in order: what comes next is on its way
+	must(t, err)
+	w.write(filepath.Join(w.data, "f"), strings.Repeat("b", size+1))
+	time.Sleep(cacheTime + 100*time.Millisecond) // until the kernel asks again
+	if fi, err := f.Stat(); err != nil || fi.Size() != size+1 {
+		t.Errorf("%v, %v", fi, err)
+	}
+	b := make([]byte, 64<<10)
+	for off := int64(2 << 20); off < 6<<20; off += 1 << 20 {
+		if _, err := f.ReadAt(b, off); err != nil || bytes.Contains(b, []byte("a")) {
+			t.Errorf("at %d: of before, %v", off, err)
+		}
+	}
+}

@@ -29,6 +29,7 @@ type node struct {
 	// guarded by mu
 	open []*file
 	seen stamp // what is in the kernel's page cache
+	last stamp // what was found last while it was open
 }
 
 // stamp changes with a file's contents, as far as its times tell.
@@ -258,6 +259,7 @@ func (n *node) attr(ctx context.Context, f *file, out *fuse.Attr) syscall.Errno 
 	if err != nil {
 		return number(err)
 	}
+	n.noticed(fi)
 	fill(out, p, fi)
 	if !n.IsRoot() {
 		out.Ino = n.StableAttr().Ino // without a name too
@@ -337,6 +339,22 @@ func (n *node) forget() {
 	n.mu.Unlock()
 	for _, f := range files {
 		f.r.forget(false)
+	}
+}
+
+// noticed drops what was read ahead of the node if the file has changed since: the kernel, which has noticed too, asks for it again.
+func (n *node) noticed(fi iofs.FileInfo) {
+	now := stamp{size: fi.Size(), mtime: fi.ModTime().Unix()}
+	n.mu.Lock()
+	changed := now != n.last
+	n.last = now
+	files := slices.Clone(n.open)
+	n.mu.Unlock()
+	for _, f := range files {
+		f.size.Store(now.size)
+		if changed {
+			f.r.forget(false)
+		}
 	}
 }
 
