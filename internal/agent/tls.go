@@ -140,6 +140,9 @@ func (s *tlsSplit) greet(ctx context.Context, h *tls.ClientHelloInfo) (*tls.Conf
 	if len(h.SupportedProtos) > 0 && len(offers) == 0 {
 		return nil, &unsplit{"they speak another protocol than HTTP", strings.Join(h.SupportedProtos, ", ")}
 	}
+	if err := servable(h, &s.server.cert); err != nil {
+		return nil, &unsplit{"they offer what the agent does not speak", err.Error()}
+	}
 	s.name = h.ServerName
 	app, err := s.dial(ctx, offers)
 	var no *unsplit
@@ -162,6 +165,27 @@ func (s *tlsSplit) greet(ctx context.Context, h *tls.ClientHelloInfo) (*tls.Conf
 		cfg.ClientAuth, cfg.ClientCAs = tls.RequireAndVerifyClientCert, s.client.ca
 	}
 	return cfg, nil
+}
+
+// earlyData is the extension of clients that send requests with their hello (RFC 8446, section 4.2.10), which crypto/tls refuses.
+const earlyData = 42
+
+// servable says why crypto/tls would refuse a client.
+func servable(h *tls.ClientHelloInfo, cert *tls.Certificate) error {
+	if slices.Contains(h.Extensions, earlyData) {
+		return errors.New("early data")
+	}
+	nameless := *h // the name is the client's to judge
+	nameless.ServerName = ""
+	if err := nameless.SupportsCertificate(cert); err != nil {
+		return err
+	}
+	if slices.Contains(h.SupportedVersions, tls.VersionTLS13) && !slices.ContainsFunc(tls.CipherSuites(), func(c *tls.CipherSuite) bool {
+		return slices.Contains(c.SupportedVersions, tls.VersionTLS13) && slices.Contains(h.CipherSuites, c.ID)
+	}) {
+		return errors.New("other cipher suites")
+	}
+	return nil
 }
 
 // app returns a connection to the app for plain requests.
@@ -237,9 +261,19 @@ func (s *tlsSplit) dial(ctx context.Context, protos []string) (*tls.Conn, error)
 	}
 	if err != nil {
 		_ = raw.Close()
-		return nil, err
+		return nil, refused(err)
 	}
 	return c, nil
+}
+
+// refused is what a failed handshake with the app means: it is there, and speaks TLS with its clients in a way of its own. An app that says nothing is as
+// one that is down.
+func refused(err error) error {
+	var no *unsplit
+	if errors.As(err, &no) || errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled) {
+		return err
+	}
+	return &unsplit{"the app does not speak TLS with the agent", err.Error()}
 }
 
 // verify accepts the app if it shows the secret's own certificate, or one of the secret's authority.

@@ -339,7 +339,8 @@ func TestTLSFirstConnection(t *testing.T) {
 			})
 			s := &tlsSplit{p: &port{cfg: agentcfg.Port{ContainerPort: app.port(), TLS: &agentcfg.TLS{Dir: secret(t, t.TempDir(), cert, nil)}}}}
 			t.Cleanup(s.drop)
-			if _, err := s.greet(t.Context(), &tls.ClientHelloInfo{SupportedVersions: []uint16{tls.VersionTLS13}}); err != nil {
+			h := &tls.ClientHelloInfo{SupportedVersions: []uint16{tls.VersionTLS13}, CipherSuites: []uint16{tls.TLS_AES_128_GCM_SHA256}}
+			if _, err := s.greet(t.Context(), h); err != nil {
 				t.Fatal(err)
 			}
 			if tt.idle != nil {
@@ -413,10 +414,13 @@ func TestTLSUntouched(t *testing.T) {
 		change func(*tls.Config, *agentcfg.TLS, *authority)
 		why    string
 	}{
-		"no secret":       {func(_ *tls.Config, e *agentcfg.TLS, _ *authority) { e.Dir = "/nonexistent" }, "doppel.dev/tls names cannot be used"},
-		"no annotation":   {nil, "no certificate for them"},
-		"mutual":          {func(c *tls.Config, _ *agentcfg.TLS, _ *authority) { c.ClientAuth = tls.RequestClientCert }, "asks for a certificate of its client"},
-		"another app":     {func(c *tls.Config, _ *agentcfg.TLS, ca *authority) { c.Certificates = []tls.Certificate{ca.issue(9)} }, "another certificate"},
+		"no secret":     {func(_ *tls.Config, e *agentcfg.TLS, _ *authority) { e.Dir = "/nonexistent" }, "doppel.dev/tls names cannot be used"},
+		"no annotation": {nil, "no certificate for them"},
+		"mutual":        {func(c *tls.Config, _ *agentcfg.TLS, _ *authority) { c.ClientAuth = tls.RequestClientCert }, "asks for a certificate of its client"},
+		"another app":   {func(c *tls.Config, _ *agentcfg.TLS, ca *authority) { c.Certificates = []tls.Certificate{ca.issue(9)} }, "another certificate"},
+		"old app": {func(c *tls.Config, _ *agentcfg.TLS, _ *authority) {
+			c.MinVersion, c.MaxVersion = tls.VersionTLS10, tls.VersionTLS11
+		}, "does not speak TLS with the agent"},
 		"no client's key": {func(_ *tls.Config, e *agentcfg.TLS, _ *authority) { e.ClientDir = "/nonexistent" }, "doppel.dev/tls-client names cannot be used"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -432,7 +436,7 @@ func TestTLSUntouched(t *testing.T) {
 			w := startTLS(t, tlsApp(t, cfg), false, ends)
 			w.plainLaptop(false)
 			w.table(w.mgr.up(), byHeader("lou", "lou"))
-			c := w.tlsClient(&tls.Config{RootCAs: ca.pool()}, false)
+			c := w.tlsClient(&tls.Config{RootCAs: ca.pool(), MinVersion: tls.VersionTLS10}, false)
 			w.wantTLS(c, "lou", "app HTTP/1.1")
 			w.until("the manager is told", func() bool { return len(w.mgr.noted()) > 0 })
 			if n := w.mgr.noted(); len(n) != 1 || !strings.Contains(n[0], tt.why) {
@@ -481,6 +485,34 @@ func TestTLSHello(t *testing.T) {
 	}
 	if n := w.mgr.noted(); len(n) != 2 || !strings.Contains(n[0]+n[1], "%999999[1]d") {
 		t.Errorf("told %.400q", n)
+	}
+}
+
+// A client that crypto/tls refuses is not split; one that it serves is.
+func TestTLSServable(t *testing.T) {
+	cert := newAuthority(t, "ca").issue(2)
+	for name, tt := range map[string]struct {
+		change func(*tls.ClientHelloInfo)
+		ok     bool
+	}{
+		"TLS 1.3":      {func(*tls.ClientHelloInfo) {}, true},
+		"another name": {func(h *tls.ClientHelloInfo) { h.ServerName = "other.example" }, true},
+		"early data":   {func(h *tls.ClientHelloInfo) { h.Extensions = []uint16{earlyData} }, false},
+		"TLS 1.1":      {func(h *tls.ClientHelloInfo) { h.SupportedVersions = []uint16{tls.VersionTLS11} }, false},
+		"CCM only":     {func(h *tls.ClientHelloInfo) { h.CipherSuites = []uint16{0x1304} }, false},
+		"RSA only in 1.2": {func(h *tls.ClientHelloInfo) {
+			h.SupportedVersions = []uint16{tls.VersionTLS12}
+			h.CipherSuites = []uint16{tls.TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256}
+		}, false},
+	} {
+		h := &tls.ClientHelloInfo{
+			ServerName: "web.example", SupportedVersions: []uint16{tls.VersionTLS13, tls.VersionTLS12}, CipherSuites: []uint16{tls.TLS_AES_128_GCM_SHA256},
+			SignatureSchemes: []tls.SignatureScheme{tls.ECDSAWithP256AndSHA256}, SupportedCurves: []tls.CurveID{tls.CurveP256}, SupportedPoints: []uint8{0},
+		}
+		tt.change(h)
+		if err := servable(h, &cert); (err == nil) != tt.ok {
+			t.Errorf("%s: %v", name, err)
+		}
 	}
 }
 
