@@ -292,6 +292,11 @@ func (s *tlsSplit) verify(cs tls.ConnectionState) error {
 	if _, err := leaf.Verify(x509.VerifyOptions{Roots: s.server.ca, Intermediates: rest, DNSName: s.name}); err != nil {
 		return &unsplit{"the app's certificate is not one of the secret's ca.crt", err.Error()}
 	}
+	if s.name != "" { // the client is shown the secret's, while the app may have one for each name
+		if err := s.server.cert.Leaf.VerifyHostname(s.name); err != nil {
+			return &unsplit{"the app shows a certificate for the client's name, and the secret's is for another one", err.Error()}
+		}
+	}
 	return nil
 }
 

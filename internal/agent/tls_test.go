@@ -71,9 +71,14 @@ func (a *authority) pool() *x509.CertPool {
 // issue returns a certificate for web.example.
 func (a *authority) issue(serial int64) tls.Certificate {
 	a.t.Helper()
+	return a.issueFor(serial, "web.example")
+}
+
+func (a *authority) issueFor(serial int64, name string) tls.Certificate {
+	a.t.Helper()
 	k := newKey(a.t)
 	der, err := x509.CreateCertificate(rand.Reader, &x509.Certificate{
-		SerialNumber: big.NewInt(serial), Subject: pkix.Name{CommonName: "web"}, DNSNames: []string{"web.example"}, NotAfter: time.Now().Add(time.Hour),
+		SerialNumber: big.NewInt(serial), Subject: pkix.Name{CommonName: "web"}, DNSNames: []string{name}, NotAfter: time.Now().Add(time.Hour),
 		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
 	}, a.cert, k.Public(), a.key)
 	if err != nil {
@@ -421,6 +426,9 @@ func TestTLSUntouched(t *testing.T) {
 		"old app": {func(c *tls.Config, _ *agentcfg.TLS, _ *authority) {
 			c.MinVersion, c.MaxVersion = tls.VersionTLS10, tls.VersionTLS11
 		}, "does not speak TLS with the agent"},
+		"another name": {func(_ *tls.Config, e *agentcfg.TLS, ca *authority) {
+			secret(ca.t, e.Dir, ca.issueFor(9, "admin.example"), ca)
+		}, "for another one"},
 		"no client's key": {func(_ *tls.Config, e *agentcfg.TLS, _ *authority) { e.ClientDir = "/nonexistent" }, "doppel.dev/tls-client names cannot be used"},
 	} {
 		t.Run(name, func(t *testing.T) {
