@@ -16,7 +16,7 @@ import (
 	"github.com/pkg/sftp"
 )
 
-// file is an open file. It outlives the connection to its server: with the next one it is opened again by its path.
+// file is an open file. It outlives the connection to its server: with the next one it is opened again by the path that it has then.
 type file struct {
 	m     *FS
 	path  string // when it was opened
@@ -81,13 +81,35 @@ func (f *file) open(c *sftp.Client, gen int) (*sftp.File, error) {
 	case f.handle != nil && f.gen == gen:
 		return f.handle, nil
 	}
-	h, err := something(c.OpenFile(f.path, f.flags))
+	p, err := f.name()
+	if err != nil {
+		return nil, err
+	}
+	h, err := something(c.OpenFile(p, f.flags))
 	if err != nil {
 		return nil, err
 	}
 	f.handle, f.gen = h, gen
 	f.flags &^= os.O_TRUNC | os.O_CREATE | os.O_EXCL // that is done
 	return h, nil
+}
+
+// name is the path under which the file is found now.
+func (f *file) name() (string, error) {
+	switch {
+	case f.n == nil: // it is being made
+		return f.path, nil
+	case f.n.deleted():
+		return "", syscall.ESTALE
+	}
+	return f.n.path(), nil
+}
+
+// changed is called after the file was changed.
+func (f *file) changed() {
+	if p, err := f.name(); err == nil {
+		f.m.known.changed(path.Dir(p))
+	}
 }
 
 func (f *file) use(ctx context.Context, do func(*sftp.File) error) error {
@@ -202,7 +224,7 @@ func (f *file) Write(ctx context.Context, data []byte, off int64) (uint32, sysca
 		mine := bytes.Clone(data[n:]) // data is the kernel's again after EINTR
 		err = interruptible(ctx, func() error { return f.w.write(mine, off+int64(n)) })
 	}
-	f.m.known.changed(path.Dir(f.path))
+	f.changed()
 	if err != nil {
 		return 0, number(err)
 	}
@@ -215,7 +237,7 @@ func (f *file) Flush(ctx context.Context) syscall.Errno {
 		return 0
 	}
 	err := interruptible(ctx, f.w.finish)
-	f.m.known.changed(path.Dir(f.path))
+	f.changed()
 	return number(err)
 }
 

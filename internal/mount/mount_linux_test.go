@@ -23,6 +23,7 @@ import (
 	"time"
 
 	"github.com/pkg/sftp"
+	"golang.org/x/sys/unix"
 
 	"github.com/doppel-dev/doppel/internal/sftpd"
 )
@@ -1007,6 +1008,71 @@ func TestChangedWhileReadAhead(t *testing.T) {
 	for off := int64(2 << 20); off < 6<<20; off += 1 << 20 {
 		if _, err := f.ReadAt(b, off); err != nil || bytes.Contains(b, []byte("a")) {
 			t.Errorf("at %d: of before, %v", off, err)
+		}
+	}
+}
+
+// A file that was deleted, or renamed, is changed by whoever has it open.
+func TestOpenWithoutName(t *testing.T) {
+	w := newWorld(t)
+	for _, name := range []string{"deleted", "kept"} {
+		f, err := os.OpenFile(w.in("data", name), os.O_RDWR|os.O_CREATE, 0o644)
+		must(t, err)
+		defer f.Close()
+		_, err = f.WriteString("a text")
+		must(t, err)
+		if name == "deleted" {
+			must(t, os.Remove(w.in("data", name)))
+		}
+		now := []syscall.Timeval{{Sec: 1}, {Sec: 1}}
+		must(t, errors.Join(f.Truncate(2), f.Chmod(0o600), syscall.Futimes(int(f.Fd()), now)))
+		if fi, err := f.Stat(); err != nil || fi.Size() != 2 || fi.Mode() != 0o600 {
+			t.Errorf("%s: %v, %v", name, fi, err)
+		}
+	}
+}
+
+// The times of a link are not those of what it leads to.
+func TestTimesOfLink(t *testing.T) {
+	w := newWorld(t)
+	w.write(filepath.Join(w.data, "f"), "text")
+	must(t, os.Symlink("f", filepath.Join(w.data, "link")))
+	before, err := os.Stat(filepath.Join(w.data, "f"))
+	must(t, err)
+	must(t, unix.UtimesNanoAt(unix.AT_FDCWD, w.in("data", "link"), []unix.Timespec{{Sec: 1}, {Sec: 1}}, unix.AT_SYMLINK_NOFOLLOW))
+	after, err := os.Stat(filepath.Join(w.data, "f"))
+	must(t, err)
+	if !after.ModTime().Equal(before.ModTime()) {
+		t.Errorf("%v, before %v", after.ModTime(), before.ModTime())
+	}
+}
+
+// When the stream is lost a file is opened again under the name that it has then, and not at all if it has none.
+func TestRenamedAndLost(t *testing.T) {
+	w := newWorld(t)
+	open := func(name string) *os.File {
+		f, err := os.OpenFile(w.in("data", name), os.O_RDWR|os.O_CREATE, 0o644)
+		must(t, err)
+		t.Cleanup(func() { _ = f.Close() })
+		_, err = f.WriteString("text")
+		must(t, errors.Join(err, f.Sync()))
+		return f
+	}
+	renamed, deleted := open("f"), open("g")
+	must(t, os.Rename(w.in("data", "f"), w.in("data", "f2")))
+	must(t, os.Remove(w.in("data", "g")))
+	w.write(filepath.Join(w.data, "f"), "others'")
+	w.write(filepath.Join(w.data, "g"), "others'")
+	w.cut(false)
+	_, err := renamed.WriteAt([]byte("TEXT"), 0)
+	must(t, errors.Join(err, renamed.Sync()))
+	_, err = deleted.WriteAt([]byte("TEXT"), 0)
+	if err = errors.Join(err, deleted.Sync()); !errors.Is(err, syscall.ESTALE) {
+		t.Errorf("%v, want ESTALE", err)
+	}
+	for name, want := range map[string]string{"f": "others'", "f2": "TEXT", "g": "others'"} {
+		if b, err := os.ReadFile(filepath.Join(w.data, name)); err != nil || string(b) != want {
+			t.Errorf("%s: %q, %v", name, b, err)
 		}
 	}
 }

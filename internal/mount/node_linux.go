@@ -285,9 +285,13 @@ func (n *node) anyOpen() *file {
 func (n *node) changed() { n.m.known.changed(n.path()) }
 
 // Setattr implements fs.NodeSetattrer.
-func (n *node) Setattr(ctx context.Context, _ fs.FileHandle, in *fuse.SetAttrIn, out *fuse.AttrOut) syscall.Errno {
+func (n *node) Setattr(ctx context.Context, fh fs.FileHandle, in *fuse.SetAttrIn, out *fuse.AttrOut) syscall.Errno {
 	if err := n.drain(ctx); err != nil {
 		return number(err)
+	}
+	f := n.through(fh)
+	if f == nil && n.deleted() {
+		return syscall.ESTALE
 	}
 	p := n.path()
 	dir := path.Dir(p)
@@ -299,21 +303,31 @@ func (n *node) Setattr(ctx context.Context, _ fs.FileHandle, in *fuse.SetAttrIn,
 	if gid, ok := in.GetGID(); ok && gid != owner.Gid {
 		return syscall.EPERM
 	}
-	change := func(do func(*sftp.Client) error) error { return n.m.remote.again(ctx, do) }
+	change := func(byPath func(*sftp.Client) error, open func(*sftp.File) error) error {
+		if f != nil {
+			return f.use(ctx, open)
+		}
+		return n.m.remote.again(ctx, byPath)
+	}
 	if size, ok := in.GetSize(); ok {
-		if err := change(func(c *sftp.Client) error { return c.Truncate(p, int64(size)) }); err != nil {
+		size := int64(size)
+		err := change(func(c *sftp.Client) error { return c.Truncate(p, size) }, func(h *sftp.File) error { return h.Truncate(size) })
+		if err != nil {
 			return number(err)
 		}
 		n.forget()
 	}
 	if mode, ok := in.GetMode(); ok {
-		if err := change(func(c *sftp.Client) error { return c.Chmod(p, os.FileMode(mode).Perm()) }); err != nil {
+		mode := os.FileMode(mode).Perm()
+		err := change(func(c *sftp.Client) error { return c.Chmod(p, mode) }, func(h *sftp.File) error { return h.Chmod(mode) })
+		if err != nil {
 			return number(err)
 		}
 	}
 	mtime, okM := in.GetMTime()
 	atime, okA := in.GetATime()
-	if okM || okA {
+	// The protocol has no way to those of a link itself, nor the library to those of a file without a name.
+	if (okM || okA) && n.StableAttr().Mode != syscall.S_IFLNK && !n.deleted() {
 		var now fuse.Attr
 		if errno := n.attr(ctx, n.anyOpen(), &now); errno != 0 {
 			return errno
@@ -324,12 +338,23 @@ func (n *node) Setattr(ctx context.Context, _ fs.FileHandle, in *fuse.SetAttrIn,
 		if !okA {
 			atime = time.Unix(int64(now.Atime), 0)
 		}
-		if err := change(func(c *sftp.Client) error { return c.Chtimes(p, atime, mtime) }); err != nil {
+		if err := n.m.remote.again(ctx, func(c *sftp.Client) error { return c.Chtimes(p, atime, mtime) }); err != nil {
 			return number(err)
 		}
 	}
 	n.m.known.changed(dir)
 	return n.attr(ctx, n.anyOpen(), &out.Attr)
+}
+
+// through is the open file by which the node is changed: that which the kernel names, or any if the file has no name any more.
+func (n *node) through(fh fs.FileHandle) *file {
+	if f, ok := fh.(*file); ok {
+		return f
+	}
+	if n.deleted() {
+		return n.anyOpen()
+	}
+	return nil
 }
 
 // forget drops what was read ahead of the node.

@@ -120,7 +120,7 @@ func (r *remote) connect(dialled chan struct{}) {
 // lost says whether an error is no answer of the server. Then the client is of no use any more, and the next one is asked.
 func (r *remote) lost(c *sftp.Client, err error) bool {
 	if err == nil || errors.As(err, new(*sftp.StatusError)) || errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrPermission) ||
-		errors.Is(err, io.EOF) || errors.Is(err, syscall.EINTR) || errors.Is(err, syscall.EBADF) {
+		errors.Is(err, io.EOF) || errors.Is(err, syscall.EINTR) || errors.Is(err, syscall.EBADF) || errors.Is(err, syscall.ESTALE) {
 		return false
 	}
 	r.drop(c)
