@@ -14,7 +14,7 @@ func pending(c *net.TCPConn) (is bool) {
 	}
 	err = rc.Control(func(fd uintptr) {
 		_, _, err := unix.Recvfrom(int(fd), make([]byte, 1), unix.MSG_PEEK|unix.MSG_DONTWAIT)
-		is = err != unix.EAGAIN //nolint:errorlint // a system call's own
+		is = err != unix.EAGAIN
 	})
 	return is || err != nil
 }

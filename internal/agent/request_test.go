@@ -269,6 +269,7 @@ func TestDrainIdleRequests(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	defer resp.Body.Close()
 	if b, err := io.ReadAll(resp.Body); err != nil || string(b) != "lou /x" {
 		t.Fatalf("%q %v", b, err)
 	}

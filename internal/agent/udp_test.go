@@ -264,12 +264,12 @@ func TestUDPQuestion(t *testing.T) {
 					time.Sleep(questionIdle / 4)
 					_ = p.side(one, nil).WritePacket([]byte("answer"))
 				}
-				time.Sleep(questionIdle - 1)
+				time.Sleep(questionIdle - time.Nanosecond)
 				synctest.Wait()
 				if one.ctx.Err() != nil {
 					t.Error("ended too soon")
 				}
-				time.Sleep(1)
+				time.Sleep(time.Nanosecond)
 				synctest.Wait()
 				if ended := one.ctx.Err() != nil; ended != tt.ends {
 					t.Errorf("ended %t", ended)

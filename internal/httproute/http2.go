@@ -20,7 +20,7 @@ import (
 
 const (
 	// maxStreams is the most that a client may have open, whatever the app would allow: more than any has. What they store is bounded by the windows.
-	maxStreams = 1 << 16
+	maxStreams = 1 << 14
 	// maxWaiting bounds the bytes of heads that no origin has taken yet, which no window does.
 	maxWaiting = 8 << 20
 	// maxFields bounds a header list (RFC 9113, section 6.5.2).

@@ -275,7 +275,7 @@ func (c *cluster) serveFiles(r *mux.Request, _ string) {
 	dir := c.volume
 	c.mu.Unlock()
 	if st, err := r.Accept(nil); err == nil {
-		_ = sftpd.Serve(st, []sftpd.Export{{Path: "/data", Dir: dir, ReadOnly: true}})
+		_ = sftpd.Serve(st, []sftpd.Export{{Path: "/data", Dir: dir, ReadOnly: true}}, slog.New(slog.DiscardHandler))
 	}
 }
 
