@@ -44,6 +44,12 @@ func do(ctx context.Context, r helm.Request, progress func(string)) error {
 			return chart.WaitReady(ctx, cfg, o)
 		}
 		return err
+	case helm.Removable:
+		_, err = chart.Status(ctx, cfg, o.Namespace)
+		if errors.Is(err, chart.ErrNotInstalled) {
+			return nil
+		}
+		return err
 	case helm.Remove:
 		err = chart.Uninstall(ctx, cfg, o)
 		if errors.Is(err, chart.ErrNotInstalled) {

@@ -108,12 +108,11 @@ func (a *Agent) drain(ctx context.Context) {
 	tick := time.NewTicker(100 * time.Millisecond)
 	defer tick.Stop()
 	for {
-		listens := a.appListens(time.Since(start))
-		if !listens {
+		if a.gone.Err() == nil && !a.appListens(time.Since(start)) {
 			a.end() // of connections that are idle
-			if a.active.Load() == 0 {
-				return
-			}
+		}
+		if a.gone.Err() != nil && a.active.Load() == 0 {
+			return
 		}
 		select {
 		case <-ctx.Done():

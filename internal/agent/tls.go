@@ -7,12 +7,14 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/doppel-dev/doppel/internal/agentcfg"
@@ -266,11 +268,12 @@ func (s *tlsSplit) dial(ctx context.Context, protos []string) (*tls.Conn, error)
 	return c, nil
 }
 
-// refused is what a failed handshake with the app means: it is there, and speaks TLS with its clients in a way of its own. An app that says nothing is as
-// one that is down.
+// refused is what a failed handshake with the app means: it is there, and speaks TLS with its clients in a way of its own. An app that says nothing, or
+// goes away, is as one that is down: it may be starting anew.
 func refused(err error) error {
 	var no *unsplit
-	if errors.As(err, &no) || errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled) {
+	if errors.As(err, &no) || errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled) ||
+		errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE) {
 		return err
 	}
 	return &unsplit{"the app does not speak TLS with the agent", err.Error()}

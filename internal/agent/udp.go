@@ -24,6 +24,8 @@ const (
 	// questionIdle ends a conversation of one datagram each way at most, as Linux does (nf_conntrack_udp_timeout): clients of DNS take a new port
 	// for each question.
 	questionIdle = 30 * time.Second
+	// lookEvery is how often it is looked where the app listens.
+	lookEvery = time.Second
 	// talkQueue is how many datagrams of a client wait for the other side; more are lost, as in a full socket buffer.
 	talkQueue = 64
 	// keptDatagrams is how many datagrams that nobody has answered yet are kept for the app, should the laptop refuse them.
@@ -45,8 +47,11 @@ type udpPort struct {
 	mu sync.Mutex
 	// guarded by mu:
 	talks   map[netip.AddrPort]*talk // by client
-	order   list.List                // of these, the one that is idle longest first
+	asked   list.List                // of these the questions (see talk.question), the one that is idle longest first
+	talking list.List                // and the others, so
 	running int                      // talks whose goroutine has yet to end, among them those that made room
+	looked  time.Time                // when it was looked
+	local   bool                     // whether the app listens on localhost
 	refused map[string]time.Time     // by intercept: until when it gets nothing, and the app is asked instead
 	copies  map[copyKey]*packetsCopy
 }
@@ -60,7 +65,7 @@ type talk struct {
 	cancel context.CancelFunc
 
 	// guarded by udpPort.mu:
-	place         *list.Element // in udpPort.order
+	place         *list.Element // in udpPort.asked or talking
 	came, answers int           // datagrams
 	last          time.Time     // of one
 	expiry        *time.Timer   // ends it if it is but a question
@@ -144,11 +149,11 @@ func (p *udpPort) talk(ctx context.Context, a *Agent, client netip.AddrPort) (_ 
 	case t != nil:
 		p.removeLocked(t)
 	case len(p.talks) >= maxTalks:
-		p.removeLocked(p.order.Front().Value.(*talk))
+		p.makeRoomLocked()
 	}
 	t = &talk{client: client, to: to, in: make(chan []byte, talkQueue), came: 1, last: time.Now()}
 	t.ctx, t.cancel = context.WithCancel(ctx)
-	t.place, t.expiry = p.order.PushBack(t), time.AfterFunc(questionIdle, func() { p.expire(t) })
+	t.place, t.expiry = p.asked.PushBack(t), time.AfterFunc(questionIdle, func() { p.expire(t) })
 	p.talks[client] = t
 	p.running++
 	if why != "" {
@@ -157,17 +162,40 @@ func (p *udpPort) talk(ctx context.Context, a *Agent, client netip.AddrPort) (_ 
 	return t, true
 }
 
-// usedLocked notes a datagram, one way or the other.
+// makeRoomLocked ends the conversation that is idle longest, of those that are but questions if there are some: who asks only once must not end what
+// others have to say to each other.
+func (p *udpPort) makeRoomLocked() {
+	first := p.asked.Front()
+	if first == nil {
+		first = p.talking.Front()
+	}
+	p.removeLocked(first.Value.(*talk))
+}
+
+// question says whether no more than one datagram has come each way.
+func (t *talk) question() bool { return t.came <= 1 && t.answers <= 1 }
+
+// usedLocked notes a datagram, one way or the other, that has been counted.
 func (p *udpPort) usedLocked(t *talk) {
 	t.last = time.Now()
-	p.order.MoveToBack(t.place)
+	if p.talks[t.client] != t {
+		return // it has ended
+	}
+	p.asked.Remove(t.place)
+	p.talking.Remove(t.place)
+	if t.question() {
+		t.place = p.asked.PushBack(t)
+	} else {
+		t.place = p.talking.PushBack(t)
+	}
 }
 
 // removeLocked ends a conversation; it may be called again.
 func (p *udpPort) removeLocked(t *talk) {
 	t.cancel()
 	t.expiry.Stop()
-	p.order.Remove(t.place)
+	p.asked.Remove(t.place)
+	p.talking.Remove(t.place)
 	if p.talks[t.client] == t {
 		delete(p.talks, t.client)
 	}
@@ -177,7 +205,7 @@ func (p *udpPort) removeLocked(t *talk) {
 func (p *udpPort) expire(t *talk) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if t.came > 1 || t.answers > 1 {
+	if !t.question() {
 		return
 	}
 	if left := questionIdle - time.Since(t.last); left > 0 {
@@ -236,7 +264,7 @@ func (p *udpPort) withLaptop(t *talk, a *Agent, side *clientSide) error {
 // dialApp makes a socket towards the app where it listens: on all addresses or localhost, else on the pod's address only.
 func (p *udpPort) dialApp(ctx context.Context) (flow.Packets, error) {
 	host := "127.0.0.1"
-	if p.podIP != "" && !onLoopback(p.cfg.ContainerPort) {
+	if p.podIP != "" && !p.onLocalhost() {
 		host = p.podIP
 	}
 	var d net.Dialer
@@ -245,6 +273,16 @@ func (p *udpPort) dialApp(ctx context.Context) (flow.Packets, error) {
 		return nil, err
 	}
 	return flow.FromUDP(c.(*net.UDPConn)), nil
+}
+
+// onLocalhost says whether the app listens on localhost. That is not looked at for each client: it takes a look at all sockets of the pod.
+func (p *udpPort) onLocalhost() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if now := time.Now(); now.Sub(p.looked) >= lookEvery {
+		p.looked, p.local = now, onLoopback(p.cfg.ContainerPort)
+	}
+	return p.local
 }
 
 // clientSide is the client's end of a conversation, as long as one other end has it.

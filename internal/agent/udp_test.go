@@ -215,14 +215,17 @@ func TestUDPMakesRoom(t *testing.T) {
 			t.Errorf("conversation %d: ended %t", i, ended)
 		}
 	}
-	if len(p.talks) != maxTalks || p.order.Len() != maxTalks {
-		t.Errorf("%d conversations, %d in order", len(p.talks), p.order.Len())
+	if len(p.talks) != maxTalks || p.asked.Len()+p.talking.Len() != maxTalks {
+		t.Errorf("%d conversations, %d in order", len(p.talks), p.asked.Len()+p.talking.Len())
 	}
 	for i := range 2 * maxTalks {
 		p.talk(t.Context(), a, stranger(2*maxTalks+i))
 	}
 	if p.running != 2*maxTalks {
 		t.Errorf("%d run, though none ends", p.running)
+	}
+	if talks[0].ctx.Err() != nil {
+		t.Error("who asks once has ended what others say to each other")
 	}
 	for _, one := range talks {
 		p.forget(one)

@@ -97,11 +97,12 @@ func (c *client) look(ctx context.Context) (sight, error) {
 		return s, err
 	}
 	s.deployment = d
-	sets, err := c.core.AppsV1().ReplicaSets(c.namespace).List(ctx, metav1.ListOptions{LabelSelector: podSelector})
+	selector := metav1.FormatLabelSelector(d.Spec.Selector) // of a release of whatever name
+	sets, err := c.core.AppsV1().ReplicaSets(c.namespace).List(ctx, metav1.ListOptions{LabelSelector: selector})
 	if err != nil {
 		return s, err
 	}
-	pods, err := c.core.CoreV1().Pods(c.namespace).List(ctx, metav1.ListOptions{LabelSelector: podSelector})
+	pods, err := c.core.CoreV1().Pods(c.namespace).List(ctx, metav1.ListOptions{LabelSelector: selector})
 	if err != nil {
 		return s, err
 	}

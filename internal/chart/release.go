@@ -232,7 +232,12 @@ func takeBack(cfg *rest.Config, o Options, createdNamespace, madeCRDs bool) erro
 		}
 	}
 	if createdNamespace {
-		if err := c.deleteNamespaceIfOurs(ctx, o.Progress); err != nil {
+		found, _, err := c.namespaceUsed(ctx)
+		if err == nil && found != "" {
+			o.Progress(fmt.Sprintf("namespace %s stays: %s", c.namespace, found))
+			return nil
+		}
+		if err := c.deleteNamespace(ctx); err != nil {
 			return fmt.Errorf("take the install back: %w", err)
 		}
 	}

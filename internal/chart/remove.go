@@ -1,6 +1,7 @@
 package chart
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"strings"
@@ -141,10 +142,11 @@ func (c *client) deleteNamespaceIfOurs(ctx context.Context, progress func(string
 	if ns.Labels[createdBy] == "" {
 		return nil
 	}
-	switch used, err := c.namespaceUsed(ctx); {
-	case err != nil:
+	found, unknown, err := c.namespaceUsed(ctx)
+	if err != nil {
 		return err
-	case used != "":
+	}
+	if used := cmp.Or(found, unknown); used != "" {
 		progress(fmt.Sprintf("namespace %s stays: %s", c.namespace, used))
 		return nil
 	}
@@ -152,16 +154,16 @@ func (c *client) deleteNamespaceIfOurs(ctx context.Context, progress func(string
 }
 
 // namespaceUsed looks for anything of others, of whatever type, and says what there is; what Kubernetes itself puts into each namespace, and what ends with what was
-// removed already, does not count. What cannot be looked for may be there.
-func (c *client) namespaceUsed(ctx context.Context) (string, error) {
+// removed already, does not count. What cannot be looked for may be there: unknown says why.
+func (c *client) namespaceUsed(ctx context.Context) (found, unknown string, err error) {
 	lists, err := discovery.ServerPreferredNamespacedResources(c.core.Discovery())
 	if err != nil {
-		return "not all types of the cluster can be looked for: " + oneLine(err.Error()), nil
+		return "", "not all types of the cluster can be looked for: " + oneLine(err.Error()), nil
 	}
 	for _, l := range discovery.FilteredBy(discovery.SupportsAllVerbs{Verbs: []string{"list", "create"}}, lists) {
 		gv, err := schema.ParseGroupVersion(l.GroupVersion)
 		if err != nil {
-			return "", err
+			return "", "", err
 		}
 		for _, r := range l.APIResources {
 			if passing[r.Name+"."+gv.Group] || gv.Group == "doppel.dev" {
@@ -172,18 +174,19 @@ func (c *client) namespaceUsed(ctx context.Context) (string, error) {
 			case apierrors.IsNotFound(err) || apierrors.IsMethodNotSupported(err): // the type is gone, or was never kept
 				continue
 			case apierrors.IsForbidden(err):
-				return "you may not list its " + r.Name, nil
+				unknown = "you may not list its " + r.Name
+				continue
 			case err != nil:
-				return "", err
+				return "", "", err
 			}
 			for _, o := range objects.Items {
 				if o.GetDeletionTimestamp() == nil && !everywhere(r.Name, o.GetName()) && !grants(&o) {
-					return fmt.Sprintf("%s %s is in it", r.Kind, o.GetName()), nil
+					return fmt.Sprintf("%s %s is in it", r.Kind, o.GetName()), "", nil
 				}
 			}
 		}
 	}
-	return "", nil
+	return "", unknown, nil
 }
 
 // passing are types whose objects come and go with others.
@@ -192,11 +195,11 @@ var passing = map[string]bool{
 	"leases.coordination.k8s.io": true, "replicasets.apps": true, "controllerrevisions.apps": true,
 }
 
-// everywhere says whether an object is one that every namespace has, of Kubernetes or OpenShift.
+// everywhere says whether an object is one that every namespace has, of Kubernetes, OpenShift or Istio.
 func everywhere(resource, name string) bool {
 	switch resource {
 	case "configmaps":
-		return name == "kube-root-ca.crt" || name == "openshift-service-ca.crt"
+		return name == "kube-root-ca.crt" || name == "openshift-service-ca.crt" || name == "istio-ca-root-cert"
 	case "serviceaccounts":
 		return name == "default" || name == "builder" || name == "deployer"
 	case "rolebindings":

@@ -247,6 +247,10 @@ func (a *app) uninstallEverything(ctx context.Context, cluster *kube.Cluster, k 
 	if err != nil {
 		return err
 	}
+	manager := helm.Request{Verb: helm.Removable, Cluster: k.Options, Options: helm.Options{Namespace: k.managerNS}}
+	if err := a.helm(ctx, manager, show); err != nil {
+		return err // before anybody's session ends
+	}
 	show("Ending the session of this machine")
 	if err := a.stopDaemons(ctx, false); err != nil {
 		return err
@@ -257,7 +261,8 @@ func (a *app) uninstallEverything(ctx context.Context, cluster *kube.Cluster, k 
 	}
 	// The manager goes first: it would add agents again to pods that always have one.
 	show("Uninstalling the traffic-manager")
-	if err := a.helm(ctx, helm.Request{Verb: helm.Remove, Cluster: k.Options, Options: helm.Options{Namespace: k.managerNS}}, show); err != nil {
+	manager.Verb = helm.Remove
+	if err := a.helm(ctx, manager, show); err != nil {
 		return err
 	}
 	for _, ns := range namespaces {

@@ -3,7 +3,6 @@
 package cli
 
 import (
-	"cmp"
 	"encoding/json"
 	"errors"
 	"flag"
@@ -17,6 +16,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"github.com/rogpeppe/go-internal/testscript"
@@ -35,6 +35,7 @@ func TestMain(m *testing.M) {
 // TestScripts runs testdata/script/*.txtar: one behaviour a file. Besides testscript's own commands there are
 //
 //	daemon FILE     a user daemon that answers as FILE says, and something that listens as the root daemon does
+//	rootd PROTOCOL  it is one of another protocol
 //	exits N ARGS    doppel ARGS ends with exit code N
 //	requests FILE   what the daemon was asked so far is FILE
 //	asked N METHOD  the daemon was asked for METHOD N times
@@ -55,7 +56,7 @@ func TestScripts(t *testing.T) {
 			return nil
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"daemon": cmdDaemon, "exits": cmdExits, "requests": cmdRequests, "asked": cmdAsked,
+			"daemon": cmdDaemon, "exits": cmdExits, "requests": cmdRequests, "asked": cmdAsked, "rootd": cmdRootd,
 		},
 	})
 }
@@ -87,6 +88,8 @@ type answer struct {
 
 // fakeDaemon answers the local API from a file: for each method the answers in their order, the last one again and again.
 type fakeDaemon struct {
+	protocol atomic.Int64 // of the root daemon
+
 	mu sync.Mutex
 	// guarded by mu
 	answers  map[string][]answer
@@ -98,6 +101,7 @@ func cmdDaemon(ts *testscript.TestScript, neg bool, args []string) {
 		ts.Fatalf("usage: daemon FILE")
 	}
 	d := &fakeDaemon{}
+	d.protocol.Store(rootapi.Protocol)
 	text := strings.ReplaceAll(ts.ReadFile(args[0]), "$VERSION", buildinfo.Version)
 	if err := json.Unmarshal([]byte(text), &d.answers); err != nil {
 		ts.Fatalf("%s: %v", args[0], err)
@@ -114,7 +118,7 @@ func cmdDaemon(ts *testscript.TestScript, neg bool, args []string) {
 			if err != nil {
 				return
 			}
-			go rootAnswers(c, cmp.Or(ts.Getenv("ROOT_PROTOCOL"), strconv.Itoa(rootapi.Protocol)))
+			go d.rootAnswers(c)
 		}
 	}()
 	ts.Defer(func() { _ = srv.Close(); _ = root.Close() })
@@ -124,10 +128,9 @@ func cmdDaemon(ts *testscript.TestScript, neg bool, args []string) {
 // noPID is more than Linux has (proc(5), pid_max).
 const noPID = 4194305
 
-// rootAnswers says who it is, as a root daemon of a protocol.
-func rootAnswers(c net.Conn, protocol string) {
+// rootAnswers says who it is.
+func (d *fakeDaemon) rootAnswers(c net.Conn) {
 	defer c.Close()
-	n, _ := strconv.Atoi(protocol)
 	buf := make([]byte, rootapi.MaxPacket)
 	for {
 		size, err := c.Read(buf)
@@ -138,7 +141,7 @@ func rootAnswers(c net.Conn, protocol string) {
 		if err != nil {
 			return
 		}
-		b, err := rootapi.Message{ID: m.ID, Op: rootapi.OpReply, Version: &rootapi.Version{Program: "fake", Protocol: n, PID: noPID}}.Encode()
+		b, err := rootapi.Message{ID: m.ID, Op: rootapi.OpReply, Version: &rootapi.Version{Program: "fake", Protocol: int(d.protocol.Load()), PID: noPID}}.Encode()
 		if err != nil {
 			return
 		}
@@ -146,6 +149,17 @@ func rootAnswers(c net.Conn, protocol string) {
 			return
 		}
 	}
+}
+
+// cmdRootd makes the root daemon of daemon one of another protocol.
+func cmdRootd(ts *testscript.TestScript, neg bool, args []string) {
+	v, ok := daemons.Load(ts)
+	if neg || len(args) != 1 || !ok {
+		ts.Fatalf("usage: rootd PROTOCOL, after daemon")
+	}
+	n, err := strconv.Atoi(args[0])
+	ts.Check(err)
+	v.(*fakeDaemon).protocol.Store(int64(n))
 }
 
 var daemons sync.Map // *testscript.TestScript to *fakeDaemon

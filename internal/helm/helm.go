@@ -33,13 +33,15 @@ const (
 // Verb is what is to be done with the chart.
 type Verb string
 
-// The verbs. Ensure is an install that is content with a traffic-manager that somebody else installs meanwhile, Remove an uninstall that is with none.
+// The verbs. Ensure is an install that is content with a traffic-manager that somebody else installs meanwhile, Remove an uninstall that is with none,
+// and Removable asks before whether it would be one that is not ours.
 const (
 	Install   Verb = "install"
 	Upgrade   Verb = "upgrade"
 	Uninstall Verb = "uninstall"
 	Ensure    Verb = "ensure"
 	Remove    Verb = "remove"
+	Removable Verb = "removable"
 )
 
 // Request is what doppel-helm is asked, as its only argument: its input stays the terminal, which credential plugins may want.

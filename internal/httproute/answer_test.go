@@ -325,7 +325,7 @@ func TestHTTP2StreamLimit(t *testing.T) {
 		want uint32
 	}{
 		{nil, maxStreams},
-		{[]http2.Setting{{ID: http2.SettingMaxConcurrentStreams, Val: 5000}}, 5000},
+		{[]http2.Setting{{ID: http2.SettingMaxConcurrentStreams, Val: 4000}}, 4000},
 		{[]http2.Setting{{ID: http2.SettingMaxConcurrentStreams, Val: 7}}, 7},
 	} {
 		t.Run(fmt.Sprint(row.app), func(t *testing.T) {

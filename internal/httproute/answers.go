@@ -20,9 +20,10 @@ func (c *conn) answers(u *upstream) {
 	}
 	quiet := c.active != u || len(u.owed) == 0 && u.mode == http1 && u.to != App && (err != nil || !u.closes)
 	c.ended = c.ended || !quiet
-	c.leave()
+	ends := c.leave()
 	c.cond.Broadcast()
 	c.mu.Unlock()
+	closeWrite(ends)
 	switch {
 	case quiet: // idle, and nobody waits for it: the next request finds another way
 		u.s.Reset()
@@ -130,13 +131,14 @@ func (c *conn) answer(u *upstream, in *reader, ex exchange) (done bool, err erro
 // paid notes that the oldest exchange of u is answered, and whether the connection ends with that.
 func (c *conn) paid(u *upstream, closes bool) {
 	c.mu.Lock()
-	defer c.mu.Unlock()
 	u.closes = closes
 	if u.owed = u.owed[1:]; len(u.owed) == 0 {
 		u.owed = nil
 	}
-	c.leave()
+	ends := c.leave()
 	c.cond.Broadcast()
+	c.mu.Unlock()
+	closeWrite(ends)
 }
 
 // early notes that u is answering before anything of the oldest request's body has come, if that is so: then the request's end cannot be known.

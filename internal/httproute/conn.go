@@ -32,6 +32,7 @@ type conn struct {
 	opening map[string]bool // connections that are being made
 	active  *upstream
 	begun   bool  // a request was sent on
+	sending bool  // one is being sent on
 	gone    bool  // the app, for good
 	ended   bool  // the client was told the end: nothing can be answered any more
 	over    bool  // no more requests are read
@@ -116,30 +117,48 @@ func (c *conn) close() error {
 // appGone notes that no new connection to the app can be had.
 func (c *conn) appGone() {
 	c.mu.Lock()
-	defer c.mu.Unlock()
 	c.gone = true
-	c.leave()
+	ends := c.leave()
+	c.mu.Unlock()
+	closeWrite(ends)
 }
 
 // leave tells the client the end if the app is gone and a laptop owes nothing: the app's own FIN was not passed on, since it was not the active one.
-func (c *conn) leave() {
+// It returns what is to be ended, without the lock: to write may take its time.
+func (c *conn) leave() []flow.Stream {
 	a, app := c.active, c.ups[App]
 	switch {
-	case !c.gone || c.ended || c.err != nil || len(c.opening) > 0:
-		return
+	case !c.gone || c.ended || c.err != nil || c.sending || len(c.opening) > 0:
+		return nil
 	case a == nil || a.to == App || a.mode != http1 || len(a.owed) > 0 || a.closes:
-		return
+		return nil
 	case app != nil && !app.ended:
-		return
+		return nil
 	}
 	c.ended = true
-	_ = c.client.CloseWrite() // whoever reads finds an error
+	ends := []flow.Stream{c.client}
 	for _, u := range c.ups {
-		if !u.ended {
-			_ = u.s.CloseWrite() // it has nothing to say, and ends too
+		if !u.ended { // it has nothing to say, and ends too
+			ends = append(ends, u.s)
 		}
 	}
 	c.cond.Broadcast()
+	return ends
+}
+
+func closeWrite(all []flow.Stream) {
+	for _, s := range all {
+		_ = s.CloseWrite() // whoever reads finds an error
+	}
+}
+
+// sent notes that a request has been sent, or given up.
+func (c *conn) sent() {
+	c.mu.Lock()
+	c.sending = false
+	ends := c.leave()
+	c.mu.Unlock()
+	closeWrite(ends)
 }
 
 // openEarly connects to the app of a client that says nothing.
@@ -255,6 +274,7 @@ func (c *conn) request(h *requestHead) error {
 	if err := c.owe(u, ex); err != nil {
 		return err
 	}
+	defer c.sent()
 	if c.cfg.Sent != nil {
 		c.cfg.Sent(h, u.to)
 	}
@@ -375,10 +395,13 @@ func (c *conn) openLocked(to string) (*upstream, error) {
 func (c *conn) owe(u *upstream, ex exchange) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if u.mode != http1 {
+	switch {
+	case u.mode != http1:
 		return errOdd
+	case c.ended:
+		return errDone
 	}
-	c.begun = true
+	c.begun, c.sending = true, true
 	u.owed = append(u.owed, ex)
 	return nil
 }

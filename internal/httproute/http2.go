@@ -20,8 +20,8 @@ import (
 
 const (
 	// maxStreams is the most that a client may have open, whatever the app would allow: more than any has. What they store is bounded by the windows.
-	maxStreams = 1 << 14
-	// maxWaiting bounds the bytes of heads that no origin has taken yet, which no window does.
+	maxStreams = 4096
+	// maxWaiting bounds the bytes of heads and trailers that no origin has taken yet, which no window does.
 	maxWaiting = 8 << 20
 	// maxFields bounds a header list (RFC 9113, section 6.5.2).
 	maxFields = 256 << 10
@@ -51,9 +51,9 @@ type splitter struct {
 	last    uint32             // the client's latest
 	ups     map[string]*origin // those that take new streams
 	greeted bool               // the client has our settings
-	closing bool               // the client was told to go, and is closed a while after its last stream
-	closed  bool               // it was told that what comes after last was not looked at
-	idling  *time.Timer        // ends the client's connection, unless another stream comes
+	closing bool               // the client was told to go
+	closed  bool               // a while ago: what comes after last is not looked at, and the connection ends with the last stream
+	leaving *time.Timer        // from the one to the other: requests are under way that the client sent before it knew
 	waiting int                // bytes of the heads that wait for an origin
 	batch   []*side            // what has something to write, while frames are taken that came together
 	sides   [4]*side           // memory for batch
@@ -156,8 +156,8 @@ func (h *splitter) finish(err error) {
 	_ = h.client.w.WriteGoAway(h.last, code, nil)
 	h.client.closeLocked(false)
 	h.closed = true
-	if h.idling != nil {
-		h.idling.Stop()
+	if h.leaving != nil {
+		h.leaving.Stop()
 	}
 	for _, o := range h.ups {
 		o.gone = true
@@ -295,6 +295,14 @@ func (h *splitter) requestLocked(st *stream, f *frame) error {
 		}
 		st.up.trailers, st.up.over = slices.Clone(f.fields), true
 		st.copyEnds(f.fields)
+		if st.upID == 0 {
+			n := f.fields.size()
+			st.waits += n
+			if h.waiting += n; h.waiting > maxWaiting {
+				h.resetLocked(st, st.id, http2.ErrCodeEnhanceYourCalm)
+				return nil
+			}
+		}
 		h.flushUp(st)
 		return nil
 	}
@@ -349,7 +357,9 @@ func (h *splitter) place(st *stream, to string) {
 }
 
 // takes reports whether a stream can be sent now.
-func (o *origin) takes() bool { return o.ready && !o.gone && uint32(len(o.streams)) < o.limit }
+func (o *origin) takes() bool {
+	return o.ready && !o.gone && uint32(len(o.streams)) < o.limit && !o.full()
+}
 
 // use returns the origin for "to" that takes new streams, connecting if there is none.
 func (h *splitter) use(to string) *origin {
@@ -505,11 +515,8 @@ func (h *splitter) forget(st *stream) {
 	st.up.pending, st.down.pending = nil, nil
 	if st.upID == 0 {
 		h.taken(st)
-		for i, w := range o.waiting {
-			if w == st {
-				o.waiting = append(o.waiting[:i:i], o.waiting[i+1:]...)
-				break
-			}
+		if i := slices.Index(o.waiting, st); i >= 0 {
+			o.waiting = slices.Delete(o.waiting, i, i+1)
 		}
 	} else {
 		delete(o.streams, st.upID)
@@ -521,27 +528,24 @@ func (h *splitter) forget(st *stream) {
 	h.idle()
 }
 
-// idle has a client that was told to go closed in a while if no stream is open: requests are under way that it sent before it knew.
+// idle closes a client that knows that it has to go, after its last stream.
 func (h *splitter) idle() {
-	switch {
-	case !h.closing || h.closed || len(h.streams) > 0:
-	case h.idling == nil:
-		h.idling = time.AfterFunc(drainPause, h.close)
-	default:
-		h.idling.Reset(drainPause)
+	if h.closed && len(h.streams) == 0 {
+		h.client.closeLocked(false)
 	}
 }
 
-// close closes the client if no stream is open still.
+// close takes no more streams of a client that was told to go a while ago: it knows by now, and is told which was the last.
 func (h *splitter) close() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if h.closed || len(h.streams) > 0 {
+	if h.closed {
 		return
 	}
 	h.closed = true
 	_ = h.client.w.WriteGoAway(h.last, http2.ErrCodeNo, nil)
-	h.client.closeLocked(false)
+	h.client.kick()
+	h.idle()
 }
 
 // resetLocked ends a stream for both.
@@ -584,6 +588,11 @@ func (h *splitter) drained(s *side) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.flushTo(s)
+	for _, o := range h.ups {
+		if o.side == s {
+			h.sendWaiting(o)
+		}
+	}
 }
 
 // settings obeys a peer's settings; delta changes the windows of its streams.

@@ -270,10 +270,10 @@ func (h *splitter) tellGoAway(code http2.ErrCode) {
 	h.greet()
 	if !h.closing {
 		_ = h.client.w.WriteGoAway(1<<31-1, code, nil)
+		h.leaving = time.AfterFunc(drainPause, h.close)
 	}
 	h.closing = true
 	h.client.kick()
-	h.idle()
 }
 
 // lostOrigin ends an origin. What a laptop has not taken is the app's.

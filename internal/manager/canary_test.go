@@ -390,7 +390,7 @@ func behindKubeProxy(t *testing.T, a *agent, protocol string, late int) int {
 		go answer(c)
 		return port
 	}
-	_ = c.Close() // a closed port refuses
+	refuse(t, c.(*net.UDPConn))
 	done := make(chan struct{})
 	ctx, cancel := context.WithCancel(t.Context())
 	go func() {
@@ -398,8 +398,10 @@ func behindKubeProxy(t *testing.T, a *agent, protocol string, late int) int {
 		select {
 		case <-time.After(time.Duration(late) * proofPause):
 		case <-ctx.Done():
+			_ = c.Close()
 			return
 		}
+		_ = c.Close()
 		c, err := net.ListenPacket("udp", fmt.Sprint("127.0.0.1:", port))
 		if err != nil {
 			t.Error(err)

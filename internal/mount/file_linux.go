@@ -118,7 +118,11 @@ func (f *file) use(ctx context.Context, do func(*sftp.File) error) error {
 		if err != nil {
 			return err
 		}
-		return do(h)
+		err = do(h)
+		if errors.Is(err, os.ErrClosed) { // by us, and not the connection
+			return syscall.EBADF
+		}
+		return err
 	})
 }
 

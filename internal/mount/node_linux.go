@@ -246,15 +246,12 @@ func (n *node) Getattr(ctx context.Context, fh fs.FileHandle, out *fuse.AttrOut)
 func (n *node) attr(ctx context.Context, f *file, out *fuse.Attr) syscall.Errno {
 	p := n.path()
 	var fi iofs.FileInfo
-	var err error
+	err := error(syscall.EBADF)
 	if f != nil {
 		fi, err = f.stat(ctx)
-	} else if n.deleted() {
-		err = syscall.ESTALE
-	} else if found, known, _ := n.m.known.find(path.Dir(p), path.Base(p)); known && found != nil {
-		fi = found
-	} else {
-		fi, err = n.m.lstat(ctx, p)
+	}
+	if errors.Is(err, syscall.EBADF) { // not open, or closed meanwhile by whoever had it open
+		fi, err = n.named(ctx, p)
 	}
 	if err != nil {
 		return number(err)
@@ -265,6 +262,17 @@ func (n *node) attr(ctx context.Context, f *file, out *fuse.Attr) syscall.Errno 
 		out.Ino = n.StableAttr().Ino // without a name too
 	}
 	return 0
+}
+
+// named is what has the node's name.
+func (n *node) named(ctx context.Context, p string) (iofs.FileInfo, error) {
+	if n.deleted() {
+		return nil, syscall.ESTALE
+	}
+	if fi, known, _ := n.m.known.find(path.Dir(p), path.Base(p)); known && fi != nil {
+		return fi, nil
+	}
+	return n.m.lstat(ctx, p)
 }
 
 func (n *node) deleted() bool {
@@ -580,7 +588,7 @@ func (n *node) Create(ctx context.Context, name string, flags, mode uint32, out 
 	}
 	in, errno := n.permit(ctx, name, mode, out)
 	if errno != 0 {
-		f.release()
+		go f.release() // which may wait for the server
 		return nil, nil, 0, errno
 	}
 	f.n = in.Operations().(*node)

@@ -474,9 +474,10 @@ func (l *listing) ListAt(out []fs.FileInfo, _ int64) (int, error) {
 // fit is how many entries a packet has room for: each has its name, a line as ls(1) has it, which ends in the name, and attributes.
 func fit(fis []fs.FileInfo) int {
 	const rest = 4 + 4 + 128 + 32 // lengths, the line without the name, attributes
+	const most = 120 << 10        // sshfs gives a connection up that brings more than 128 KiB at once
 	size := 0
 	for i, fi := range fis {
-		if size += rest + 2*len(fi.Name()); size > maxData {
+		if size += rest + 2*len(fi.Name()); size > most {
 			return i
 		}
 	}

@@ -380,6 +380,7 @@ func (x *intercepts) leave(ctx context.Context, name string, progress localapi.P
 	in := x.byName[name]
 	if in != nil && in.leaving {
 		x.mu.Unlock()
+		in.close() // whoever asks again waits for the app no longer
 		return uerr.New(uerr.Conflict, "wait for it", "intercept %s is just being left", name)
 	}
 	if in != nil && in.object.UID == "" {
@@ -415,6 +416,9 @@ func (x *intercepts) leave(ctx context.Context, name string, progress localapi.P
 	}
 	progress("Restarting %s %s to bring its app back; its traffic comes here until then", in.object.Spec.Workload.Kind, in.object.Spec.Workload.Name)
 	if !x.waitGone(ctx, string(in.object.UID), restoreTimeout) {
+		if ctx.Err() == nil {
+			in.close()
+		}
 		return uerr.New(uerr.Cluster, fmt.Sprintf("look at it with: kubectl -n %s get pods", in.object.Namespace), "intercept %s has ended, but the app of %s is not back yet", name, in.object.Spec.Workload.Name)
 	}
 	in.close() // not before: who answers until then needs it

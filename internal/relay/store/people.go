@@ -216,10 +216,10 @@ func (s *Store) SetDisabled(ctx context.Context, person string, disabled bool) e
 	})
 }
 
-// SetPassword changes a password's hash. The person's tokens are gone, and the invitations that they gave out: who changes it may do so because somebody else knew it.
-func (s *Store) SetPassword(ctx context.Context, person, hash string) error {
+// SetPassword changes a password's hash, if it is still what it was. The person's tokens are gone, and the invitations that they gave out: who changes it may do so because somebody else knew it.
+func (s *Store) SetPassword(ctx context.Context, person, was, hash string) error {
 	return s.change(ctx, func(tx *sql.Tx) error {
-		if err := one(tx.ExecContext(ctx, "UPDATE people SET password = $1 WHERE id = $2", hash, person)); err != nil {
+		if err := one(tx.ExecContext(ctx, "UPDATE people SET password = $1 WHERE id = $2 AND password = $3", hash, person, was)); err != nil {
 			return err
 		}
 		_, err := tx.ExecContext(ctx, "DELETE FROM tokens WHERE person = $1", person)

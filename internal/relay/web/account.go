@@ -4,12 +4,14 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"net/http"
 	"net/url"
 	"strings"
 	"time"
 
 	"github.com/doppel-dev/doppel/internal/relay/preview"
+	"github.com/doppel-dev/doppel/internal/relay/secret"
 	"github.com/doppel-dev/doppel/internal/relay/store"
 )
 
@@ -66,6 +68,12 @@ func (s *Site) loggedIn(w http.ResponseWriter, r *http.Request, p store.Person, 
 	token, err := s.cfg.Store.AddToken(r.Context(), store.Token{Kind: store.Web, Person: p.ID, Data: r.UserAgent()}, webLife)
 	if err != nil {
 		s.fail(w, r, err)
+		return
+	}
+	// Who changes a password ends all logins that there are: this one may have been made by the old one, a moment later.
+	if now, err := s.cfg.Store.Person(r.Context(), p.ID); err != nil || now.Password != p.Password {
+		err = errors.Join(err, s.cfg.Store.Revoke(r.Context(), secret.Hash(token)))
+		s.fail(w, r, fmt.Errorf("the password was changed meanwhile: %w", err))
 		return
 	}
 	s.audit(r, p.Email, "login", "browser")

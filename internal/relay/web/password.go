@@ -95,10 +95,16 @@ func (s *Site) changePassword(w http.ResponseWriter, r *http.Request) {
 
 // passwordIs gives an account its new password, and the browser a login of its own: all others have ended.
 func (s *Site) passwordIs(w http.ResponseWriter, r *http.Request, p store.Person, hash, did string) {
-	if err := s.cfg.Store.SetPassword(r.Context(), p.ID, hash); err != nil {
+	err := s.cfg.Store.SetPassword(r.Context(), p.ID, p.Password, hash)
+	if errors.Is(err, store.ErrNotFound) {
+		s.render(w, r, http.StatusConflict, "message.html", "The password is not changed", "It was changed by somebody else meanwhile.", "")
+		return
+	}
+	if err != nil {
 		s.fail(w, r, err)
 		return
 	}
+	p.Password = hash
 	s.audit(r, p.Email, did, "")
 	s.loggedIn(w, r, p, "/")
 }
