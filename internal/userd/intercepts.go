@@ -68,6 +68,7 @@ type intercept struct {
 	tls       bool       // the local process speaks TLS
 	address   netip.Addr // of ports without a target; invalid: the loopback
 	active    bool       // has been; guarded by the set's lock
+	unwatched bool       // nobody waits for its end any more; guarded by the set's lock
 	leaving   bool       // its traffic still comes, until the app is back; guarded by the set's lock
 	resumeErr error      // why it could not be created again; guarded by the set's lock
 	toPod     *toPod
@@ -379,8 +380,12 @@ func (x *intercepts) leave(ctx context.Context, name string, progress localapi.P
 	x.mu.Lock()
 	in := x.byName[name]
 	if in != nil && in.leaving {
+		unwatched := in.unwatched
 		x.mu.Unlock()
-		in.close() // whoever asks again waits for the app no longer
+		if unwatched {
+			in.close() // whoever asks again wants this machine's part to end, whatever comes of the app
+			return appAway(in)
+		}
 		return uerr.New(uerr.Conflict, "wait for it", "intercept %s is just being left", name)
 	}
 	if in != nil && in.object.UID == "" {
@@ -416,13 +421,21 @@ func (x *intercepts) leave(ctx context.Context, name string, progress localapi.P
 	}
 	progress("Restarting %s %s to bring its app back; its traffic comes here until then", in.object.Spec.Workload.Kind, in.object.Spec.Workload.Name)
 	if !x.waitGone(ctx, string(in.object.UID), restoreTimeout) {
+		x.mu.Lock()
+		in.unwatched = true
+		x.mu.Unlock()
 		if ctx.Err() == nil {
 			in.close()
 		}
-		return uerr.New(uerr.Cluster, fmt.Sprintf("look at it with: kubectl -n %s get pods", in.object.Namespace), "intercept %s has ended, but the app of %s is not back yet", name, in.object.Spec.Workload.Name)
+		return appAway(in)
 	}
 	in.close() // not before: who answers until then needs it
 	return nil
+}
+
+// appAway says that a replaced app has yet to come back.
+func appAway(in *intercept) error {
+	return uerr.New(uerr.Cluster, fmt.Sprintf("look at it with: kubectl -n %s get pods", in.object.Namespace), "intercept %s has ended, but the app of %s is not back yet", in.name, in.object.Spec.Workload.Name)
 }
 
 // ending is what ends the intercept that has a name now, and no other that has it later.

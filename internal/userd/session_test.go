@@ -795,7 +795,7 @@ func TestLeaveReplaced(t *testing.T) {
 
 // While a replaced container's traffic still comes, what answers it keeps the app's files and its pod's ports, also when nobody waits for the end.
 func TestLeaveReplacedKeepsFiles(t *testing.T) {
-	for name, waits := range map[string]bool{"waited for": true, "interrupted": false} {
+	for name, waits := range map[string]bool{"waited for": true, "interrupted": false, "interrupted, and once more": false} {
 		t.Run(name, func(t *testing.T) {
 			t.Setenv("XDG_RUNTIME_DIR", t.TempDir())
 			c := newCluster(t)
@@ -840,6 +840,17 @@ func TestLeaveReplacedKeepsFiles(t *testing.T) {
 			}
 			if files, toPod := has(); !files || !toPod {
 				t.Errorf("while it ends: files %v, --to-pod %v", files, toPod)
+			}
+			if again := func() error { return s.intercepts.leave(t.Context(), "web", func(string, ...any) {}) }; waits {
+				wantError(t, again(), uerr.Conflict, "just being left", "wait for it")
+				if files, toPod := has(); !files || !toPod {
+					t.Errorf("asked again while somebody waits: files %v, --to-pod %v", files, toPod)
+				}
+			} else if strings.Contains(name, "once more") {
+				wantError(t, again(), uerr.Cluster, "the app of web is not back yet", "")
+				if files, toPod := has(); files || toPod {
+					t.Errorf("asked again: files %v, --to-pod %v", files, toPod)
+				}
 			}
 			c.set(func() { delete(c.states, "intercepts-2") })
 			if waits {
