@@ -180,7 +180,7 @@ func (c *client) namespaceUsed(ctx context.Context) (found, unknown string, err 
 				return "", "", err
 			}
 			for _, o := range objects.Items {
-				if o.GetDeletionTimestamp() == nil && !everywhere(r.Name, o.GetName()) && !grants(&o) {
+				if o.GetDeletionTimestamp() == nil && !everywhere(r.Name, o.GetName()) && !forUs(&o) {
 					return fmt.Sprintf("%s %s is in it", r.Kind, o.GetName()), "", nil
 				}
 			}
@@ -208,10 +208,11 @@ func everywhere(resource, name string) bool {
 	return false
 }
 
-// grants says whether an object is a binding to one of the chart's roles: it gives rights over doppel alone, and none once that is gone.
-func grants(o *unstructured.Unstructured) bool {
+// forUs says whether an object of somebody's is for doppel alone, and of no use once that is gone: a binding to one of the chart's roles, or the token with which
+// the manager joins a relay (docs/relay.md).
+func forUs(o *unstructured.Unstructured) bool {
 	role, _, _ := unstructured.NestedString(o.Object, "roleRef", "name")
-	return o.GetKind() == "RoleBinding" && strings.HasPrefix(role, "doppel-")
+	return o.GetKind() == "RoleBinding" && strings.HasPrefix(role, "doppel-") || o.GetKind() == "Secret" && o.GetName() == "doppel-relay"
 }
 
 // deleteNamespace deletes the namespace and waits until it is gone.

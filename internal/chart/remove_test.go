@@ -22,6 +22,7 @@ func TestNamespaceUsed(t *testing.T) {
 		{GroupVersion: "v1", APIResources: []metav1.APIResource{
 			{Name: "configmaps", Kind: "ConfigMap", Namespaced: true, Verbs: verbs},
 			{Name: "serviceaccounts", Kind: "ServiceAccount", Namespaced: true, Verbs: verbs},
+			{Name: "secrets", Kind: "Secret", Namespaced: true, Verbs: verbs},
 			{Name: "events", Kind: "Event", Namespaced: true, Verbs: verbs},
 			{Name: "bindings", Kind: "Binding", Namespaced: true, Verbs: metav1.Verbs{"create"}},
 		}},
@@ -39,7 +40,7 @@ func TestNamespaceUsed(t *testing.T) {
 	}
 	guest := object("rbac.authorization.k8s.io/v1", "RoleBinding", "doppel", "guest")
 	guest.Object["roleRef"] = map[string]any{"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "doppel-connect"}
-	usual = append(usual, guest)
+	usual = append(usual, guest, object("v1", "Secret", "doppel", "doppel-relay"))
 	ending := object("v1", "ConfigMap", "doppel", "ours")
 	ending.SetDeletionTimestamp(&metav1.Time{Time: time.Now()})
 	for want, more := range map[string]*unstructured.Unstructured{
@@ -47,10 +48,11 @@ func TestNamespaceUsed(t *testing.T) {
 		"RoleBinding developers is in":  object("rbac.authorization.k8s.io/v1", "RoleBinding", "doppel", "developers"),
 		"Database prod is in":           object("acme.example/v1", "Database", "doppel", "prod"),
 		"ConfigMap settings is in":      object("v1", "ConfigMap", "doppel", "settings"),
+		"Secret theirs is in":           object("v1", "Secret", "doppel", "theirs"),
 		"ServiceAccount operator is in": object("v1", "ServiceAccount", "doppel", "operator"),
 	} {
 		c := &client{core: core, namespace: "doppel", dynamic: fakedynamic.NewSimpleDynamicClientWithCustomListKinds(runtime.NewScheme(), map[schema.GroupVersionResource]string{
-			{Version: "v1", Resource: "configmaps"}: "ConfigMapList", {Version: "v1", Resource: "serviceaccounts"}: "ServiceAccountList", {Version: "v1", Resource: "events"}: "EventList",
+			{Version: "v1", Resource: "configmaps"}: "ConfigMapList", {Version: "v1", Resource: "serviceaccounts"}: "ServiceAccountList", {Version: "v1", Resource: "events"}: "EventList", {Version: "v1", Resource: "secrets"}: "SecretList",
 			{Group: "rbac.authorization.k8s.io", Version: "v1", Resource: "rolebindings"}: "RoleBindingList", {Group: "acme.example", Version: "v1", Resource: "databases"}: "DatabaseList",
 			{Group: "doppel.dev", Version: "v1alpha1", Resource: "sessions"}: "SessionList",
 		}, append([]runtime.Object{more}, usual...)...)}
