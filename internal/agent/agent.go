@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/doppel-dev/doppel/internal/agentcfg"
+	"github.com/doppel-dev/doppel/internal/httproute"
 	"github.com/doppel-dev/doppel/internal/lifecycle"
 	"github.com/doppel-dev/doppel/internal/tunnel"
 	"github.com/doppel-dev/doppel/internal/xlog"
@@ -49,7 +50,12 @@ type Agent struct {
 	gone   context.Context // ends when the apps have stopped to listen in a drain
 	end    context.CancelFunc
 	copies copies // for wiretaps
+	http2  *httproute.Budget
 }
+
+// http2Memory is what HTTP/2 connections may store for clients and servers that do not read: a quarter of the agent's limit of memory, as it is
+// by default (inject.Config.Resources), since the collector lets garbage be as much again.
+const http2Memory = 64 << 20
 
 // New validates the configuration; it does not listen yet.
 func New(cfg Config) (*Agent, error) {
@@ -57,7 +63,7 @@ func New(cfg Config) (*Agent, error) {
 		return nil, errors.New("agent: incomplete configuration")
 	}
 	cfg.ResolvConf = cmp.Or(cfg.ResolvConf, resolvConf)
-	a := &Agent{cfg: cfg}
+	a := &Agent{cfg: cfg, http2: httproute.NewBudget(http2Memory)}
 	a.gone, a.end = context.WithCancel(context.Background())
 	a.table.init()
 	up, err := newUplink(cfg, &a.table)

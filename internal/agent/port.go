@@ -173,6 +173,8 @@ func (p *port) split(ctx context.Context, a *Agent, c *net.TCPConn, client flow.
 		Came: to.came,
 		Gone: a.gone,
 		Odd:  to.odd,
+
+		Budget: a.http2,
 		Copy: func(h match.Head, alone bool) httproute.Copy {
 			return copies.of(a.table.lookup(p.cfg.Protocol, p.cfg.ContainerPort).wiretaps, h, alone)
 		},

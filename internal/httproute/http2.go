@@ -21,8 +21,8 @@ import (
 const (
 	// maxStreams is the most that a client may have open, whatever the app would allow: more than any has. What they store is bounded by the windows.
 	maxStreams = 4096
-	// maxWaiting bounds the bytes of heads and trailers that no origin has taken yet, which no window does.
-	maxWaiting = 8 << 20
+	// maxWaiting bounds the bytes of heads and trailers that no origin has taken yet, which no window does. ownWaiting of it needs no budget.
+	maxWaiting, ownWaiting = 8 << 20, 256 << 10
 	// maxFields bounds a header list (RFC 9113, section 6.5.2).
 	maxFields = 256 << 10
 	// helloTimeout is how long a laptop's process may take to show that it speaks HTTP/2, before the app gets its requests.
@@ -55,6 +55,7 @@ type splitter struct {
 	closed  bool               // a while ago: what comes after last is not looked at, and the connection ends with the last stream
 	leaving *time.Timer        // from the one to the other: requests are under way that the client sent before it knew
 	waiting int                // bytes of the heads that wait for an origin
+	account account            // of the memory that is not its own
 	batch   []*side            // what has something to write, while frames are taken that came together
 	sides   [4]*side           // memory for batch
 }
@@ -105,7 +106,8 @@ func serveHTTP2(ctx context.Context, client flow.Stream, in *reader, cfg Config)
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	h := &splitter{cfg: cfg, ctx: ctx, cancel: cancel, streams: map[uint32]*stream{}, ups: map[string]*origin{}}
-	h.client = newSide(client, bufio.NewReaderSize(&buffered{in: in, s: client}, readAhead), &h.batch, func() { h.drained(h.client) })
+	h.account = account{budget: cfg.Budget, wake: h.more}
+	h.client = newSide(client, bufio.NewReaderSize(&buffered{in: in, s: client}, readAhead), &h.batch, &h.account, func() { h.drained(h.client) })
 	h.client.held = true
 	stop := context.AfterFunc(ctx, func() { h.client.s.Reset() })
 	defer stop()
@@ -118,6 +120,9 @@ func serveHTTP2(ctx context.Context, client flow.Stream, in *reader, cfg Config)
 	late := time.AfterFunc(closeTimeout, func() { h.cancel(errDone) })
 	h.wg.Wait()
 	late.Stop()
+	h.mu.Lock()
+	h.account.end()
+	h.mu.Unlock()
 	if cause := context.Cause(ctx); cause != nil && !errors.Is(cause, errDone) {
 		return cause
 	}
@@ -249,8 +254,11 @@ func (h *splitter) fromClient(f *frame) error {
 		}
 		return h.requestLocked(st, f)
 	case http2.FrameData:
+		if err := h.client.arrived(int(f.Length)); err != nil {
+			return err
+		}
 		if st == nil || unwanted {
-			h.client.grant(0, int(f.Length)) // it ended while the frame was under way
+			h.client.passed(int(f.Length)) // it ended while the frame was under way
 			return nil
 		}
 		return h.takeLocked(st, &st.up, h.client, f)
@@ -296,9 +304,9 @@ func (h *splitter) requestLocked(st *stream, f *frame) error {
 		st.up.trailers, st.up.over = slices.Clone(f.fields), true
 		st.copyEnds(f.fields)
 		if st.upID == 0 {
-			n := f.fields.size()
-			st.waits += n
-			if h.waiting += n; h.waiting > maxWaiting {
+			if n := f.fields.size(); h.wait(n) {
+				st.waits += n
+			} else {
 				h.resetLocked(st, st.id, http2.ErrCodeEnhanceYourCalm)
 				return nil
 			}
@@ -321,7 +329,7 @@ func (h *splitter) requestLocked(st *stream, f *frame) error {
 		_ = h.client.w.WriteRSTStream(f.StreamID, http2.ErrCodeEnhanceYourCalm)
 		h.client.kick()
 		return nil
-	case len(h.streams) >= maxStreams || h.waiting > maxWaiting:
+	case len(h.streams) >= maxStreams:
 		_ = h.client.w.WriteRSTStream(f.StreamID, http2.ErrCodeRefusedStream)
 		h.client.kick()
 		return nil
@@ -347,10 +355,13 @@ func (h *splitter) place(st *stream, to string) {
 		h.send(o, st)
 		return
 	}
-	st.head = slices.Clone(st.head)
 	if st.waits == 0 {
-		st.waits = st.head.size()
-		h.waiting += st.waits
+		n := st.head.size()
+		if !h.wait(n) {
+			h.resetLocked(st, st.id, http2.ErrCodeRefusedStream)
+			return
+		}
+		st.head, st.waits = slices.Clone(st.head), n
 	}
 	o.waiting = append(o.waiting, st)
 	h.sendWaiting(o)
@@ -396,8 +407,19 @@ func (h *splitter) send(o *origin, st *stream) {
 	h.flushUp(st)
 }
 
+// wait counts n bytes more that wait for an origin, if there is memory for them.
+func (h *splitter) wait(n int) bool {
+	more := max(0, h.waiting+n-ownWaiting) - max(0, h.waiting-ownWaiting)
+	if h.waiting+n > maxWaiting || !h.account.take(more) {
+		return false
+	}
+	h.waiting += n
+	return true
+}
+
 // taken drops a stream's head.
 func (h *splitter) taken(st *stream) {
+	h.account.put(max(0, h.waiting-ownWaiting) - max(0, h.waiting-st.waits-ownWaiting))
 	h.waiting -= st.waits
 	st.head, st.waits = nil, 0
 }
@@ -409,7 +431,7 @@ func (h *splitter) takeLocked(st *stream, d *half, from *side, f *frame) error {
 	}
 	padding := int(f.Length) - len(f.data)
 	d.owed += padding // it is flow-controlled too (RFC 9113, section 6.1)
-	from.grant(0, padding)
+	from.passed(padding)
 	waits := len(d.pending) > 0
 	if waits {
 		d.pending = append(d.pending, f.data...)
@@ -465,7 +487,7 @@ func (h *splitter) move(d *half, to *side, toID uint32, from *side, fromID uint3
 		d.window -= n
 		to.window -= n
 		d.owed += int(n)
-		from.grant(0, int(n))
+		from.passed(int(n))
 		d.sent = d.sent || last
 		to.kick()
 	}
@@ -508,9 +530,9 @@ func (h *splitter) forget(st *stream) {
 		st.copy = nil
 	}
 	o := st.origin
-	h.client.grant(0, len(st.up.pending))
+	h.client.passed(len(st.up.pending))
 	if o.side != nil {
-		o.grant(0, len(st.down.pending))
+		o.passed(len(st.down.pending))
 	}
 	st.up.pending, st.down.pending = nil, nil
 	if st.upID == 0 {
@@ -583,6 +605,18 @@ func (h *splitter) flushTo(s *side) {
 	}
 }
 
+// more makes room where it is wanted: others have given memory back.
+func (h *splitter) more() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.client.grant(0, h.client.store.more())
+	for _, st := range h.streams {
+		if o := st.origin; o.side != nil {
+			o.grant(0, o.store.more())
+		}
+	}
+}
+
 // drained is called when s has written its queue.
 func (h *splitter) drained(s *side) {
 	h.mu.Lock()
@@ -648,7 +682,7 @@ func (h *splitter) greet(extra ...http2.Setting) {
 	h.client.release(func() { // they come before any other frame (RFC 9113, section 3.4)
 		_ = h.client.w.WriteSettings(append(all, streams, list, http2.Setting{ID: http2.SettingInitialWindowSize, Val: streamWindow})...)
 	})
-	h.client.grant(0, connWindow-defaultWindow)
+	h.client.grant(0, ownWindow-defaultWindow)
 }
 
 // fields is a header list as match.Head.

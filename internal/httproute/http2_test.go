@@ -456,7 +456,7 @@ func TestHTTP2LostUploads(t *testing.T) {
 			}
 		}
 	}
-	if again := granted - (connWindow - defaultWindow); again < connWindow/16 {
+	if again := granted - (ownWindow - defaultWindow); again < connWindow/16 {
 		t.Errorf("%d bytes were sent, and %d granted again", rounds*frames*16<<10, again)
 	}
 }

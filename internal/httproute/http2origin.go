@@ -21,7 +21,7 @@ func (h *splitter) serveOrigin(o *origin) {
 	}
 	br := bufio.NewReaderSize(s, readAhead)
 	h.mu.Lock()
-	o.side = newSide(s, br, &h.batch, func() { h.drained(o.side) })
+	o.side = newSide(s, br, &h.batch, &h.account, func() { h.drained(o.side) })
 	if h.ctx.Err() != nil || o.gone {
 		h.mu.Unlock()
 		s.Reset()
@@ -36,7 +36,7 @@ func (h *splitter) serveOrigin(o *origin) {
 	h.mu.Lock()
 	_ = o.w.WriteSettings(http2.Setting{ID: http2.SettingEnablePush}, http2.Setting{ID: http2.SettingInitialWindowSize, Val: streamWindow},
 		http2.Setting{ID: http2.SettingMaxHeaderListSize, Val: maxFields})
-	o.grant(0, connWindow-defaultWindow)
+	o.grant(0, ownWindow-defaultWindow)
 	h.mu.Unlock()
 	stop := h.ctx.Done()
 	ended := make(chan struct{})
@@ -122,12 +122,15 @@ func (h *splitter) fromOrigin(o *origin, f *frame) error {
 		}
 		return h.answerLocked(st, f)
 	case http2.FrameData:
+		if err := o.arrived(int(f.Length)); err != nil {
+			return err
+		}
 		if st == nil {
-			o.grant(0, int(f.Length))
+			o.passed(int(f.Length))
 			return nil
 		}
 		if !st.down.begun {
-			o.grant(0, int(f.Length))
+			o.passed(int(f.Length))
 			h.malformed(st)
 			return nil
 		}
@@ -172,16 +175,19 @@ func (h *splitter) originResets(st *stream, code http2.ErrCode) {
 // keepsAnswer keeps a stream that its origin has ended until the client has the rest of a complete answer, and reports whether it does. code is
 // what a client is told then that has not ended its request.
 func (h *splitter) keepsAnswer(st *stream, code http2.ErrCode) bool {
-	if !st.down.over || st.down.sent {
+	if !st.answered() {
 		return false
 	}
 	if !st.up.over {
 		st.reset = &code
 	}
-	h.client.grant(0, len(st.up.pending))
+	h.client.passed(len(st.up.pending))
 	st.up = half{over: true, sent: true}
 	return true
 }
+
+// answered says whether the answer is complete, and the client has yet to get the end of it.
+func (st *stream) answered() bool { return st.down.over && !st.down.sent }
 
 // answerLocked takes an answer's head, provisional or final, or its trailers.
 func (h *splitter) answerLocked(st *stream, f *frame) error {
@@ -306,12 +312,20 @@ func (h *splitter) lostOrigin(o *origin, err error) {
 		h.greet()
 		_ = h.client.w.WriteRSTStream(st.id, http2.ErrCodeRefusedStream)
 	}
-	for _, st := range o.streams { // it may have acted on them
-		if h.keepsAnswer(st, http2.ErrCodeNo) {
-			continue
-		}
+	failed := func(st *stream) {
 		h.forget(st)
-		_ = h.client.w.WriteRSTStream(st.id, http2.ErrCodeInternal)
+		_ = h.client.w.WriteRSTStream(st.id, http2.ErrCodeInternal) // it may have acted on them
+	}
+	for _, st := range o.streams {
+		if !st.answered() {
+			failed(st)
+		}
+	}
+	keeps := o.side != nil && o.store.lose()
+	for _, st := range o.streams {
+		if !keeps || !h.keepsAnswer(st, http2.ErrCodeNo) {
+			failed(st)
+		}
 	}
 	h.client.kick()
 	switch {

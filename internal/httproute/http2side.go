@@ -17,8 +17,8 @@ const (
 	defaultWindow = 65535
 	// streamWindow is what a peer may send on a stream ahead of its destination: enough for a laptop that is far away.
 	streamWindow = 256 << 10
-	// connWindow is the same for a connection, and bounds what is stored: 64 streams may be stuck before others are held up.
-	connWindow = 16 << 20
+	// connWindow is the most for a connection: 64 streams may be stuck before others are held up. ownWindow of it needs no budget.
+	connWindow, ownWindow = 16 << 20, 1 << 20
 	// maxWriteFrame is the longest frame that is written, whatever a peer would take.
 	maxWriteFrame = 64 << 10
 	// queueFull is the length of a queue at which no more content is put into it, and queueMax the one at which a peer that does not read is given up.
@@ -49,11 +49,12 @@ type side struct {
 	window   int64 // of the connection: what the peer takes now
 	initial  int64 // of a new stream
 	maxFrame uint32
-	granted  int // of the connection, not yet told
+	store    store // of what the peer has sent
 }
 
-func newSide(s flow.Stream, r *bufio.Reader, batch *[]*side, drained func()) *side {
-	d := &side{batch: batch, frameReader: newFrameReader(r), s: s, on: drained, window: defaultWindow, initial: defaultWindow, maxFrame: 16 << 10}
+func newSide(s flow.Stream, r *bufio.Reader, batch *[]*side, a *account, drained func()) *side {
+	d := &side{batch: batch, frameReader: newFrameReader(r), s: s, on: drained, window: defaultWindow, initial: defaultWindow, maxFrame: 16 << 10,
+		store: store{account: a, room: ownWindow}}
 	d.cond.L = &d.mu
 	d.w = http2.NewFramer(queueWriter{d}, nil)
 	d.enc = hpack.NewEncoder(&d.fields)
@@ -181,19 +182,22 @@ func (d *side) run(failed func(error)) {
 	}
 }
 
-// grant gives the peer credit; that of the connection is told in larger pieces.
+// grant gives the peer credit.
 func (d *side) grant(id uint32, n int) {
-	if id == 0 {
-		if d.granted += n; d.granted < connWindow/16 {
-			return
-		}
-		n, d.granted = d.granted, 0
-	}
 	if n > 0 {
 		_ = d.w.WriteWindowUpdate(id, uint32(n))
 		d.kick()
 	}
 }
+
+// arrived counts DATA of the peer, until passed does.
+func (d *side) arrived(n int) error {
+	grant, err := d.store.arrived(n)
+	d.grant(0, grant)
+	return err
+}
+
+func (d *side) passed(n int) { d.grant(0, d.store.passed(n)) }
 
 func (d *side) pong(f *http2.PingFrame) {
 	if !f.IsAck() {

@@ -32,6 +32,8 @@ type Config struct {
 	// Gone ends when the app has gone for good. A connection of HTTP/1 whose last request was a laptop's ends then, as soon as nothing is owed on it.
 	// Nil: the app never is.
 	Gone context.Context
+	// Budget is what HTTP/2 connections store beyond their own. Nil: it has no end.
+	Budget *Budget
 	// Copy is who gets a copy of a request besides, or nil. A request of HTTP/2 is copied as one of HTTP/1.1 that is alone on its connection.
 	Copy func(h match.Head, alone bool) Copy
 }

@@ -32,6 +32,7 @@ type world struct {
 	opens map[string]int
 	wrap  func(flow.Stream) flow.Stream // what Open returns, if it is set
 	copy  func(match.Head, bool) Copy   // if it is set
+	limit *Budget
 }
 
 func newWorld(t testing.TB) *world {
@@ -47,7 +48,7 @@ func newWorld(t testing.TB) *world {
 				return
 			}
 			wg.Go(func() {
-				w.ends <- Serve(ctx, flow.FromTCP(c.(*net.TCPConn)), Config{Pick: w.pick, Rest: w.whoRests, Open: w.open, Copy: w.copyOf, Gone: w.gone})
+				w.ends <- Serve(ctx, flow.FromTCP(c.(*net.TCPConn)), Config{Pick: w.pick, Rest: w.whoRests, Open: w.open, Copy: w.copyOf, Gone: w.gone, Budget: w.budget()})
 			})
 		}
 	})
@@ -112,6 +113,19 @@ func (w *world) copyOf(h match.Head, alone bool) Copy {
 		return nil
 	}
 	return w.copy(h, alone)
+}
+
+func (w *world) budget() *Budget {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.limit
+}
+
+// bound gives all connections from now on a budget.
+func (w *world) bound(n int) {
+	w.mu.Lock()
+	w.limit = NewBudget(n)
+	w.mu.Unlock()
 }
 
 // at says where connections to the app or a laptop go.

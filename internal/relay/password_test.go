@@ -2,6 +2,7 @@ package relay
 
 import (
 	"bytes"
+	"errors"
 	"net/http"
 	"net/url"
 	"regexp"
@@ -143,6 +144,9 @@ func TestPasswordReset(t *testing.T) {
 	}
 	if a := w.browser().visit(link); a.status != http.StatusNotFound {
 		t.Errorf("of a disabled account: %v", a)
+	}
+	if link, err := reset("bob@example.com"); !errors.Is(err, web.ErrDisabled) || link != "" {
+		t.Errorf("of a disabled account: %q %v", link, err)
 	}
 	cfg.OIDC = web.OIDC{Issuer: "https://id.example", ClientID: "x"}
 	if _, err := reset("ann@example.com"); err == nil || !strings.Contains(err.Error(), "https://id.example") {

@@ -109,11 +109,17 @@ func (s *Site) passwordIs(w http.ResponseWriter, r *http.Request, p store.Person
 	s.loggedIn(w, r, p, "/")
 }
 
+// ErrDisabled says of an account that it is.
+var ErrDisabled = errors.New("the account is disabled: a relay administrator or one of its team's administrators enables it on the page People")
+
 // AddReset makes a link with which a person gives their account another password, once, within a day.
 func AddReset(ctx context.Context, st *store.Store, base *url.URL, email string) (string, error) {
 	p, err := st.PersonByEmail(ctx, store.Email(email))
 	if err != nil {
 		return "", err
+	}
+	if p.Disabled {
+		return "", ErrDisabled
 	}
 	token, err := st.AddToken(ctx, store.Token{Kind: store.Reset, Person: p.ID}, resetLife)
 	return pageURL(base, "/reset", url.Values{"token": {token}}), err
