@@ -14,6 +14,8 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -346,6 +348,9 @@ func (a *agents) sendTables(ctx context.Context, c *agentConn) {
 		cancel()
 		if err != nil {
 			a.log.Warn("agent did not take its table", "pod", c.podName, "err", err)
+			if errors.Is(err, mux.ErrTooLarge) {
+				continue // as it would be on another tunnel; the agent keeps the one that it has
+			}
 			_ = c.mux.Close() // it reconnects and starts afresh
 			return
 		}
@@ -413,7 +418,8 @@ func (a *agents) known(session types.UID) map[types.UID]engagement {
 
 // When we begin to lead, agents have the table of whoever led before. They get none of ours until it is whole, as long as we are new: the app would
 // answer what laptops take. wholePoll is how often that is looked at besides what is told when an intercept was looked at.
-const wholePoll = time.Second
+// wholePatience is for how long a leader has agents wait for that: with many workloads it takes longer than it is new.
+const wholePoll, wholePatience = time.Second, time.Minute
 
 // lookedAt notes that an intercept has been looked at.
 func (m *Manager) lookedAt(in *v1alpha1.Intercept) {
@@ -427,7 +433,7 @@ func (m *Manager) whole(ctx context.Context, w workloadKey) (bool, error) {
 	if _, ok := m.wholes.Load(w); ok {
 		return true, nil
 	}
-	if m.newLeader() {
+	if time.Since(m.started) < wholePatience {
 		var list v1alpha1.InterceptList
 		if err := m.ctrl.GetClient().List(ctx, &list, client.MatchingFields{workloadIndex: w.String()}, client.UnsafeDisableDeepCopy); err != nil {
 			return false, err
@@ -441,6 +447,16 @@ func (m *Manager) whole(ctx context.Context, w workloadKey) (bool, error) {
 	}
 	m.wholes.Store(w, true)
 	return true, nil
+}
+
+// workloadOf is the workload of the pod's agent. It is NotFound if that is not connected.
+func (a *agents) workloadOf(pod types.UID) (workloadKey, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if c := a.byPod[pod]; c != nil {
+		return c.workload, nil
+	}
+	return workloadKey{}, apierrors.NewNotFound(schema.GroupResource{Resource: "agents"}, string(pod))
 }
 
 // serves says whether the pod's agent is connected and has acknowledged the intercept.

@@ -23,6 +23,7 @@ import (
 	"github.com/doppel-dev/doppel/api/v1alpha1"
 	"github.com/doppel-dev/doppel/internal/agentcfg"
 	"github.com/doppel-dev/doppel/internal/control"
+	"github.com/doppel-dev/doppel/internal/match"
 	"github.com/doppel-dev/doppel/internal/mux"
 	"github.com/doppel-dev/doppel/internal/tunnel"
 	"github.com/doppel-dev/doppel/internal/wire"
@@ -357,9 +358,32 @@ func TestFirstTable(t *testing.T) {
 	w.engaged.remove("in-1")
 	w.until("the next came", func() bool { return len(a.table()) == 0 })
 
-	w.started = time.Now().Add(-leaderNew)
+	w.started = time.Now().Add(-wholePatience)
 	if whole, err := w.whole(t.Context(), workloadKey{"shop", "Deployment", "db"}); !whole || err != nil {
 		t.Errorf("an intercept that cannot be looked at holds the others up for ever: %v", err)
+	}
+}
+
+// A table that is too long costs no agent its tunnel.
+func TestTableTooLong(t *testing.T) {
+	w := newWorld(t, webPods()...)
+	w.engaged.set(engagement{UID: "in-1", Session: "mine", Workload: web, Ports: tcp(8080), Rules: whole})
+	a := w.agent("web-1")
+	w.until("the table came", func() bool { return slices.Equal(a.table(), []string{"in-1"}) })
+	w.engaged.set(engagement{UID: "in-2", Session: "mine", Workload: web, Ports: tcp(8081), Rules: []match.Rule{{Methods: []string{strings.Repeat("X", mux.MaxHeader)}}}})
+	w.until("it was tried", func() bool {
+		w.agents.mu.Lock()
+		c := w.agents.byPod["web-1"]
+		w.agents.mu.Unlock()
+		return c == nil || c.mayKnow()["in-2"].UID != ""
+	})
+	w.engaged.set(engagement{UID: "in-3", Session: "mine", Workload: web, Ports: tcp(8082), Rules: whole})
+	w.engaged.remove("in-2")
+	w.until("the next came", func() bool { return slices.Equal(a.table(), []string{"in-1", "in-3"}) })
+	select {
+	case <-a.Done():
+		t.Error("the tunnel was closed")
+	default:
 	}
 }
 

@@ -52,10 +52,12 @@ func (r *interceptReconciler) conflict(ctx context.Context, in *v1alpha1.Interce
 		return "", nil
 	}
 	for _, o := range rivals {
-		switch {
+		switch holder := types.UID(o.Holder()); {
 		case in.Spec.Takeover:
-		case r.m.laptops.tunnel(types.UID(o.Holder())) != nil:
+		case r.m.laptops.tunnel(holder) != nil:
 			return "", fail("PortHeld", "%s", o)
+		case r.m.newLeader() && !r.m.laptops.wasHere(holder):
+			wait = cmp.Or(wait, o.String()+", whose laptop may be about to come back")
 		case o.Spec.User != in.Spec.User:
 			wait = cmp.Or(wait, o.String()+", whose laptop is away: waiting for the end of its session")
 		}
@@ -182,9 +184,11 @@ func (r *interceptReconciler) has(o *v1alpha1.Intercept) (ports []control.Port, 
 	return ports, o.Status.Container
 }
 
-// first says which of two intercepts was there first. Their times are in whole seconds: of the same second the one is that is in force.
+// first says which of two intercepts was there first. Their times are in whole seconds: of the same second the one is that is in force. So is it where one of
+// them waited for a laptop: its time is not when it came into force.
 func (r *interceptReconciler) first(a, b *v1alpha1.Intercept) bool {
-	if ha, hb := r.inForceOrActive(a), r.inForceOrActive(b); ha != hb && a.CreationTimestamp.Equal(&b.CreationTimestamp) {
+	declared := a.Spec.Session == "" || b.Spec.Session == ""
+	if ha, hb := r.inForceOrActive(a), r.inForceOrActive(b); ha != hb && (declared || a.CreationTimestamp.Equal(&b.CreationTimestamp)) {
 		return ha
 	}
 	return older(a, b)

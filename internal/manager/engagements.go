@@ -2,6 +2,7 @@ package manager
 
 import (
 	"cmp"
+	"encoding/json"
 	"reflect"
 	"slices"
 	"sync"
@@ -204,15 +205,45 @@ func (e *engagements) inNamespace(ns string) bool {
 	return false
 }
 
+// maxTable is the longest table, in bytes, that agents are told: it comes in one message (mux.MaxHeader), and which laptops are away is in it, too.
+const maxTable = 60_000
+
+// fits says whether the agents could be told of an intercept besides the others of its workload.
+func (e *engagements) fits(g engagement) (size int, ok bool) {
+	all := []engagement{g}
+	for _, o := range e.of(g.Workload) {
+		if o.UID != g.UID {
+			all = append(all, o)
+		} else if reflect.DeepEqual(o, g) {
+			return 0, true
+		}
+	}
+	t := tableOf(all)
+	for _, o := range all {
+		t.Away = append(t.Away, string(o.UID))
+	}
+	b, err := json.Marshal(t)
+	return len(b), err == nil && len(b) <= maxTable
+}
+
 // table is what the agents of a workload are told, and the intercepts that are in force with that.
 func (e *engagements) table(w workloadKey) (control.Table, map[types.UID]engagement) {
 	e.mu.Lock()
 	gen := e.changed
 	e.mu.Unlock()
-	t := control.Table{Generation: gen, Items: []control.TableEntry{}}
+	all := e.of(w)
 	in := map[types.UID]engagement{}
-	for _, g := range e.of(w) {
+	for _, g := range all {
 		in[g.UID] = g
+	}
+	t := tableOf(all)
+	t.Generation = gen
+	return t, in
+}
+
+func tableOf(all []engagement) control.Table {
+	t := control.Table{Items: []control.TableEntry{}}
+	for _, g := range all {
 		if g.egress() || len(g.ToPod) > 0 {
 			t.Egress = append(t.Egress, string(g.UID))
 		}
@@ -230,5 +261,5 @@ func (e *engagements) table(w workloadKey) (control.Table, map[types.UID]engagem
 			}
 		}
 	}
-	return t, in
+	return t
 }

@@ -253,6 +253,9 @@ func (r *interceptReconciler) session(ctx context.Context, in *v1alpha1.Intercep
 		if string(s.UID) == in.Status.Session && (!away || in.Spec.Mode == v1alpha1.ModeReplace) { // a replaced app comes back with the session's end only
 			return s, nil
 		}
+		if string(s.UID) == in.Status.Session && r.m.newLeader() && !r.m.laptops.wasHere(s.UID) { // it may be about to come
+			return nil, nil
+		}
 		if away {
 			continue
 		}
@@ -344,6 +347,9 @@ func (r *interceptReconciler) engage(ctx context.Context, in *v1alpha1.Intercept
 	if in.Spec.Mode != v1alpha1.ModeEgress && in.Spec.Mode != v1alpha1.ModeWiretap {
 		g.Shown = container
 		g.Hosts, g.OwnDNS = hostsOf(&w.Template.Spec), ownDNS(&w.Template.Spec)
+	}
+	if size, ok := r.m.engaged.fits(g); !ok {
+		return st, fail("TooMuch", "the intercepts of %s would be too much for its traffic-agents: %d bytes of ports and matches with this one, of at most %d", w.Name(), size, maxTable)
 	}
 	if takes(in) {
 		if st.Message, err = r.conflict(ctx, in, g, ms, w, taken); err != nil || st.Message != "" {
@@ -532,9 +538,9 @@ const webhookPatience = 2 * time.Second
 // view is what the pods mean for an intercept. That more of them cannot be created keeps it from becoming active while they are replaced for it; otherwise
 // its agents are there or not.
 func (r *interceptReconciler) view(ctx context.Context, in *v1alpha1.Intercept, w *workload, f fit) (podsView, error) {
-	re, restarted := r.restarted[in.UID]
+	of, re := r.underWay(in.UID)
 	why := ""
-	if restarted && !re.done {
+	if of != "" {
 		var err error
 		if why, err = r.m.cannotCreate(ctx, w, re.at); err != nil {
 			return podsView{}, err
@@ -544,7 +550,7 @@ func (r *interceptReconciler) view(ctx context.Context, in *v1alpha1.Intercept, 
 		} else if re.blocked.IsZero() {
 			re.blocked = time.Now()
 		}
-		r.restarted[in.UID] = re
+		r.restarted[of] = re
 	}
 	now := *w
 	if now.Failure = why; passes(why) && (re.blocked.IsZero() || time.Since(re.blocked) < quotaPatience) {
@@ -555,6 +561,23 @@ func (r *interceptReconciler) view(ctx context.Context, in *v1alpha1.Intercept, 
 		v.unready = w.blocked(why)
 	}
 	return v, nil
+}
+
+// underWay is the restart that an intercept waits for: its own or, if it asked for none, another's, which replaces the same pods. The agents that come
+// with it are for both, unless they came before the webhook knew of this one.
+func (r *interceptReconciler) underWay(uid types.UID) (of types.UID, re restart) {
+	if re, ok := r.restarted[uid]; ok {
+		if re.done {
+			uid = ""
+		}
+		return uid, re
+	}
+	for other, o := range r.restarted {
+		if !o.done && o.at.After(re.at) {
+			of, re = other, o
+		}
+	}
+	return of, re
 }
 
 // fit is what the pods have to be like for an intercept, besides the others that are in force.

@@ -1079,6 +1079,124 @@ func TestConflictBehindTheCache(t *testing.T) {
 	wantStatus(t, "second", st, v1alpha1.InterceptFailed, "PortHeld", "by eve")
 }
 
+// What was declared long ago and waited for its laptop does not push out who came into force meanwhile.
+func TestConflictWithDeclared(t *testing.T) {
+	declared, active := intercept("a", "eve", ""), intercept("b", "ada", "mine")
+	declared.CreationTimestamp = metav1.NewTime(time.Now().Add(-time.Hour))
+	hers := session("hers", "eve", "k2")
+	hers.Spec.AcceptIntercepts = true
+	r := newReconciler(t, declared, active, hers)
+	r.addPod("p", "rs-1", withAgent(8080), ready1)
+	r.acknowledge("p", "a", "b")
+	st, _ := r.look("a")
+	wantStatus(t, "declared", st, v1alpha1.InterceptPending, "", "waiting for eve to connect")
+	st, _ = r.look("b")
+	wantStatus(t, "active", st, v1alpha1.InterceptActive, "", "")
+	r.laptops.tunnels["hers"] = &mux.Session{}
+	st, _ = r.look("a")
+	wantStatus(t, "declared, its laptop has come", st, v1alpha1.InterceptFailed, "PortHeld", "by ada")
+	st, _ = r.look("b")
+	wantStatus(t, "active, again", st, v1alpha1.InterceptActive, "", "")
+}
+
+// A new leader does not know yet whose laptops are there: nobody makes way for another one of the same user, and what was declared stays with its laptop.
+func TestConflictUnderNewLeader(t *testing.T) {
+	older, mine := intercept("a", "ada", "other"), intercept("b", "ada", "mine")
+	older.CreationTimestamp = metav1.NewTime(time.Now().Add(-time.Hour))
+	r := newReconciler(t, older, mine, session("other", "ada", "k2"))
+	older.Status = v1alpha1.InterceptStatus{State: v1alpha1.InterceptActive, Ports: []v1alpha1.InterceptedPort{{Protocol: "TCP", ContainerPort: 8080}}}
+	r.must(r.kc.Status().Update(t.Context(), older))
+	r.addPod("p", "rs-1", withAgent(8080), ready1)
+	r.acknowledge("p", "a", "b")
+	r.started = time.Now()
+	st, _ := r.look("b")
+	wantStatus(t, "new", st, v1alpha1.InterceptPending, "", "whose laptop may be about to come back")
+	r.laptops.lost["other"] = lostTunnel{since: time.Now()}
+	st, _ = r.look("b")
+	wantStatus(t, "it was here, and is away", st, v1alpha1.InterceptActive, "", "")
+	if r.world.get(older) {
+		t.Error("the older one has not made way")
+	}
+
+	declared := intercept("c", "ada", "")
+	r = newReconciler(t, declared, session("other", "ada", "k2"))
+	declared.Status = v1alpha1.InterceptStatus{State: v1alpha1.InterceptActive, Session: "other"}
+	r.must(r.kc.Status().Update(t.Context(), declared))
+	for _, name := range []string{"mine", "other"} {
+		s := &v1alpha1.Session{ObjectMeta: meta("doppel", name)}
+		r.world.get(s)
+		s.Spec.AcceptIntercepts = true
+		r.must(r.kc.Update(t.Context(), s))
+	}
+	r.started = time.Now()
+	if s, err := r.session(t.Context(), declared); err != nil || s != nil {
+		t.Errorf("%v has it, %v", s, err)
+	}
+	r.started = time.Now().Add(-leaderNew)
+	if s, err := r.session(t.Context(), declared); err != nil || s == nil || s.UID != "mine" {
+		t.Errorf("the one that is there has not got it: %v, %v", s, err)
+	}
+}
+
+// A second intercept that comes while the pods are replaced for a first one waits for the same pods.
+func TestOneRestartForTwo(t *testing.T) {
+	first, second := intercept("a", "ada", "mine"), intercept("b", "eve", "hers")
+	first.Spec.HTTP, second.Spec.HTTP = byUser("ada"), byUser("eve")
+	r := newReconciler(t, first, second, session("hers", "eve", "k2"))
+	r.laptops.tunnels["hers"] = &mux.Session{}
+	r.addPod("old-1", "rs-1", ready1)
+	st, _ := r.look("a")
+	wantStatus(t, "first", st, v1alpha1.InterceptPending, "", "restarting")
+	r.rollout("2")
+	r.addPod("new-1", "rs-2", withAgent(8080), ready1)
+	r.acknowledge("new-1", "a", "b")
+	st, _ = r.look("b")
+	wantStatus(t, "second", st, v1alpha1.InterceptPending, "", "waiting for 1 old pods to leave")
+	old := webPod("old-1", "rs-1")
+	r.delete(&old)
+	for _, name := range []string{"a", "b"} {
+		st, _ = r.look(name)
+		wantStatus(t, name, st, v1alpha1.InterceptActive, "", "")
+	}
+	if r.restarts() != 1 {
+		t.Errorf("%d restarts", r.restarts())
+	}
+
+	// One that came too late for the agents of the new pods has them replaced again.
+	third := intercept("c", "eve", "hers")
+	third.Spec.Ports = []v1alpha1.WantedPort{{Port: "9090"}}
+	r.create(third)
+	r.update(func(d *appsv1.Deployment) {
+		d.Spec.Template.Spec.Containers[0].Ports = append(d.Spec.Template.Spec.Containers[0].Ports, corev1.ContainerPort{Name: "grpc", ContainerPort: 9090})
+	})
+	st, _ = r.look("c")
+	wantStatus(t, "third", st, v1alpha1.InterceptPending, "", "restarting")
+}
+
+// What agents cannot be told is refused, and costs the others nothing.
+func TestTooMuchForAgents(t *testing.T) {
+	mine, huge := intercept("a", "ada", "mine"), intercept("b", "ada", "mine")
+	mine.Spec.HTTP, huge.Spec.HTTP = byUser("ada"), &v1alpha1.HTTPMatch{}
+	huge.Spec.Mode = v1alpha1.ModeWiretap // which is in nobody's way
+	for i := range 16 {
+		huge.Spec.HTTP.Headers = append(huge.Spec.HTTP.Headers, v1alpha1.HeaderMatch{
+			Name: fmt.Sprintf("x-%d", i), TextMatch: v1alpha1.TextMatch{Op: "equal", Value: strings.Repeat("<", 1024)},
+		})
+	}
+	r := newReconciler(t, mine, huge)
+	r.addPod("p", "rs-1", withAgent(8080), ready1)
+	r.acknowledge("p", "a", "b")
+	for _, again := range []bool{false, true} {
+		st, _ := r.look("a")
+		wantStatus(t, "mine", st, v1alpha1.InterceptActive, "", "")
+		st, _ = r.look("b")
+		wantStatus(t, "huge", st, v1alpha1.InterceptFailed, "TooMuch", "would be too much for its traffic-agents")
+		if got := r.engaged.of(web); len(got) != 1 || got[0].UID != "a" {
+			t.Errorf("again %v: %d are in force", again, len(got))
+		}
+	}
+}
+
 // One that is in force is not pushed out by another one of the same second, whatever their UIDs.
 func TestConflictOfTheSameSecond(t *testing.T) {
 	first, second := intercept("b", "eve", "hers"), intercept("a", "ada", "mine")

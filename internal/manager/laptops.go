@@ -103,19 +103,20 @@ func (l *laptops) serveBy(ctx context.Context, raw net.Conn, greeted func()) {
 	}
 	down := s.Down()
 	l.up(ctx, sess, s, leave)
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	wg.Go(func() { l.showStatus(ctx, sess) }) // nobody waits for that: with many laptops it takes its time
 	if s == old {
 		<-down
 		l.down(ctx, sess, s)
 		return
 	}
-	var wg sync.WaitGroup
 	wg.Go(func() {
 		err := tunnel.Serve(ctx, s, l.handlers(sess))
 		l.log.Debug("tunnel ended", "session", sess.Name, "err", err)
 	})
 	<-down
 	l.down(ctx, sess, s)
-	wg.Wait()
 }
 
 // answerTimeout is how long a laptop has to show that it wants a tunnel that takes the place of another.
@@ -208,7 +209,6 @@ func (l *laptops) up(ctx context.Context, sess *v1alpha1.Session, s *mux.Session
 		l.m.wake(w)
 	}
 	l.log.Info("laptop connected", "session", sess.Name, "user", sess.Spec.User, "client", sess.Spec.Client, "resumed", lost == s)
-	l.showStatus(ctx, sess)
 }
 
 // down notes that a tunnel lost its connection. It may have another by now.
@@ -272,6 +272,14 @@ func (l *laptops) tunnel(uid types.UID) *mux.Session {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.tunnels[uid]
+}
+
+// wasHere says whether a session has lost its tunnel while we lead, for no longer than it is kept.
+func (l *laptops) wasHere(uid types.UID) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	_, lost := l.lost[uid]
+	return lost
 }
 
 // answers says whether flows may be offered to the session's laptop.

@@ -83,6 +83,9 @@ type peekedConn struct {
 	r *bufio.Reader
 }
 
+// NetConn returns the connection below, whose socket tunnel.Tune looks for.
+func (c *peekedConn) NetConn() net.Conn { return c.Conn }
+
 func (c *peekedConn) Read(p []byte) (int, error) {
 	if c.r.Buffered() > 0 {
 		return c.r.Read(p)

@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"strings"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -83,6 +84,40 @@ func TestSplitter(t *testing.T) {
 }
 
 // The API port serves the webhook over TLS with the published certificate, /attach without, and nothing else.
+// Tune finds the sockets of what the splitter gives on.
+func TestSplitterTuned(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := newSplitter(l)
+	done := make(chan error, 1)
+	go func() { done <- s.run() }()
+	c, err := net.Dial("tcp", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	_, _ = io.WriteString(c, "\x16")
+	got, err := s.tls.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer got.Close()
+	if err := tunnel.Tune(tls.Server(got, nil)); err != nil {
+		t.Error(err)
+	}
+	below, ok := got.(interface{ NetConn() net.Conn })
+	if !ok {
+		t.Fatalf("%T hides its socket", got)
+	}
+	if _, ok := below.NetConn().(syscall.Conn); !ok {
+		t.Errorf("%T is no socket", below.NetConn())
+	}
+	_ = l.Close()
+	<-done
+}
+
 func TestServeAPI(t *testing.T) {
 	w := newWorld(t)
 	l, err := net.Listen("tcp", "127.0.0.1:0")

@@ -200,12 +200,14 @@ func New(ctx context.Context, cfg Config) (*Manager, error) {
 	if m, err = assemble(ctx, cfg, cm, e, clock); err != nil {
 		return nil, err
 	}
-	// Laptops' questions about addresses are not to wait for our own work, nor our work for them.
+	// Laptops' questions about addresses, and whether they may come at all, are not to wait for our own work, nor our work for them.
 	asking := rest.CopyConfig(cfg.Kube)
 	asking.QPS, asking.Burst = allRate, allRate
-	if m.addresses.pods.live, err = client.New(asking, client.Options{Scheme: scheme, Mapper: cm.GetRESTMapper()}); err != nil {
+	asks, err := client.New(asking, client.Options{Scheme: scheme, Mapper: cm.GetRESTMapper()})
+	if err != nil {
 		return nil, err
 	}
+	m.addresses.pods.live, m.policy.client = asks, asks
 	m.noEcho = flow.EchoAllowed()
 	if cfg.CheckReach {
 		if err := indexIPs(ctx, cm.GetFieldIndexer(), m.narrow()); err != nil {

@@ -171,7 +171,7 @@ func (p *policyProbe) ok(ctx context.Context) error {
 	if err, fresh := p.fresh(); fresh {
 		return err
 	}
-	return p.check(ctx)
+	return p.check(context.WithoutCancel(ctx)) // it is for all who wait
 }
 
 func (p *policyProbe) fresh() (err error, fresh bool) {

@@ -118,6 +118,18 @@ func TestPolicyOK(t *testing.T) {
 	})
 }
 
+// Who has no time left does not spoil the result for others.
+func TestPolicyOfTheHasty(t *testing.T) {
+	w := newWorld(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	p := &policyProbe{client: w.kc, namespace: "doppel", log: w.cfg.Log, onChange: func() {}, err: errors.New("not checked")}
+	_ = p.ok(ctx)
+	if err := p.ok(t.Context()); err != nil {
+		t.Error(err)
+	}
+}
+
 // Many who connect at once after a while cause one check.
 func TestPolicyRenewedOnce(t *testing.T) {
 	w := newWorld(t)

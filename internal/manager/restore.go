@@ -7,6 +7,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/doppel-dev/doppel/api/v1alpha1"
@@ -78,17 +79,22 @@ func (r *restorer) look(ctx context.Context) (under bool, err error) {
 		return false, err
 	}
 	pods := map[workloadKey][]*corev1.Pod{}
+	var unknown error
 	for i := range with {
 		w, e := r.m.workloadOf(ctx, &with[i])
-		if e != nil {
-			err = errors.Join(err, client.IgnoreNotFound(e))
-			continue
+		if apierrors.IsNotFound(e) { // its ReplicaSet is gone, and the pod is about to be; its agent has said whose it is
+			w, e = r.m.agents.workloadOf(with[i].UID)
 		}
-		pods[w] = append(pods[w], &with[i])
+		if unknown = errors.Join(unknown, client.IgnoreNotFound(e)); e == nil {
+			pods[w] = append(pods[w], &with[i])
+		}
 	}
 	for w, of := range pods {
 		more, e := r.restore(ctx, w, of)
 		under, err = under || more, errors.Join(err, e)
+	}
+	if unknown != nil { // laptops answer on while it is not known whose pods these are
+		return true, errors.Join(err, unknown)
 	}
 	for _, g := range r.m.engaged.where(func(g engagement) bool { return g.Ending }) {
 		if reached := slices.ContainsFunc(pods[g.Workload], func(p *corev1.Pod) bool {

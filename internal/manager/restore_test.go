@@ -281,6 +281,43 @@ func TestRestoreAPIServerAway(t *testing.T) {
 	}
 }
 
+// While it is not known whose pods these are, the laptop goes on; and so it does until a pod has ended whose ReplicaSet is gone.
+func TestReplaceEndingOfUnknown(t *testing.T) {
+	r := newReconciler(t, replacing("in-1", "ada", "mine"))
+	r.addPod("a", "rs-1", ready1, withStandIn(""))
+	r.acknowledge("a", "in-1")
+	st, _ := r.look("in-1")
+	wantStatus(t, "replaced", st, v1alpha1.InterceptActive, "", "")
+	r.delete(replacing("in-1", "", ""))
+	r.look("in-1")
+	r.set(func() {
+		r.fail = func(_ string, o runtime.Object) error {
+			if _, set := o.(*appsv1.ReplicaSet); set {
+				return errors.New("etcd is away")
+			}
+			return nil
+		}
+	})
+	if _, err := r.restorer.look(t.Context()); err == nil {
+		t.Error("no error")
+	}
+	if _, ok := r.engaged.get("in-1"); !ok {
+		t.Error("ended while nothing is known")
+	}
+	r.set(func() { r.fail = nil })
+	r.delete(&appsv1.ReplicaSet{ObjectMeta: meta("shop", "rs-1")})
+	r.look2()
+	if _, ok := r.engaged.get("in-1"); !ok {
+		t.Error("ended before the pod")
+	}
+	p := webPod("a", "rs-1")
+	r.delete(&p)
+	r.look2()
+	if _, ok := r.engaged.get("in-1"); ok {
+		t.Error("it does not end")
+	}
+}
+
 func TestReplaceConflict(t *testing.T) {
 	replace := func(in *v1alpha1.Intercept) { in.Spec.Mode = v1alpha1.ModeReplace }
 	for name, tt := range map[string]struct {

@@ -158,7 +158,7 @@ func (w *world) funcs() interceptor.Funcs {
 	}
 	return interceptor.Funcs{
 		Create: func(ctx context.Context, c client.WithWatch, o client.Object, opts ...client.CreateOption) error {
-			if err := broken("create", o); err != nil {
+			if err := errors.Join(ctx.Err(), broken("create", o)); err != nil {
 				return err
 			}
 			w.mu.Lock()
