@@ -212,6 +212,61 @@ func testWhoMaySee(t *testing.T, on func(*Config)) {
 	sees("a member, deleted", colleague, p.URL, false)
 }
 
+// A name that several previews of one's own have says of none what is to be done with it; a link does, and a name that one has alone.
+func TestPreviewNamed(t *testing.T) {
+	w := newWorld(t)
+	annB := w.first("ann@example.com")
+	ann := annB.login()
+	prod, test := ann.cluster("prod", echo), ann.cluster("test", echo)
+	one, two := ann.preview(prod, "web"), ann.preview(test, "web")
+	theirs := w.member("bob@example.com", w.team(), store.Member).login().preview(prod, "api") // Bob's, and newer
+	alone := ann.preview(test, "api")
+	changes := map[string]func(name string) any{
+		relayapi.PathPublishPreview: func(name string) any { return relayapi.PublishRequest{Preview: name, Public: true} },
+		relayapi.PathSharePreview:   func(name string) any { return relayapi.ShareRequest{Preview: name, Email: "bob@example.com"} },
+		relayapi.PathDeletePreview:  func(name string) any { return relayapi.PreviewRequest{Preview: name} },
+	}
+	changed := func(host string) bool {
+		p, err := w.relay.store.PreviewByHost(t.Context(), host)
+		if errors.Is(err, store.ErrNotFound) {
+			return true
+		}
+		shares, serr := w.relay.store.Shares(t.Context(), p.ID)
+		if err = errors.Join(err, serr); err != nil {
+			t.Fatal(err)
+		}
+		return p.Public || len(shares) > 0
+	}
+	for path, req := range changes {
+		a := ann.ask(path, req("web"))
+		if a.status != http.StatusConflict || !strings.Contains(a.body, one.URL+" (in shop of prod)") || !strings.Contains(a.body, two.URL+" (in shop of test)") {
+			t.Errorf("%s: %v", path, a)
+		}
+	}
+	if a := annB.visit("https://" + domain + "/previews/web"); a.status != http.StatusConflict || !strings.Contains(a.body, one.URL) {
+		t.Errorf("%v", a)
+	}
+	if changed(one.Host) || changed(two.Host) {
+		t.Error("one of several was changed")
+	}
+	// A link is for the preview that has it, even if an intercept is called like it.
+	odd := ann.preview(prod, one.Host)
+	for _, name := range []string{one.Host, one.URL, strings.ToUpper(one.URL)} {
+		ann.must(relayapi.PathPublishPreview, relayapi.PublishRequest{Preview: name, Public: true}, nil)
+	}
+	ann.must(relayapi.PathPublishPreview, relayapi.PublishRequest{Preview: "api", Public: true}, nil)
+	for host, want := range map[string]bool{one.Host: true, two.Host: false, odd.Host: false, alone.Host: true, theirs.Host: false} {
+		if changed(host) != want {
+			t.Errorf("%s: changed: %v", host, !want)
+		}
+	}
+	ann.must(relayapi.PathDeletePreview, relayapi.PreviewRequest{Preview: one.URL}, nil)
+	ann.must(relayapi.PathDeletePreview, relayapi.PreviewRequest{Preview: "web"}, nil)
+	if !changed(two.Host) {
+		t.Error("the one that is left has its name alone, and was not deleted")
+	}
+}
+
 // webSocket opens an upgraded connection to a preview as a browser that visits it.
 func (b *browser) webSocket(u string) *bufio.ReadWriter {
 	w := b.w

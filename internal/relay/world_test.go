@@ -316,6 +316,18 @@ func (b *browser) login() *laptop {
 
 // call is one call of the API.
 func (l *laptop) call(path string, in, out any) int {
+	l.w.t.Helper()
+	a := l.ask(path, in)
+	if a.status == http.StatusOK && out != nil {
+		if err := json.Unmarshal([]byte(a.body), out); err != nil {
+			l.w.t.Fatal(err)
+		}
+	}
+	return a.status
+}
+
+// ask is call for those who want to know what is said, too.
+func (l *laptop) ask(path string, in any) answer {
 	w := l.w
 	w.t.Helper()
 	body, err := json.Marshal(in)
@@ -331,13 +343,7 @@ func (l *laptop) call(path string, in, out any) int {
 	}
 	b := w.browser()
 	defer b.CloseIdleConnections() // as doppel does
-	a := b.do(req)
-	if a.status == http.StatusOK && out != nil {
-		if err := json.Unmarshal([]byte(a.body), out); err != nil {
-			w.t.Fatal(err)
-		}
-	}
-	return a.status
+	return b.do(req)
 }
 
 func (l *laptop) must(path string, in, out any) {

@@ -116,7 +116,7 @@ func (c *Client) problem(status int, answer []byte) error {
 	case http.StatusNotFound:
 		kind, hint = uerr.NotFound, "see what there is with: doppel preview list"
 	case http.StatusConflict:
-		kind, hint = uerr.Conflict, "choose another name"
+		kind, hint = uerr.Conflict, "" // the relay says what to do
 	case http.StatusBadRequest:
 		kind, hint = uerr.Usage, ""
 	case http.StatusTooManyRequests:

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"net/http"
 	"net/mail"
 	"strings"
@@ -121,7 +122,7 @@ func (s *Site) addCluster(w http.ResponseWriter, r *http.Request) {
 	c, token, err := s.newCluster(r, t, req.Name)
 	switch {
 	case errors.Is(err, store.ErrTaken):
-		s.refuse(w, http.StatusConflict, "the team has a cluster of that name")
+		s.refuse(w, http.StatusConflict, "the team has a cluster of that name; choose another")
 	case err != nil:
 		s.broken(w, r, err)
 	default:
@@ -197,13 +198,18 @@ func (s *Site) answerPreview(w http.ResponseWriter, r *http.Request, p store.Pre
 	s.answer(w, v)
 }
 
+// urlOf is a preview's link.
+func (s *Site) urlOf(p store.Preview) string {
+	u := *s.cfg.Base
+	u.Host, u.Path = p.Host+"."+s.cfg.Base.Host, "/"
+	return u.String()
+}
+
 // view is a preview for people and laptops.
 func (s *Site) view(ctx context.Context, p store.Preview, m *me) (relayapi.Preview, error) {
 	shared, err := s.cfg.Store.Shares(ctx, p.ID)
-	u := *s.cfg.Base
-	u.Host, u.Path = p.Host+"."+s.cfg.Base.Host, "/"
 	v := relayapi.Preview{
-		URL: u.String(), Host: p.Host, Name: p.Name, Cluster: p.ClusterName, Namespace: p.Namespace, Workload: p.Workload,
+		URL: s.urlOf(p), Host: p.Host, Name: p.Name, Cluster: p.ClusterName, Namespace: p.Namespace, Workload: p.Workload,
 		Owner: p.OwnerEmail, Mine: p.Owner == m.ID, State: s.state(p), Public: p.Open(time.Now()), Shared: shared, Created: p.Created,
 	}
 	if v.Mine {
@@ -256,23 +262,49 @@ func (s *Site) listPreviews(w http.ResponseWriter, r *http.Request) {
 // errMayNot says that a person may see a preview, but not change it.
 var errMayNot = errors.New("only the preview's owner and admins of the team may do that")
 
+// errSeveral says that a name does not tell which preview is meant: one person's intercepts may have the same in several namespaces and clusters.
+var errSeveral = errors.New("several of your previews have that name; say which one by its link")
+
 // changeable finds a preview by its label, or by the name of the person's intercept, if the person may change it.
 func (s *Site) changeable(ctx context.Context, m *me, name string) (store.Preview, error) {
 	all, err := s.cfg.Store.Previews(ctx, m.ID)
 	if err != nil {
 		return store.Preview{}, err
 	}
-	for _, p := range all {
-		if p.Host != relayapi.Label(name) && (p.Owner != m.ID || p.Name != name) {
-			continue
-		}
-		may, err := s.access.MayChange(ctx, p, m.ID)
-		if err == nil && !may {
-			err = errMayNot
-		}
+	p, err := s.meant(all, m, name)
+	if err != nil {
 		return p, err
 	}
-	return store.Preview{}, store.ErrNotFound
+	may, err := s.access.MayChange(ctx, p, m.ID)
+	if err == nil && !may {
+		err = errMayNot
+	}
+	return p, err
+}
+
+// meant is the preview that a person calls by a name: a label comes before the name of an intercept.
+func (s *Site) meant(all []store.Preview, m *me, name string) (store.Preview, error) {
+	label := relayapi.Label(name)
+	var named []store.Preview
+	for _, p := range all {
+		if p.Host == label {
+			return p, nil
+		}
+		if p.Owner == m.ID && p.Name == name {
+			named = append(named, p)
+		}
+	}
+	switch len(named) {
+	case 0:
+		return store.Preview{}, store.ErrNotFound
+	case 1:
+		return named[0], nil
+	}
+	var which []string
+	for _, p := range named {
+		which = append(which, s.urlOf(p)+" (in "+p.Namespace+" of "+p.ClusterName+")")
+	}
+	return store.Preview{}, fmt.Errorf("%w: %s", errSeveral, strings.Join(which, ", "))
 }
 
 // change does something with a preview, for a laptop.
@@ -286,7 +318,7 @@ func (s *Site) change(w http.ResponseWriter, r *http.Request, name string, fn fu
 		s.refuse(w, http.StatusNotFound, "there is no such preview")
 	case errors.Is(err, errMayNot):
 		s.refuse(w, http.StatusForbidden, err.Error())
-	case errors.Is(err, errNoAccount):
+	case errors.Is(err, errNoAccount), errors.Is(err, errSeveral):
 		s.refuse(w, http.StatusConflict, err.Error())
 	case err != nil:
 		s.broken(w, r, err)

@@ -82,6 +82,8 @@ func (s *Site) denied(w http.ResponseWriter, r *http.Request, err error) {
 		s.missing(w, r)
 	case errors.Is(err, errNotAdmin), errors.Is(err, errMayNot):
 		s.render(w, r, http.StatusForbidden, "message.html", "Not allowed", sentence(err), "")
+	case errors.Is(err, errSeveral):
+		s.render(w, r, http.StatusConflict, "message.html", "Which one?", sentence(err), "")
 	default:
 		s.fail(w, r, err)
 	}

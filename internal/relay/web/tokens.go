@@ -40,7 +40,7 @@ func (s *Site) addToken(w http.ResponseWriter, r *http.Request) {
 		s.refuse(w, http.StatusBadRequest, "a token counts for some time, and for no more than a year")
 		return
 	case named(all, req.Name) != nil:
-		s.refuse(w, http.StatusConflict, "you have a token of that name")
+		s.refuse(w, http.StatusConflict, "you have a token of that name; choose another")
 		return
 	case len(all) >= maxTokens:
 		s.refuse(w, http.StatusForbidden, "you have too many tokens")
