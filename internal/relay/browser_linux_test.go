@@ -294,6 +294,7 @@ func TestBrowser(t *testing.T) {
 		}{
 			{"login", "/login", anybody},
 			{"invitation", "/invite?token=" + invite, anybody},
+			{"join-team", "/invite?token=" + invite, visitor},
 			{"password", public.URL, anybody},
 			{"first-steps", "/", visitor},
 			{"previews", "/", o},

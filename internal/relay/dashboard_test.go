@@ -1,6 +1,7 @@
 package relay
 
 import (
+	"html"
 	"net/http"
 	"net/url"
 	"regexp"
@@ -100,6 +101,91 @@ func TestInvitation(t *testing.T) {
 	ann.submit("/people/role", bobsPlace("member"))
 	if a := w.browser().visit(link); a.status != http.StatusNotFound {
 		t.Errorf("of somebody who is no admin any more: %v", a)
+	}
+}
+
+// Whoever has an account already, and was taken out of the team say, joins with that account.
+func TestJoinAgain(t *testing.T) { onBoth(t, testJoinAgain) }
+
+func testJoinAgain(t *testing.T, on func(*Config)) {
+	w := newWorld(t, on)
+	ann := w.first("ann@example.com")
+	bob := w.member("bob@example.com", w.team(), store.Member)
+	place := func(email string) store.Role {
+		role, err := w.relay.store.RoleOf(t.Context(), w.team(), w.person(email).ID)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return role
+	}
+	invite := func(role string) (link string, form url.Values) {
+		link = inviteLink.FindString(ann.submit("/people/invite", url.Values{"team": {w.team()}, "role": {role}}).body)
+		u, err := url.Parse(link)
+		if err != nil || link == "" {
+			t.Fatal(link, err)
+		}
+		return link, u.Query()
+	}
+	link, form := invite("member")
+	for who, b := range map[string]*browser{"a member": bob, "an admin": ann} {
+		if a := b.visit(link); a.status != http.StatusOK || !strings.Contains(a.body, "of crew already") || strings.Contains(a.body, "Join crew") {
+			t.Errorf("%s: %v", who, a)
+		}
+		b.submit("/join", form)
+	}
+	if place("ann@example.com") != store.Admin {
+		t.Error("an admin has become a member")
+	}
+	if err := w.relay.store.SetMember(t.Context(), w.team(), w.person("bob@example.com").ID, ""); err != nil {
+		t.Fatal(err)
+	}
+
+	// Not logged in, he is told to, and comes back.
+	form.Set("email", "bob@example.com")
+	form.Set("password", password)
+	stranger := w.browser()
+	a := stranger.submit("/invite", form)
+	if a.status != http.StatusConflict || !strings.Contains(a.body, "log in first, and then open this link again") {
+		t.Errorf("%v", a)
+	}
+	m := regexp.MustCompile(`href="(/login\?[^"]+)"`).FindStringSubmatch(a.body)
+	if m == nil {
+		t.Fatalf("no way to log in: %v", a)
+	}
+	in, err := url.Parse(html.UnescapeString(m[1]))
+	if err != nil {
+		t.Fatal(err)
+	}
+	a = stranger.submit("/login", url.Values{"email": {"bob@example.com"}, "password": {password}, "next": {in.Query().Get("next")}})
+	if a.status != http.StatusOK || a.url != link || !strings.Contains(a.body, "Join crew as member</button>") || !strings.Contains(a.body, "bob@example.com") {
+		t.Errorf("%v", a)
+	}
+	if a := w.browser().still().submit("/join", form); a.status != http.StatusSeeOther || place("bob@example.com") != "" {
+		t.Errorf("a stranger: %v", a)
+	}
+	if a := stranger.submit("/join", form); a.status != http.StatusOK || a.url != "https://"+domain+"/" || place("bob@example.com") != store.Member {
+		t.Errorf("%v", a)
+	}
+	for name, a := range map[string]answer{"the page": ann.visit(link), "the form": ann.submit("/join", form), "a new account": w.browser().visit(link)} {
+		if a.status != http.StatusNotFound {
+			t.Errorf("used twice, %s: %v", name, a)
+		}
+	}
+
+	// A member becomes an admin by an invitation, too; and one that was taken back is none.
+	_, form = invite("admin")
+	if a := bob.submit("/join", form); a.status != http.StatusOK || place("bob@example.com") != store.Admin {
+		t.Errorf("%v", a)
+	}
+	_, form = invite("member")
+	open, err := w.relay.store.Tokens(t.Context(), store.Invite, w.team(), "")
+	if err != nil || len(open) != 1 {
+		t.Fatal(open, err)
+	}
+	ann.submit("/people/uninvite", url.Values{"invitation": {open[0].Hash}})
+	gus := w.member("gus@example.com", "", "")
+	if a := gus.submit("/join", form); a.status != http.StatusNotFound || place("gus@example.com") != "" {
+		t.Errorf("taken back: %v", a)
 	}
 }
 

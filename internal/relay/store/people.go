@@ -173,6 +173,12 @@ func (s *Store) Join(ctx context.Context, team, person string, role Role, invita
 	})
 }
 
+// Team finds a team.
+func (s *Store) Team(ctx context.Context, id string) (t Team, err error) {
+	err = s.db.QueryRowContext(ctx, "SELECT id, name FROM teams WHERE id = $1", id).Scan(&t.ID, &t.Name)
+	return found(t, err)
+}
+
 // TeamByName finds a team.
 func (s *Store) TeamByName(ctx context.Context, name string) (t Team, err error) {
 	err = s.db.QueryRowContext(ctx, "SELECT id, name FROM teams WHERE name = $1", name).Scan(&t.ID, &t.Name)

@@ -23,6 +23,7 @@ func (s *Site) accountRoutes(mux *http.ServeMux) {
 	mux.Handle("POST /logout", s.private(s.logout))
 	mux.Handle("GET /setup", s.public(s.joinPage(store.Setup)))
 	mux.Handle("GET /invite", s.public(s.joinPage(store.Invite)))
+	mux.Handle("POST /join", s.private(s.joinTeam))
 }
 
 // SetupURL returns a new link with which the first admin is made, or "" if there is one. Those that were returned before count, too: another relay on the
@@ -109,12 +110,22 @@ func (s *Site) logout(w http.ResponseWriter, r *http.Request) {
 type joinForm struct {
 	Kind, Token, Email, Name, Team string
 	First                          bool
+	LogIn                          string // leads back here, for those who have an account
+}
+
+func newJoinForm(kind store.Kind, token string) joinForm {
+	back := "/" + string(kind) + "?" + url.Values{"token": {token}}.Encode()
+	return joinForm{Kind: string(kind), Token: token, First: kind == store.Setup, LogIn: "/login?" + url.Values{"next": {back}}.Encode()}
 }
 
 // joinPage is where a setup or invitation link leads.
 func (s *Site) joinPage(kind store.Kind) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
-		f := joinForm{Kind: string(kind), Token: r.FormValue("token"), First: kind == store.Setup}
+		f := newJoinForm(kind, r.FormValue("token"))
+		if meOf(r) != nil && kind == store.Invite {
+			s.joinTeamPage(w, r)
+			return
+		}
 		if _, err := s.cfg.Store.Token(r.Context(), kind, f.Token); errors.Is(err, store.ErrNotFound) {
 			s.deadLink(w, r)
 			return
@@ -130,13 +141,67 @@ func (s *Site) deadLink(w http.ResponseWriter, r *http.Request) {
 	s.render(w, r, http.StatusNotFound, "message.html", "This link does not work", "It was used already, or it is too old. Ask for a new one.", "")
 }
 
+// teamInvitation is what the page shows to somebody who is logged in and has an invitation.
+type teamInvitation struct {
+	store.Team
+	Token string
+	Role  store.Role
+}
+
+// invitation is the one that a request of somebody who is logged in has; or it has answered why it brings them nothing, and is not used up.
+func (s *Site) invitation(w http.ResponseWriter, r *http.Request) (v teamInvitation, hash string, ok bool) {
+	v.Token = r.FormValue("token")
+	t, err := s.cfg.Store.Token(r.Context(), store.Invite, v.Token)
+	if err == nil {
+		v.Team, err = s.cfg.Store.Team(r.Context(), t.Subject)
+	}
+	if errors.Is(err, store.ErrNotFound) {
+		s.deadLink(w, r)
+		return v, "", false
+	}
+	if err != nil {
+		s.fail(w, r, err)
+		return v, "", false
+	}
+	v.Role = store.Role(t.Data)
+	for _, has := range meOf(r).Teams {
+		if has.Team.ID == v.ID && (has.Role == v.Role || has.Role == store.Admin) {
+			s.render(w, r, http.StatusOK, "message.html", "You are in "+v.Name, "You are "+string(has.Role)+" of "+v.Name+" already. The link goes on to count for somebody else.", "")
+			return v, "", false
+		}
+	}
+	return v, t.Hash, true
+}
+
+func (s *Site) joinTeamPage(w http.ResponseWriter, r *http.Request) {
+	if v, _, ok := s.invitation(w, r); ok {
+		s.render(w, r, http.StatusOK, "team.html", "Join "+v.Name, v, "")
+	}
+}
+
+// joinTeam gives somebody who has an account a place in a team, by an invitation.
+func (s *Site) joinTeam(w http.ResponseWriter, r *http.Request) {
+	v, hash, ok := s.invitation(w, r)
+	if !ok {
+		return
+	}
+	m := meOf(r)
+	switch err := s.cfg.Store.Join(r.Context(), v.ID, m.ID, v.Role, hash); {
+	case errors.Is(err, store.ErrNotFound): // somebody else was sooner
+		s.deadLink(w, r)
+	case err != nil:
+		s.fail(w, r, err)
+	default:
+		s.audit(r, m.Email, "joined a team", string(v.Role)+" of "+v.Name)
+		http.Redirect(w, r, "/", http.StatusSeeOther)
+	}
+}
+
 // join makes an account by a setup or invitation link.
 func (s *Site) join(kind store.Kind) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
-		f := joinForm{
-			Kind: string(kind), Token: r.PostFormValue("token"), Email: store.Email(r.PostFormValue("email")),
-			Name: strings.TrimSpace(r.PostFormValue("name")), Team: strings.TrimSpace(r.PostFormValue("team")), First: kind == store.Setup,
-		}
+		f := newJoinForm(kind, r.PostFormValue("token"))
+		f.Email, f.Name, f.Team = store.Email(r.PostFormValue("email")), strings.TrimSpace(r.PostFormValue("name")), strings.TrimSpace(r.PostFormValue("team"))
 		again := func(status int, problem string) { s.render(w, r, status, "join.html", "Make an account", f, problem) }
 		t, err := s.cfg.Store.Token(r.Context(), kind, f.Token)
 		if errors.Is(err, store.ErrNotFound) {
@@ -166,7 +231,11 @@ func (s *Site) join(kind store.Kind) http.HandlerFunc {
 			again(http.StatusConflict, sentence(err))
 			return
 		case errors.Is(err, store.ErrTaken):
-			again(http.StatusConflict, "There is an account with that e-mail address.")
+			problem := "There is an account with that e-mail address."
+			if !f.First {
+				problem += " If it is yours, log in first, and then open this link again."
+			}
+			again(http.StatusConflict, problem)
 			return
 		case err != nil:
 			s.fail(w, r, err)
