@@ -216,3 +216,42 @@ func TestToken(t *testing.T) {
 		t.Errorf("%d %q", code, said)
 	}
 }
+
+// What becomes of a preview's password is the relay's to say, unless it is to have another one or none.
+func TestPublishPassword(t *testing.T) {
+	atHome(t)
+	var got relayapi.PublishRequest
+	relay, ca := fakeRelay(t, map[string]func(*http.Request) (int, any){
+		relayapi.PathPublishPreview: func(r *http.Request) (int, any) {
+			got = relayapi.PublishRequest{}
+			if err := json.NewDecoder(r.Body).Decode(&got); err != nil {
+				t.Error(err)
+			}
+			return 200, relayapi.Preview{Public: true, Password: !got.NoPassword}
+		},
+	})
+	t.Setenv("DOPPEL_RELAY_TOKEN", "doppel_api_X")
+	t.Setenv("DOPPEL_RELAY", relay)
+	t.Setenv("DOPPEL_RELAY_CA_FILE", ca)
+	file := filepath.Join(t.TempDir(), "password")
+	if err := os.WriteFile(file, []byte("open sesame\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct {
+		args []string
+		want relayapi.PublishRequest
+		says string
+	}{
+		{[]string{"--for", "2h"}, relayapi.PublishRequest{For: 2 * time.Hour}, "everybody who has the link and the password\n"},
+		{[]string{"--password-file", file}, relayapi.PublishRequest{Password: "open sesame"}, "everybody who has the link and the password\n"},
+		{[]string{"--no-password"}, relayapi.PublishRequest{NoPassword: true}, "everybody who has the link\n"},
+	} {
+		tt.want.Preview, tt.want.Public = "web", true
+		if code, out, said := doppel(t, append([]string{"preview", "publish", "web"}, tt.args...)...); code != 0 || !strings.Contains(out, tt.says) || got != tt.want {
+			t.Errorf("%q: %d %q %q, asked for %+v", tt.args, code, out, said, got)
+		}
+	}
+	if code, _, said := doppel(t, "preview", "publish", "web", "--no-password", "--password-file", file); code != 2 || !strings.Contains(said, "contradict each other") {
+		t.Errorf("both: %d %q", code, said)
+	}
+}

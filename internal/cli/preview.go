@@ -348,15 +348,19 @@ func (a *app) previewPublishCmd() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "publish PREVIEW",
 		Short: "Let everybody who has the link see a preview",
-		Long: `Publish lets everybody who has the link see a preview: for a time, or until it is unpublished; with a password, if you set one. PREVIEW is the name
-of your intercept, or the link.`,
+		Long: `Publish lets everybody who has the link see a preview: for a time, or until it is unpublished; with a password, if you set one. A password that
+it has stays until another one is set, it is taken away by --no-password, or the preview is unpublished. PREVIEW is the name of your intercept, or the link.`,
 		Example: `  doppel preview publish web --for 2h
   doppel preview publish web --password-file -`,
 		Args: cobra.ExactArgs(1),
 	}
 	c.Flags().DurationVar(&req.For, "for", 0, "for how long (default: until it is unpublished)")
 	c.Flags().StringVar(&passwordFile, "password-file", "", "ask visitors for the password that is the first line of this `FILE` (-: of the standard input)")
+	c.Flags().BoolVar(&req.NoPassword, "no-password", false, "ask visitors for no password any more")
 	return a.previewChange(c, func(ctx context.Context, client *relayclient.Client, args []string) (*relayapi.Preview, error) {
+		if passwordFile != "" && req.NoPassword {
+			return nil, uerr.New(uerr.Usage, "use one of them", "--password-file and --no-password contradict each other")
+		}
 		var err error
 		if req.Password, err = a.firstLine(passwordFile); err != nil {
 			return nil, err

@@ -133,6 +133,12 @@ func TestBrowser(t *testing.T) {
 		if got := ask(stranger, chromedp.Evaluate[string]("socket", chromedp.EvalAwaitPromise)); got != "hello" {
 			t.Fatal(got)
 		}
+		// Who gives it another time does not have to think of the password.
+		o.open("/previews/" + p.Host)
+		o.press("Change time or password")
+		o.shot("publish-again")
+		o.follow("Publish")
+		o.sees("everybody with the link and the password until", true)
 		changed, taken := w.relay.store.Changed(), make(chan time.Time, 1)
 		go func() {
 			<-changed

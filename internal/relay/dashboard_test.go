@@ -7,6 +7,7 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/doppel-dev/doppel/internal/relay/store"
 	"github.com/doppel-dev/doppel/internal/relayapi"
@@ -323,8 +324,42 @@ func TestPreviewPage(t *testing.T) {
 		t.Errorf("%v", a)
 	}
 	sees(false)
+	// The form for another time keeps the password, and the one for another password the time.
+	if a := bob.visit(page); !strings.Contains(a.body, `name="keep" value="true" checked>`) || !strings.Contains(a.body, `<option value="" selected>`) || strings.Contains(a.body, `value="same"`) {
+		t.Errorf("%v", a)
+	}
+	if a := bob.submit("/previews/"+p.Host+"/publish", url.Values{"for": {"1h"}, "keep": {"true"}}); !strings.Contains(a.body, "everybody with the link and the password until") || !strings.Contains(a.body, `value="same" selected`) {
+		t.Errorf("%v", a)
+	}
+	sees(false)
+	end := func() (time.Time, string) {
+		p, err := w.relay.store.PreviewByHost(t.Context(), p.Host)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return p.Expires, p.Password
+	}
+	until, hash := end()
+	if a := bob.submit("/previews/"+p.Host+"/publish", url.Values{"for": {"same"}, "keep": {"true"}, "password": {"tunafish"}}); a.status != http.StatusOK {
+		t.Errorf("%v", a)
+	}
+	if u, h := end(); !u.Equal(until) || h == hash || h == "" {
+		t.Errorf("until %v and not %v, or the password stayed", u, until)
+	}
 	bob.submit("/previews/"+p.Host+"/publish", url.Values{"for": {"1h"}})
 	sees(true)
+	if a := bob.visit(page); strings.Contains(a.body, `name="keep"`) {
+		t.Errorf("%v", a)
+	}
+	// One whose time is over has its password still, and no end to be kept.
+	bob.submit("/previews/"+p.Host+"/publish", url.Values{"for": {"1ms"}, "password": {"swordfish"}})
+	w.until("the end of the time", func() bool { return strings.Contains(bob.visit(page).body, "<dd>the team</dd>") })
+	if a := bob.visit(page); !strings.Contains(a.body, `name="keep"`) || strings.Contains(a.body, `value="same"`) {
+		t.Errorf("%v", a)
+	}
+	if a := bob.submit("/previews/"+p.Host+"/publish", url.Values{"for": {"same"}, "keep": {"true"}}); a.status != http.StatusBadRequest {
+		t.Errorf("an end that was: %v", a)
+	}
 	if a := annB.submit("/previews/"+p.Host+"/unpublish", nil); a.status != http.StatusOK || !strings.Contains(a.body, "<dd>the team</dd>") { // an admin
 		t.Errorf("%v", a)
 	}

@@ -201,6 +201,19 @@ func testWhoMaySee(t *testing.T, on func(*Config)) {
 	sees("a stranger who knows the password", stranger, p.URL, true)
 	ann.must(relayapi.PathPublishPreview, relayapi.PublishRequest{Preview: "web", Public: true, Password: "another one"}, nil)
 	sees("a stranger who knows the last password", stranger, p.URL, false)
+	// A password stays until it is said that there shall be none, or the preview is taken back.
+	var got relayapi.Preview
+	ann.must(relayapi.PathPublishPreview, relayapi.PublishRequest{Preview: "web", Public: true, For: time.Hour}, &got)
+	sees("a stranger, for another time", stranger, p.URL, false)
+	if !got.Password || got.Expires == nil {
+		t.Errorf("%+v", got)
+	}
+	ann.must(relayapi.PathPublishPreview, relayapi.PublishRequest{Preview: "web", Public: true, NoPassword: true}, &got)
+	sees("a stranger, without the password", stranger, p.URL, true)
+	ann.must(relayapi.PathPublishPreview, relayapi.PublishRequest{Preview: "web", Public: true, Password: "another one"}, nil)
+	ann.must(relayapi.PathPublishPreview, relayapi.PublishRequest{Preview: "web"}, nil)
+	ann.must(relayapi.PathPublishPreview, relayapi.PublishRequest{Preview: "web", Public: true}, nil)
+	sees("a stranger, published anew", stranger, p.URL, true)
 
 	if status := colleague.login().call(relayapi.PathPublishPreview, relayapi.PublishRequest{Preview: p.Host, Public: true}, nil); status != http.StatusForbidden {
 		t.Errorf("a member publishes another's: %d", status)

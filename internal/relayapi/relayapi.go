@@ -180,8 +180,10 @@ type PreviewList struct {
 type PublishRequest struct {
 	Preview  string        `json:"preview"` // label, URL or name of the intercept
 	Public   bool          `json:"public"`
-	For      time.Duration `json:"for,omitempty"` // 0: until it is unpublished
-	Password string        `json:"password,omitempty"`
+	For      time.Duration `json:"for,omitempty"`      // 0: until it is unpublished
+	Password string        `json:"password,omitempty"` // empty: the one that it has stays
+	// NoPassword takes the password away that it has.
+	NoPassword bool `json:"noPassword,omitempty"`
 }
 
 // ShareRequest lets the person with an e-mail address see a preview, or no longer.

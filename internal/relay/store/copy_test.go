@@ -24,7 +24,7 @@ func testImport(t *testing.T, source func(*testing.T) string) {
 		t.Fatal(err)
 	}
 	if err := errors.Join(
-		old.Publish(ctx, p.ID, true, time.Time{}, "hash"),
+		old.Publish(ctx, p.ID, true, time.Time{}, new("hash")),
 		old.Share(ctx, p.ID, "bob@example.com", false),
 		old.AddVisits(ctx, []Visited{{Preview: p.ID, At: time.Now(), Path: "/x", Status: 200, Latency: time.Millisecond}}),
 		old.Audit(ctx, Audited{At: time.Now(), Who: "ann", Action: "x"}),

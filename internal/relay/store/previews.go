@@ -134,11 +134,11 @@ func (s *Store) Previews(ctx context.Context, person string) ([]Preview, error) 
 	return query(ctx, s.db, scanPreview, previewSelect+"JOIN members ON members.team = clusters.team WHERE members.person = $1 ORDER BY previews.created DESC, previews.host", person)
 }
 
-// Publish makes a preview public until a time (zero: for good), for those who know the password whose hash is given (if one is), or not
-// public. Visits of those who knew the last password end.
-func (s *Store) Publish(ctx context.Context, id string, public bool, expires time.Time, password string) error {
+// Publish makes a preview public until a time (zero: for good), for those who know the password whose hash is given ("": nobody has to; nil: the one
+// that it has stays), or not public. Visits of those who knew the last password end.
+func (s *Store) Publish(ctx context.Context, id string, public bool, expires time.Time, password *string) error {
 	return s.change(ctx, func(tx *sql.Tx) error {
-		return one(tx.ExecContext(ctx, "UPDATE previews SET public = $2, expires = $3, password = $4 WHERE id = $1", id, public, millis(expires), password))
+		return one(tx.ExecContext(ctx, "UPDATE previews SET public = $2, expires = $3, password = COALESCE($4, password) WHERE id = $1", id, public, millis(expires), password))
 	})
 }
 

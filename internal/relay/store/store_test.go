@@ -199,7 +199,7 @@ func TestShared(t *testing.T) {
 	p := preview(t, stores[0])
 	// Each way of news, after those of the beginning.
 	for name, tell := range map[string]func() error{
-		"rights": func() error { return stores[0].Publish(t.Context(), p.ID, true, time.Time{}, "") },
+		"rights": func() error { return stores[0].Publish(t.Context(), p.ID, true, time.Time{}, nil) },
 		"relays": func() error { return stores[0].PutRelay(t.Context(), Relay{ID: "r", Links: "{}", Laptops: "[]"}, true) },
 	} {
 		next := stores[1].Changed

@@ -346,28 +346,44 @@ func (s *Site) publishPreview(w http.ResponseWriter, r *http.Request) {
 		s.refuse(w, http.StatusBadRequest, "the password is too long, or the time below zero")
 		return
 	}
-	s.change(w, r, req.Preview, func(p store.Preview) error { return s.publish(r, p, req) })
-}
-
-// publish makes a preview public, or not.
-func (s *Site) publish(r *http.Request, p store.Preview, req relayapi.PublishRequest) error {
-	var until time.Time
-	hash, action := "", "preview unpublished"
-	if req.Public {
-		action = "preview published"
+	s.change(w, r, req.Preview, func(p store.Preview) error {
+		if !req.Public {
+			return s.unpublish(r, p)
+		}
+		var until time.Time
 		if req.For > 0 {
 			until = time.Now().Add(req.For)
 		}
-		if req.Password != "" {
-			var err error
-			if hash, err = s.cfg.Passwords.Hash(r.Context(), req.Password); err != nil {
-				return err
-			}
+		return s.publish(r, p, until, req.Password, !req.NoPassword)
+	})
+}
+
+// publish makes a preview public until a time (zero: until that is taken back), with another password if one is given, and else with the one that it
+// has, if that is to be kept.
+func (s *Site) publish(r *http.Request, p store.Preview, until time.Time, password string, keep bool) error {
+	var hash *string
+	switch {
+	case password != "":
+		h, err := s.cfg.Passwords.Hash(r.Context(), password)
+		if err != nil {
+			return err
 		}
+		hash = &h
+	case !keep:
+		hash = new(string)
 	}
-	err := s.cfg.Store.Publish(r.Context(), p.ID, req.Public, until, hash)
+	err := s.cfg.Store.Publish(r.Context(), p.ID, true, until, hash)
 	if err == nil {
-		s.audit(r, meOf(r).Email, action, p.Host)
+		s.audit(r, meOf(r).Email, "preview published", p.Host)
+	}
+	return err
+}
+
+// unpublish ends that; the password is forgotten.
+func (s *Site) unpublish(r *http.Request, p store.Preview) error {
+	err := s.cfg.Store.Publish(r.Context(), p.ID, false, time.Time{}, new(string))
+	if err == nil {
+		s.audit(r, meOf(r).Email, "preview unpublished", p.Host)
 	}
 	return err
 }

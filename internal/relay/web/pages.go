@@ -24,6 +24,7 @@ const shownVisits = 100
 type previewView struct {
 	relayapi.Preview
 	May    bool            // change it, and see who visits it
+	Locked bool            // it has a password, if its time is over, too
 	Visits []store.Visited // the newest first
 }
 
@@ -38,7 +39,7 @@ func (s *Site) previewPage(w http.ResponseWriter, r *http.Request) {
 
 // previewAgain shows a preview's page, with what was wrong with a form on it.
 func (s *Site) previewAgain(w http.ResponseWriter, r *http.Request, p store.Preview, may bool, status int, problem string) {
-	v := previewView{May: may}
+	v := previewView{May: may, Locked: p.Password != ""}
 	var err error
 	if v.Preview, err = s.view(r.Context(), p, meOf(r)); err == nil && may {
 		v.Visits, err = s.cfg.Store.Visits(r.Context(), p.ID, shownVisits)
@@ -71,26 +72,37 @@ func (s *Site) publishByPage(w http.ResponseWriter, r *http.Request) {
 		s.denied(w, r, err)
 		return
 	}
-	req := relayapi.PublishRequest{Public: true, Password: r.PostFormValue("password")}
-	if d := r.PostFormValue("for"); d != "" {
-		if req.For, err = time.ParseDuration(d); err != nil || req.For <= 0 {
-			s.previewAgain(w, r, p, true, http.StatusBadRequest, "That is no time for which it can be published.")
-			return
-		}
+	until, ok := publishedUntil(p, r.PostFormValue("for"), time.Now())
+	if !ok {
+		s.previewAgain(w, r, p, true, http.StatusBadRequest, "That is no time for which it can be published.")
+		return
 	}
-	if len(req.Password) > secret.MaxPassword {
+	password := r.PostFormValue("password")
+	if len(password) > secret.MaxPassword {
 		s.previewAgain(w, r, p, true, http.StatusBadRequest, "The password is too long.")
 		return
 	}
-	if err := s.publish(r, p, req); err != nil {
+	if err := s.publish(r, p, until, password, r.PostFormValue("keep") == "true"); err != nil {
 		s.denied(w, r, err)
 		return
 	}
 	http.Redirect(w, r, pageOf(p), http.StatusSeeOther)
 }
 
+// publishedUntil is the end that a form asks for: a time from now on, "same" for the one that it has, or "" for none.
+func publishedUntil(p store.Preview, asked string, now time.Time) (until time.Time, ok bool) {
+	switch asked {
+	case "":
+		return time.Time{}, true
+	case "same":
+		return p.Expires, p.Open(now)
+	}
+	d, err := time.ParseDuration(asked)
+	return now.Add(d), err == nil && d > 0
+}
+
 func (s *Site) unpublishByPage(w http.ResponseWriter, r *http.Request) {
-	s.changeByPage(w, r, pageOf, func(p store.Preview) error { return s.publish(r, p, relayapi.PublishRequest{}) })
+	s.changeByPage(w, r, pageOf, func(p store.Preview) error { return s.unpublish(r, p) })
 }
 
 // shareByPage lets the person with an e-mail address see a preview, or no longer.

@@ -32,7 +32,7 @@ async function refresh() {
 // touched says whether somebody is filling a form in.
 const touched = form => form.contains(document.activeElement) || [...form.elements].some(e =>
   e.options ? e.selectedIndex != Math.max(0, [...e.options].findIndex(o => o.defaultSelected)) :
-  e.type != "hidden" && e.defaultValue != undefined && e.value != e.defaultValue);
+  e.type != "hidden" && e.defaultValue != undefined && (e.value != e.defaultValue || e.checked != e.defaultChecked));
 
 // become makes an element what it is on the new page, and leaves alone what is the same: focus, scrolling, what is unfolded, and forms that are being
 // filled in.
