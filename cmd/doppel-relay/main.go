@@ -32,6 +32,9 @@ func run() error {
 	printCA := flag.Bool("print-ca", false, "print the certificate of the built-in CA and exit")
 	version := flag.Bool("version", false, "print the version and exit")
 	flag.Parse()
+	if flag.NArg() > 0 { // flags behind it were not read
+		return fmt.Errorf("%q is no flag, and nothing else is taken", flag.Arg(0))
+	}
 	if cfg.Database == "" {
 		cfg.Database = os.Getenv("DOPPEL_RELAY_DATABASE")
 	}

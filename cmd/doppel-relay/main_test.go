@@ -53,6 +53,25 @@ func TestFlags(t *testing.T) {
 	}
 }
 
+// TestRefused: what would be ignored, or mean something else than it says, keeps the relay from starting.
+func TestRefused(t *testing.T) {
+	bin, dir := build(t), t.TempDir()
+	for want, args := range map[string][]string{
+		`"oops" is no flag, and nothing else is taken`:                      {"oops", "-keep-visits", "1h"},
+		`"true" is no flag, and nothing else is taken`:                      {"-print-ca", "true", "-data", dir},
+		`invalid value "0" for flag -keep-visits: want a time above zero`:   {"-keep-visits", "0"},
+		`invalid value "-1h" for flag -keep-visits: want a time above zero`: {"-keep-visits", "-1h"},
+		`invalid value "30d" for flag -keep-visits`:                         {"-keep-visits", "30d"},
+	} {
+		// Without a directory that it may make it ends in any case.
+		args = append([]string{"-url", "https://relay.test", "-data", "/dev/null/none"}, args...)
+		out, err := exec.CommandContext(t.Context(), bin, args...).CombinedOutput()
+		if err == nil || !strings.Contains(string(out), want) {
+			t.Errorf("%q: %v %s, want %q", args, err, out, want)
+		}
+	}
+}
+
 // TestUnit has systemd itself judge the unit of the package.
 func TestUnit(t *testing.T) {
 	b, err := os.ReadFile("../../packaging/doppel-relay.service")

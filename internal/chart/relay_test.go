@@ -124,6 +124,8 @@ func TestRelayGrows(t *testing.T) {
 func TestRelayRefuses(t *testing.T) {
 	for set, want := range map[string]string{
 		"keepVisits=1h":              "url",
+		"keepVisits=0h":              "keepVisits",
+		"keepVisits=0m0.0s":          "keepVisits",
 		"url=http://x.example":       "url",
 		"url=https://10.0.0.1":       "url",
 		"oidc.issuer=https://i.test": "issuer and clientID go together",
@@ -136,7 +138,7 @@ func TestRelayRefuses(t *testing.T) {
 		"tls.secretName=Not_A_Name":  "tls/secretName",
 	} {
 		o := Options{Set: []string{set}}
-		if !strings.HasPrefix(set, "url") && !strings.HasPrefix(set, "keep") {
+		if !strings.HasPrefix(set, "url") && set != "keepVisits=1h" {
 			o.Set = append(slices.Clone(relayURL), set)
 		}
 		if _, err := relayChart(t, o); err == nil || !strings.Contains(err.Error(), want) {

@@ -1,6 +1,10 @@
 package relay
 
-import "flag"
+import (
+	"errors"
+	"flag"
+	"time"
+)
 
 // Flags registers what a relay is started with; docs/relay.md has them all.
 func (cfg *Config) Flags(f *flag.FlagSet) {
@@ -24,5 +28,10 @@ func (cfg *Config) Flags(f *flag.FlagSet) {
 	f.StringVar(&cfg.OIDC.ClientID, "oidc-client", "", "the relay's client ID there; its redirect URI is URL/oidc/callback")
 	f.StringVar(&cfg.OIDC.Name, "oidc-name", "", "what people call the provider")
 	f.StringVar(&cfg.OIDC.Team, "oidc-team", "", "team that everybody becomes a member of whom the provider lets in (none)")
-	f.DurationVar(&cfg.KeepVisits, "keep-visits", 0, "how long visits are listed (720h)")
+	f.Func("keep-visits", "how long visits are listed, a `TIME` above zero (720h)", func(s string) (err error) {
+		if cfg.KeepVisits, err = time.ParseDuration(s); err == nil && cfg.KeepVisits <= 0 {
+			err = errors.New("want a time above zero") // Config's zero value is the default
+		}
+		return err
+	})
 }

@@ -90,7 +90,10 @@ func (c *Config) complete() (*url.URL, error) {
 	if c.HealthAddr == "" {
 		c.HealthAddr = ":8080"
 	}
-	if c.KeepVisits <= 0 {
+	if c.KeepVisits < 0 {
+		errs = append(errs, errors.New("visits are listed for a time above zero"))
+	}
+	if c.KeepVisits == 0 {
 		c.KeepVisits = 30 * 24 * time.Hour
 	}
 	if c.Out == nil {
