@@ -6,6 +6,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net/url"
 	"os"
 	"sync"
@@ -82,6 +83,15 @@ func Open(ctx context.Context, source string) (*Store, error) {
 }
 
 func openFile(file string) (*sql.DB, error) {
+	// SQLite's would be everybody's to read; what it puts beside is as this one. One that is there is not opened: closing it would end SQLite's locks
+	// in this process (fcntl(2)).
+	f, err := os.OpenFile(file, os.O_CREATE|os.O_EXCL, 0o600)
+	if err == nil {
+		err = f.Close()
+	}
+	if err != nil && !errors.Is(err, fs.ErrExist) {
+		return nil, err
+	}
 	pragmas := url.Values{"_pragma": {"busy_timeout(5000)", "journal_mode(WAL)", "synchronous(FULL)", "foreign_keys(1)"}, "_txlock": {"immediate"}}
 	db, err := sql.Open("sqlite", (&url.URL{Scheme: "file", Opaque: file, RawQuery: pragmas.Encode()}).String())
 	if err == nil {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -52,6 +53,38 @@ func preview(t *testing.T, s *Store) Preview {
 		t.Fatal(made, err)
 	}
 	return v
+}
+
+// A database is its owner's alone, also in a directory that was there and is everybody's to look into; one that is there stays as it is.
+func TestFileMode(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.Chmod(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(dir, "relay.db")
+	preview(t, open(t, file))
+	for _, want := range []os.FileMode{0o600, 0o640} {
+		if want != 0o600 { // as somebody else wants it
+			if err := os.Chmod(file, want); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := open(t, file).Teams(t.Context()); err != nil {
+				t.Error(err)
+			}
+		}
+		if info, err := os.Stat(file); err != nil || info.Mode().Perm() != want {
+			t.Errorf("%v %v, want %v", info, err, want)
+		}
+	}
+	files, err := filepath.Glob(file + "-*")
+	if err != nil || len(files) == 0 {
+		t.Fatal(files, err)
+	}
+	for _, f := range files {
+		if info, err := os.Stat(f); err != nil || info.Mode().Perm() != 0o600 {
+			t.Errorf("%s: %v %v", f, info, err)
+		}
+	}
 }
 
 func TestSweep(t *testing.T) { storetest.Both(t, testSweep) }
