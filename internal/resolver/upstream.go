@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
-	"fmt"
 	"io"
 	"log/slog"
 	"math/rand/v2"
@@ -13,8 +12,6 @@ import (
 	"slices"
 	"sync"
 	"time"
-
-	"github.com/miekg/dns"
 )
 
 const (
@@ -34,8 +31,8 @@ var errNoUpstream = errors.New("no upstream resolver is known")
 // forwarder passes queries to the resolvers the laptop had. Nothing of the message changes but the ID.
 //
 // The first upstream is asked; each one that stays silent for upstreamStagger, or fails, has the next one asked as well, and the
-// first useful answer wins: a slow resolver is still listened to. Whoever was silent while another answered is asked last, until a
-// copy of a later query finds it alive.
+// first useful answer wins: a slow resolver is still listened to. Whoever failed, or was silent for all of upstreamTimeout while another
+// answered, is asked last, until a copy of a later query finds it alive.
 type forwarder struct {
 	dial  func(ctx context.Context, network string, addr netip.AddrPort) (net.Conn, error)
 	stats *counters
@@ -58,6 +55,7 @@ type upstream struct {
 	gone    bool            // not in the list any more
 	down    bool
 	retryAt time.Time
+	heard   time.Time // of its last answer, to whatever query
 	probing bool
 }
 
@@ -120,7 +118,8 @@ func (f *forwarder) serve(ctx context.Context, q *query) ([]byte, error) {
 		return nil, errNoUpstream
 	}
 	for _, u := range probes {
-		f.spawn(func() { f.probe(u, q) })
+		now := time.Now()
+		f.spawn(func() { f.probe(u, q, now, now.Add(probeTimeout)) })
 	}
 	return f.race(ctx, q, order)
 }
@@ -159,106 +158,6 @@ func (f *forwarder) spawn(fn func()) bool {
 	return true
 }
 
-// attempt is one upstream's part in a race.
-type attempt struct {
-	upstream *upstream
-	index    int
-	started  time.Time
-	answer   []byte
-	err      error
-}
-
-// race asks the upstreams one after the other until one gives a useful answer.
-func (f *forwarder) race(ctx context.Context, q *query, order []*upstream) ([]byte, error) {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel() // ends the losers
-	total := upstreamPasses * len(order)
-	results := make(chan attempt, total)
-	var asked []attempt
-	pending := 0
-	next := func() {
-		a := attempt{upstream: order[len(asked)%len(order)], index: len(asked), started: time.Now()}
-		asked = append(asked, a)
-		if f.spawn(func() {
-			a.answer, a.err = f.exchange(ctx, a.upstream, q)
-			results <- a
-		}) {
-			pending++
-		}
-	}
-	next()
-	timer := time.NewTimer(upstreamStagger)
-	defer timer.Stop()
-	var refusal []byte // an answer that is none; given to the client if nobody knows better
-	var errs []error
-	for pending > 0 {
-		select {
-		case a := <-results:
-			pending--
-			asked[a.index].answer, asked[a.index].err = a.answer, a.err
-			switch {
-			case a.err != nil:
-				f.failed(ctx, a)
-				errs = append(errs, fmt.Errorf("%s: %w", a.upstream.addr, a.err))
-			case unhelpful(a.answer):
-				if refusal == nil {
-					refusal = a.answer
-				}
-			default:
-				f.won(a, asked)
-				return a.answer, nil
-			}
-			if len(asked) < len(order) { // a second pass is for lost datagrams only
-				next()
-				timer.Reset(upstreamStagger)
-			}
-		case <-timer.C:
-			f.dropIdle(asked[len(asked)-1].upstream) // its sockets may be of a network that is gone
-			if len(asked) < total {
-				next()
-				timer.Reset(upstreamStagger)
-			}
-		case <-ctx.Done():
-			pending = 0
-			errs = append(errs, errors.New("no upstream resolver answered in time"))
-		}
-	}
-	if refusal != nil {
-		return refusal, nil
-	}
-	f.stats.upstreamErrors.Add(1)
-	if len(errs) == 0 {
-		return nil, errClosed
-	}
-	return nil, errors.Join(errs...)
-}
-
-// unhelpful names the codes on which the laptop's own resolver library goes on to its next server (res_send in glibc and others).
-func unhelpful(answer []byte) bool {
-	switch rcode(answer) {
-	case dns.RcodeServerFailure, dns.RcodeNotImplemented, dns.RcodeRefused:
-		return true
-	}
-	return false
-}
-
-// won puts those last that had their time and were silent.
-func (f *forwarder) won(winner attempt, asked []attempt) {
-	f.setDown(winner.upstream, false)
-	for _, a := range asked {
-		silent := a.answer == nil && a.err == nil
-		if silent && a.upstream != winner.upstream && time.Since(a.started) >= upstreamStagger {
-			f.setDown(a.upstream, true)
-		}
-	}
-}
-
-func (f *forwarder) failed(ctx context.Context, a attempt) {
-	if ctx.Err() == nil {
-		f.setDown(a.upstream, true)
-	}
-}
-
 func (f *forwarder) setDown(u *upstream, down bool) {
 	f.mu.Lock()
 	changed := u.down != down
@@ -274,22 +173,48 @@ func (f *forwarder) setDown(u *upstream, down bool) {
 	}
 }
 
-// probe sends a copy of a query to an upstream that was down.
-func (f *forwarder) probe(u *upstream, q *query) {
-	ctx, cancel := context.WithTimeout(f.ctx, probeTimeout)
+// suspect finds out, beside the queries, about an upstream that has been silent since then while another answered: a datagram may be lost,
+// or one name may take long, so it has all of upstreamTimeout for any answer.
+func (f *forwarder) suspect(u *upstream, q *query, since time.Time) {
+	f.mu.Lock()
+	begin := !u.probing && !f.closed
+	u.probing = u.probing || begin
+	f.mu.Unlock()
+	if begin {
+		f.spawn(func() { f.probe(u, q, since, since.Add(upstreamTimeout)) })
+	}
+}
+
+// probe sends a copy of a query to an upstream. It is down if it answers neither that nor any other query between since and until.
+func (f *forwarder) probe(u *upstream, q *query, since, until time.Time) {
+	ctx, cancel := context.WithDeadline(f.ctx, until)
 	defer cancel()
 	_, err := f.exchange(ctx, u, q)
-	f.setDown(u, err != nil)
 	f.mu.Lock()
 	u.probing = false
+	silent := err != nil && !u.heard.After(since)
 	f.mu.Unlock()
+	if f.ctx.Err() == nil {
+		f.setDown(u, silent)
+	}
 }
 
 // exchange asks one upstream, by TCP if the client did: an answer with TC goes to the client as it is, which then comes by TCP.
 func (f *forwarder) exchange(ctx context.Context, u *upstream, q *query) ([]byte, error) {
+	by := f.exchangeUDP
 	if q.tcp {
-		return f.exchangeTCP(ctx, u, q)
+		by = f.exchangeTCP
 	}
+	answer, err := by(ctx, u, q)
+	if err == nil {
+		f.mu.Lock()
+		u.heard = time.Now()
+		f.mu.Unlock()
+	}
+	return answer, err
+}
+
+func (f *forwarder) exchangeUDP(ctx context.Context, u *upstream, q *query) ([]byte, error) {
 	c := f.take(u)
 	reused := c != nil
 	for {

@@ -94,10 +94,12 @@ func noCluster(context.Context, []byte) ([]byte, error) {
 func outside(t *testing.T, s *Server) string {
 	t.Helper()
 	r := exchange(t, s, "udp", question("example.com", dns.TypeA))
-	if len(r.Answer) == 0 {
-		return dns.RcodeToString[r.Rcode]
+	for _, rr := range r.Answer {
+		if a, ok := rr.(*dns.A); ok {
+			return a.A.String()
+		}
 	}
-	return r.Answer[0].(*dns.A).A.String()
+	return dns.RcodeToString[r.Rcode]
 }
 
 func upstreamServer(t *testing.T, answers ...func(string, []byte) []byte) (*Server, *pipeUpstreams) {
@@ -107,6 +109,29 @@ func upstreamServer(t *testing.T, answers ...func(string, []byte) []byte) (*Serv
 	s.upstream.dial = p.dial
 	s.SetUpstreams(pipeAddrs(len(answers)))
 	return s, p
+}
+
+// losing is an upstream to which the first n datagrams get lost.
+func losing(n int64, answer func(string, []byte) []byte) func(string, []byte) []byte {
+	var seen atomic.Int64
+	return func(network string, q []byte) []byte {
+		if seen.Add(1) <= n {
+			return nil
+		}
+		return answer(network, q)
+	}
+}
+
+// answerAlias answers with an alias whose target has nothing of the type.
+func answerAlias(_ string, query []byte) []byte {
+	var m, r dns.Msg
+	if m.Unpack(query) != nil {
+		return nil
+	}
+	r.SetReply(&m)
+	r.Answer = []dns.RR{&dns.CNAME{Hdr: dns.RR_Header{Name: m.Question[0].Name, Rrtype: dns.TypeCNAME, Class: dns.ClassINET, Ttl: 300}, Target: "elsewhere.example."}}
+	out, _ := r.Pack()
+	return out
 }
 
 func took(began time.Time) time.Duration { return time.Since(began).Round(time.Millisecond) }
@@ -122,7 +147,8 @@ func TestUpstreamFailover(t *testing.T) {
 		}{
 			{"the first answers", func() {}, "192.0.2.100", 0},
 			{"the first is silent", func() { p.set(0, silence, 0, false) }, "192.0.2.101", upstreamStagger},
-			{"that is remembered", func() {}, "192.0.2.101", 0},
+			{"one lost datagram is no reason", func() {}, "192.0.2.101", upstreamStagger},
+			{"silent for all its time is remembered", func() { time.Sleep(upstreamTimeout) }, "192.0.2.101", 0},
 			{"time to look, still silent", func() { time.Sleep(upstreamRetry + 1) }, "192.0.2.101", 0},
 			{"again, alive", func() { p.set(0, answerA("192.0.2.100"), 0, false); time.Sleep(probeTimeout + upstreamRetry + 1) }, "192.0.2.101", 0},
 			{"so it is the first again", func() {}, "192.0.2.100", 0},
@@ -194,6 +220,78 @@ func TestUpstreamRefusal(t *testing.T) {
 			s.Close()
 		}
 	})
+}
+
+// What a less preferred upstream does not know counts only when those before it have said so, or cannot: a datagram to them may be lost.
+func TestUpstreamUnknownNames(t *testing.T) {
+	unknown, alias := answerCode(dns.RcodeNameError), answerAlias
+	for _, tt := range []struct {
+		what   string
+		first  func(string, []byte) []byte
+		delay  time.Duration
+		refuse bool
+		second func(string, []byte) []byte
+		want   string
+		took   time.Duration
+	}{
+		{"the first loses a datagram", losing(1, answerA("192.0.2.100")), 0, false, unknown, "192.0.2.100", 2 * upstreamStagger},
+		{"the first is slow", answerA("192.0.2.100"), 3 * time.Second, false, unknown, "192.0.2.100", 3 * time.Second},
+		{"no such type", answerA("192.0.2.100"), 3 * time.Second, false, answerCode(dns.RcodeSuccess), "192.0.2.100", 3 * time.Second},
+		{"an alias of nothing", answerA("192.0.2.100"), 3 * time.Second, false, alias, "192.0.2.100", 3 * time.Second},
+		{"both say so", unknown, 3 * time.Second, false, unknown, "NXDOMAIN", 3 * time.Second},
+		{"the first does not help", answerCode(dns.RcodeServerFailure), 3 * time.Second, false, unknown, "NXDOMAIN", 3 * time.Second},
+		{"the first refuses", nil, 0, true, unknown, "NXDOMAIN", 0},
+		{"the first is dead", silence, 0, false, unknown, "NXDOMAIN", upstreamTimeout},
+		{"what the second knows", answerA("192.0.2.100"), 3 * time.Second, false, answerA("192.0.2.101"), "192.0.2.101", upstreamStagger},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			s, p := upstreamServer(t, tt.first, tt.second)
+			p.set(0, tt.first, tt.delay, tt.refuse)
+			began := time.Now()
+			if got := outside(t, s); got != tt.want || took(began) != tt.took {
+				t.Errorf("%s: %s after %v, want %s after %v", tt.what, got, took(began), tt.want, tt.took)
+			}
+			s.Close()
+			time.Sleep(time.Minute) // for who is slow
+		})
+	}
+}
+
+// An upstream that loses one datagram, or is slow for one name, stays the first; one that answers nothing at all does not.
+func TestUpstreamSuspect(t *testing.T) {
+	for _, tt := range []struct {
+		what  string
+		first func(string, []byte) []byte
+		delay time.Duration
+		other bool // the first answers another query meanwhile
+		want  string
+	}{
+		{"a lost datagram", losing(1, answerA("192.0.2.100")), 0, false, "192.0.2.100"},
+		{"slow", answerA("192.0.2.100"), 2 * time.Second, false, "192.0.2.100"},
+		{"never for this name", losing(2, answerA("192.0.2.100")), 0, true, "192.0.2.100"},
+		{"dead", silence, 0, false, "192.0.2.101"},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			s, p := upstreamServer(t, tt.first, answerA("192.0.2.101"))
+			p.set(0, tt.first, tt.delay, false)
+			if got := outside(t, s); got != "192.0.2.101" {
+				t.Errorf("%s: %s", tt.what, got)
+			}
+			if synctest.Wait(); tt.other {
+				outside(t, s)
+			}
+			time.Sleep(upstreamTimeout)
+			synctest.Wait()
+			if tt.delay > 0 {
+				p.set(0, tt.first, 0, false)
+			}
+			if got := outside(t, s); got != tt.want {
+				t.Errorf("%s, later: %s, want %s", tt.what, got, tt.want)
+			}
+			s.Close()
+			time.Sleep(time.Minute) // for who is slow
+		})
+	}
 }
 
 // Sockets are used again for a while, and closed by the sweep when nobody does.
