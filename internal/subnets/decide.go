@@ -12,7 +12,7 @@ import (
 //
 //	kept out   a never-proxy subnet or the API server covers it, it is none that may be routed, or it is a node and would be mapped: without a
 //	           name nobody would find it
-//	mapped     --vnat asks for it, it was mapped before, or it overlaps a route of the laptop or an earlier session's subnet
+//	mapped     --vnat asks for it, it was mapped before or is a part of what was, or it overlaps a route of the laptop or an earlier session's subnet
 //	direct     the laptop reached it without us when it connected
 //	routed     otherwise, and in spite of an overlap that --allow-conflicting-subnets allows
 //
@@ -57,7 +57,7 @@ type decision struct {
 const maxNodes = 512
 
 func (d *decision) cluster(c *Cluster) {
-	all := wanted(c)
+	all := wanted(c, d.Before)
 	node := func(s *candidate) bool { return s.Kind == Node }
 	if n := len(slices.DeleteFunc(slices.Clone(all), func(s *candidate) bool { return !node(s) })); n > maxNodes {
 		first := all[slices.IndexFunc(all, node)]
@@ -78,8 +78,8 @@ type candidate struct {
 	vnat bool // --vnat asks for virtual addresses
 }
 
-// wanted lists a cluster's subnets, each prefix once.
-func wanted(c *Cluster) []*candidate {
+// wanted lists a cluster's subnets, each prefix once. What was mapped before and is a part of a larger one now stays a subnet of its own.
+func wanted(c *Cluster, before Plan) []*candidate {
 	var out []*candidate
 	add := func(k Kind, ps []netip.Prefix) {
 		for _, p := range aggregate(ps) {
@@ -100,6 +100,11 @@ func wanted(c *Cluster) []*candidate {
 	for _, v := range c.VNAT { // a part of a subnet is a subnet of its own
 		if v.Prefix.IsValid() && !slices.ContainsFunc(out, func(o *candidate) bool { return v.covers(o) }) {
 			add(kindAround(out, v.Prefix), []netip.Prefix{v.Prefix})
+		}
+	}
+	for _, b := range before.Subnets {
+		if b.Session == c.Session && b.Way == Mapped && slices.ContainsFunc(out, func(o *candidate) bool { return inside(b.Real, o.Real) }) {
+			add(kindAround(out, b.Real), []netip.Prefix{b.Real})
 		}
 	}
 	for _, o := range out {
@@ -194,10 +199,8 @@ func (d *decision) whyMapped(c *Cluster, s *candidate) string {
 	if osroute.Check(s.Real) != nil {
 		return "its own addresses cannot be routed"
 	}
-	for _, b := range d.Before.Subnets {
-		if b.Session == c.Session && b.Real == s.Real && b.Way == Mapped {
-			return b.Why
-		}
+	if b, ok := d.earlier(s); ok {
+		return b.Why
 	}
 	for _, e := range d.Others {
 		if conflicts(s.Real, e.Prefix) && !allowed(c, s.Real, e.Prefix) {
@@ -246,9 +249,9 @@ func (d *decision) override(s *candidate) {
 
 func (d *decision) mapped(s *candidate, why string) {
 	s.Way, s.Why = Mapped, why
-	for _, b := range d.Before.Subnets {
-		if b.Session == s.Session && b.Real == s.Real && b.Way == Mapped && d.usable(b.Virtual) {
-			s.Virtual = b.Virtual
+	if b, ok := d.earlier(s); ok {
+		if v := netip.PrefixFrom(translate(s.Real.Addr(), b.Real, b.Virtual), s.Real.Bits()); d.usable(v) {
+			s.Virtual = v
 		}
 	}
 	if !s.Virtual.IsValid() {
@@ -260,6 +263,16 @@ func (d *decision) mapped(s *candidate, why string) {
 	}
 	d.taken = append(d.taken, s.Virtual)
 	s.routes = []netip.Prefix{s.Virtual}
+}
+
+// earlier is the mapped subnet of before that s is, or is a part of: the one that decided for its addresses.
+func (d *decision) earlier(s *candidate) (best Subnet, ok bool) {
+	for _, b := range d.Before.Subnets {
+		if b.Session == s.Session && b.Way == Mapped && inside(s.Real, b.Real) && (!ok || b.Real.Bits() > best.Real.Bits()) {
+			best, ok = b, true
+		}
+	}
+	return best, ok
 }
 
 // usable says whether a virtual subnet of before still has no rival.

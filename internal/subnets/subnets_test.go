@@ -1,9 +1,11 @@
 package subnets
 
 import (
+	"encoding/binary"
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 
@@ -228,6 +230,45 @@ func TestDecideAgain(t *testing.T) {
 	}
 }
 
+// Joined subnets grow and shrink as nodes come and go; the addresses of those that stay do not change.
+func TestDecideAgainJoined(t *testing.T) {
+	vpn := routes("10.0.0.0/8@tun0")
+	for _, tt := range []struct {
+		name, before, after string
+		others              []osroute.Existing // after
+		want                string
+	}{
+		{
+			"grows", "10.244.1.0/24", "10.244.0.0/24 10.244.1.0/24", vpn,
+			"a pod 10.244.0.0/23 mapped 240.0.2.0/23: overlaps 10.0.0.0/8 of tun0\na pod 10.244.1.0/24 mapped 240.0.0.0/24: overlaps 10.0.0.0/8 of tun0\nroutes [240.0.0.0/24 240.0.2.0/23]",
+		},
+		{
+			"grows without the conflict", "10.244.1.0/24", "10.244.0.0/22", nil,
+			"a pod 10.244.0.0/22 routed\na pod 10.244.1.0/24 mapped 240.0.0.0/24: overlaps 10.0.0.0/8 of tun0\nroutes [10.244.0.0/22 240.0.0.0/24]",
+		},
+		{
+			"shrinks", "10.244.0.0/22", "10.244.1.0/24 10.244.2.0/23", nil,
+			"a pod 10.244.1.0/24 mapped 240.0.1.0/24: overlaps 10.0.0.0/8 of tun0\na pod 10.244.2.0/23 mapped 240.0.2.0/23: overlaps 10.0.0.0/8 of tun0\nroutes [240.0.1.0/24 240.0.2.0/23]",
+		},
+		{
+			"shrinks, and somebody took the other part", "10.244.0.0/22", "10.244.1.0/24 10.244.3.0/24", routes("240.0.3.0/24@tun1"),
+			"a pod 10.244.1.0/24 mapped 240.0.1.0/24: overlaps 10.0.0.0/8 of tun0\na pod 10.244.3.0/24 mapped 240.0.4.0/24: overlaps 10.0.0.0/8 of tun0\nroutes [240.0.1.0/24 240.0.4.0/24]",
+		},
+		{
+			"another one comes", "10.244.1.0/24", "10.244.1.0/24 10.244.2.0/24", nil,
+			"a pod 10.244.1.0/24 mapped 240.0.0.0/24: overlaps 10.0.0.0/8 of tun0\na pod 10.244.2.0/24 routed\nroutes [10.244.2.0/24 240.0.0.0/24]",
+		},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			before := Decide(Facts{Clusters: []Cluster{{Session: "a", Pods: pfx(tt.before)}}, Others: vpn})
+			p := Decide(Facts{Clusters: []Cluster{{Session: "a", Pods: pfx(tt.after)}}, Others: tt.others, Before: before})
+			if d := cmp.Diff(tt.want, show(p)); d != "" {
+				t.Error(d)
+			}
+		})
+	}
+}
+
 func TestTranslate(t *testing.T) {
 	p := Decide(Facts{
 		Clusters: []Cluster{
@@ -267,7 +308,49 @@ func TestTranslate(t *testing.T) {
 	}
 }
 
-// Whatever the facts: no virtual subnet overlaps anything, nothing is routed over a conflict, and addresses translate back.
+// sameAddresses says whether one of two mapped subnets is a part of the other, for real and virtual addresses alike.
+func sameAddresses(a, b Subnet) bool {
+	if a.Real.Bits() < b.Real.Bits() {
+		a, b = b, a
+	}
+	return a.Session == b.Session && b.Way == Mapped && inside(a.Real, b.Real) && translate(a.Real.Addr(), b.Real, b.Virtual) == a.Virtual.Addr()
+}
+
+// stayed are addresses of a cluster that were mapped before, are still wanted, and whose virtual subnets nobody else has a part of now.
+func stayed(before Plan, f Facts, c Cluster) (out []netip.Addr) {
+	taken := slices.Clone(c.NeverProxy)
+	for _, e := range f.Others {
+		taken = append(taken, e.Prefix)
+	}
+	for _, o := range f.Clusters {
+		taken = slices.Concat(taken, o.Services, o.Pods, o.AlsoProxy, o.NeverProxy, hosts(o.Servers))
+	}
+	in := func(a netip.Addr, ps []netip.Prefix) bool {
+		return slices.ContainsFunc(ps, func(p netip.Prefix) bool { return p.Contains(a) })
+	}
+	for _, s := range before.Subnets {
+		if s.Session != c.Session || s.Way != Mapped || slices.ContainsFunc(taken, s.Virtual.Overlaps) {
+			continue
+		}
+		for i := range uint32(16) { // spread over the subnet, and aligned like prefixes
+			a := s.Real.Addr().As4()
+			n := binary.BigEndian.Uint32(a[:]) + i*(uint32(1)<<(32-s.Real.Bits())/16)
+			binary.BigEndian.PutUint32(a[:], n)
+			addr := netip.AddrFrom4(a)
+			was := before.Here(c.Session, addr)
+			if !s.Virtual.Contains(was) || slices.Contains(c.Servers, addr) || in(addr, c.NeverProxy) {
+				continue // another subnet decided for it, or it is cut out
+			}
+			if in(addr, slices.Concat(c.Services, c.Pods, c.AlsoProxy)) {
+				out = append(out, addr)
+			}
+		}
+	}
+	return out
+}
+
+// Whatever the facts: no virtual subnet overlaps anything, nothing is routed over a conflict, addresses translate back, and what was mapped and
+// is still wanted keeps its addresses.
 func TestDecideProperties(t *testing.T) {
 	rnd := rand.New(rand.NewPCG(1, 2))
 	prefix := func() netip.Prefix {
@@ -300,7 +383,7 @@ func TestDecideProperties(t *testing.T) {
 				}
 			}
 			for j, o := range p.Subnets {
-				if i != j && (o.here().Overlaps(s.Virtual) && o.Way != KeptOut) {
+				if i != j && (o.here().Overlaps(s.Virtual) && o.Way != KeptOut) && !sameAddresses(s, o) {
 					t.Fatalf("%v overlaps %v: %s", s.Virtual, o.here(), show(p))
 				}
 			}
@@ -312,6 +395,11 @@ func TestDecideProperties(t *testing.T) {
 			}
 		}
 		for _, c := range f.Clusters {
+			for _, a := range stayed(before, f, c) {
+				if was, is := before.Here(c.Session, a), p.Here(c.Session, a); was != is {
+					t.Fatalf("%v of %s was %v and is %v:\n%s\nbefore:\n%s", a, c.Session, was, is, show(p), show(before))
+				}
+			}
 			for _, a := range c.Servers {
 				for _, s := range p.Subnets {
 					for _, r := range s.routes {
