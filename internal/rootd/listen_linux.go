@@ -102,31 +102,74 @@ func socketOwner(cfg Config) (uid, gid int, err error) {
 }
 
 // makeDir creates dir when it is missing, and refuses one in which, or on the way to which, another user could swap files: rootd
-// removes and hands over files there as root.
+// removes and hands over files there as root. What it creates lets all pass through, whatever the umask is: users have to reach the socket.
 func makeDir(dir string) (made bool, err error) {
-	if _, err := os.Lstat(dir); errors.Is(err, fs.ErrNotExist) {
+	n := missing(dir)
+	if n > 0 {
 		if err := os.MkdirAll(dir, 0o755); err != nil {
 			return false, fmt.Errorf("create %s: %w", dir, err)
 		}
-		made = true
 	}
 	real, err := filepath.EvalSymlinks(dir)
 	if err != nil {
 		return false, err
 	}
+	if err := checkDir(dir, real); err != nil {
+		return false, err
+	}
+	made = n > 0
+	if dir == filepath.Dir(rootapi.DefaultSocket) {
+		n = max(n, 1) // left over from a predecessor with another umask
+	}
+	for d := real; n > 0; d, n = filepath.Dir(d), n-1 {
+		if err := letIn(d); err != nil {
+			return false, err
+		}
+	}
+	return made, nil
+}
+
+// checkDir refuses a directory that, or the way to which, others than root could change.
+func checkDir(dir, real string) error {
 	for d := real; ; d = filepath.Dir(d) {
 		var st unix.Stat_t
 		if err := unix.Lstat(d, &st); err != nil {
-			return false, fmt.Errorf("look at %s: %w", d, err)
+			return fmt.Errorf("look at %s: %w", d, err)
 		}
 		mine := st.Uid == 0 || int(st.Uid) == os.Geteuid()
 		if open := st.Mode&0o022 != 0 && st.Mode&unix.S_ISVTX == 0; !mine || open {
-			return false, uerr.New(uerr.Usage, "put the socket where only root can write, such as /run/doppel", "directory %s of the socket can be changed by others than root", d)
+			return uerr.New(uerr.Usage, "put the socket where only root can write, such as /run/doppel", "directory %s of the socket can be changed by others than root", d)
 		}
 		if d == "/" {
-			return made, nil
+			return nil
 		}
 	}
+}
+
+// missing is how many directories there are to make for dir.
+func missing(dir string) (n int) {
+	for ; dir != "/"; dir = filepath.Dir(dir) {
+		if _, err := os.Lstat(dir); err == nil {
+			break
+		}
+		n++
+	}
+	return n
+}
+
+// letIn has all pass through a directory, if this user owns it.
+func letIn(dir string) error {
+	var st unix.Stat_t
+	if err := unix.Lstat(dir, &st); err != nil {
+		return fmt.Errorf("look at %s: %w", dir, err)
+	}
+	if int(st.Uid) != os.Geteuid() || st.Mode&unix.S_IFMT != unix.S_IFDIR || st.Mode&0o055 == 0o055 {
+		return nil
+	}
+	if err := os.Chmod(dir, 0o755); err != nil {
+		return fmt.Errorf("let users into %s: %w", dir, err)
+	}
+	return nil
 }
 
 func lockDir(ctx context.Context, dir string) (unlock func(), err error) {

@@ -128,6 +128,50 @@ func TestSocketDirectory(t *testing.T) {
 	}
 }
 
+// Users reach the socket whatever umask root has (027 and 077 are what hardened machines set), also where a predecessor left the directory.
+func TestSocketDirectoryUmask(t *testing.T) {
+	if !nettest.Inside(t) { // it is the whole process's umask, and /run
+		return
+	}
+	nettest.Cover(t, "/run")
+	defaultDir := filepath.Dir(rootapi.DefaultSocket)
+	other := filepath.Join(t.TempDir(), "a", "b")
+	mode := func(dir string) os.FileMode {
+		fi, err := os.Stat(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return fi.Mode().Perm()
+	}
+	for _, umask := range []int{0o027, 0o077} {
+		old := syscall.Umask(umask)
+		for _, dir := range []string{defaultDir, other} {
+			if made, err := makeDir(dir); !made || err != nil {
+				t.Fatalf("%s: %v, %v", dir, made, err)
+			}
+			if m := mode(dir); m != 0o755 || dir == other && mode(filepath.Dir(dir)) != 0o755 {
+				t.Errorf("umask %o: %s has mode %o", umask, dir, m)
+			}
+		}
+		syscall.Umask(old)
+		for _, dir := range []string{defaultDir, other} {
+			if err := os.Chmod(dir, 0o700); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := makeDir(dir); err != nil {
+				t.Fatal(err)
+			}
+			if m := mode(dir); (m == 0o755) != (dir == defaultDir) {
+				t.Errorf("left over: %s has mode %o", dir, m)
+			}
+			if err := os.Remove(dir); err != nil {
+				t.Fatal(err)
+			}
+		}
+		_ = os.Remove(filepath.Dir(other))
+	}
+}
+
 // TestBrokenMessages checks what an authorised but broken peer gets: an answer that says why, and an end.
 func TestBrokenMessages(t *testing.T) {
 	if !nettest.Inside(t) {
