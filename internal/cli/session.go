@@ -290,7 +290,10 @@ func (a *app) versionRun(ctx context.Context) error {
 	out := versionOutput{Client: buildinfo.String(), UserDaemon: "not running", TrafficManager: "not connected"}
 	out.RootDaemon, _ = rootDaemon(ctx)
 	var st localapi.Status
-	if err := a.client.Call(ctx, localapi.MethodStatus, localapi.Empty{}, &st, nil); err == nil {
+	switch err := a.client.Call(ctx, localapi.MethodStatus, localapi.Empty{}, &st, nil); {
+	case err != nil && !errors.Is(err, localapi.ErrNoDaemon):
+		out.UserDaemon = "not answering: " + oneLine(err.Error())
+	case err == nil:
 		out.UserDaemon = st.Version
 		if st.Session != nil {
 			out.TrafficManager = st.Session.ManagerVersion

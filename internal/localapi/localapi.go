@@ -14,11 +14,15 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"sync/atomic"
 	"syscall"
 	"time"
 
 	"github.com/doppel-dev/doppel/internal/uerr"
 )
+
+// answerTimeout is how long the user daemon may take to begin an answer; what it does for it may take longer.
+const answerTimeout = 5 * time.Second
 
 // maxRequest bounds a request's body.
 const maxRequest = 1 << 20
@@ -114,6 +118,8 @@ func Handle[Req, Res any](fn func(context.Context, Req, Progress) (Res, error)) 
 		}
 		w.Header().Set("Content-Type", "application/x-ndjson")
 		enc, flush := json.NewEncoder(w), http.NewResponseController(w)
+		w.WriteHeader(http.StatusOK)
+		_ = flush.Flush() // at once: it shows that this daemon lives
 		send := func(e Event) {
 			_ = enc.Encode(e) // a client that is gone cancels the context
 			_ = flush.Flush()
@@ -147,12 +153,18 @@ func decode(w http.ResponseWriter, r *http.Request, req any) bool {
 type Client struct {
 	socket string
 	http   http.Client
+	pid    atomic.Int64 // of the daemon that was connected to last; 0: not known
 }
 
 // NewClient returns a client of the daemon at a socket.
-func NewClient(socket string) *Client {
+func NewClient(socket string) *Client { return newClient(socket, answerTimeout) }
+
+func newClient(socket string, timeout time.Duration) *Client {
 	c := &Client{socket: socket}
-	c.http.Transport = &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) { return c.dial(ctx) }}
+	c.http.Transport = &http.Transport{
+		DialContext:           func(ctx context.Context, _, _ string) (net.Conn, error) { return c.dial(ctx) },
+		ResponseHeaderTimeout: timeout,
+	}
 	return c
 }
 
@@ -161,7 +173,11 @@ func (c *Client) dial(ctx context.Context) (net.Conn, error) {
 		return nil, err
 	}
 	var d net.Dialer
-	return d.DialContext(ctx, "unix", c.socket)
+	conn, err := d.DialContext(ctx, "unix", c.socket)
+	if err == nil {
+		c.pid.Store(int64(peerPID(conn.(*net.UnixConn))))
+	}
+	return conn, err
 }
 
 // ErrNoDaemon means that no user daemon runs.
@@ -182,6 +198,9 @@ func (c *Client) Call(ctx context.Context, method string, req, res any, progress
 		if errors.Is(err, os.ErrNotExist) || errors.Is(err, syscall.ECONNREFUSED) {
 			return ErrNoDaemon
 		}
+		if ne, ok := errors.AsType[net.Error](err); ok && ne.Timeout() && ctx.Err() == nil {
+			return c.hangs()
+		}
 		return broken(ctx, err)
 	}
 	defer resp.Body.Close()
@@ -189,6 +208,15 @@ func (c *Client) Call(ctx context.Context, method string, req, res any, progress
 		return err
 	}
 	return broken(ctx, readEvents(resp.Body, res, progress))
+}
+
+// hangs is the error for a daemon that takes connections and does not begin to answer.
+func (c *Client) hangs() error {
+	pid := c.pid.Load()
+	if pid == 0 {
+		return uerr.New(uerr.Internal, "end its process", "the user daemon does not answer")
+	}
+	return uerr.New(uerr.Internal, fmt.Sprintf("end it with: kill -9 %d", pid), "the user daemon (process %d) does not answer", pid)
 }
 
 // check returns an error unless the daemon knows the method.

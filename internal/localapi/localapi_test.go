@@ -60,6 +60,34 @@ func serveHandler(t *testing.T, h http.Handler) *Client {
 	return c
 }
 
+// A daemon that hangs (stopped by SIGSTOP, for one) takes connections, and says nothing; one that has much to do says so at once.
+func TestCallHangs(t *testing.T) {
+	const patience = 100 * time.Millisecond
+	dir := t.TempDir()
+	l, err := net.Listen("unix", filepath.Join(dir, "daemon.sock"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	ctx, cancel := context.WithTimeout(t.Context(), deadline)
+	defer cancel()
+	err = newClient(l.Addr().String(), patience).Call(ctx, "m", request{}, nil, nil)
+	ue, ok := errors.AsType[*uerr.Error](err)
+	if pid := fmt.Sprint(os.Getpid()); !ok || !strings.Contains(ue.Msg, "process "+pid+") does not answer") || ue.Hint != "end it with: kill -9 "+pid {
+		t.Errorf("%v", err)
+	}
+	c := serve(t, func(context.Context, request, Progress) (result, error) {
+		time.Sleep(5 * patience)
+		return result{"late"}, nil
+	})
+	busy := newClient(c.socket, patience)
+	defer busy.http.CloseIdleConnections()
+	var res result
+	if err := busy.Call(ctx, "m", request{}, &res, nil); err != nil || res.Text != "late" {
+		t.Errorf("busy: %q, %v", res.Text, err)
+	}
+}
+
 func TestCall(t *testing.T) {
 	c := serve(t, func(_ context.Context, r request, p Progress) (result, error) {
 		p("step %d", 1)

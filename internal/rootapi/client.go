@@ -3,10 +3,25 @@ package rootapi
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
+	"time"
 
 	"github.com/doppel-dev/doppel/internal/uerr"
 )
+
+const (
+	versionTimeout = 3 * time.Second  // the answer who listens
+	quitTimeout    = 10 * time.Second // until a doppel-rootd has removed everything
+)
+
+// hangs is the error for a doppel-rootd that takes connections and does not answer; its process may not be known.
+func hangs(v Version) error {
+	if v.PID == 0 {
+		return uerr.New(uerr.Internal, "end it with: sudo pkill -9 doppel-rootd", "doppel-rootd does not answer")
+	}
+	return uerr.New(uerr.Internal, fmt.Sprintf("end it with: sudo kill -9 %d", v.PID), "doppel-rootd (process %d) does not answer", v.PID)
+}
 
 // ErrNotRunning is wrapped by Dial's error when nothing listens on the socket.
 var ErrNotRunning = errors.New("doppel-rootd is not running")
@@ -65,6 +80,8 @@ func Stop(ctx context.Context, path string, ifIdle bool) (kept bool, err error) 
 	if ifIdle && v.Protocol != Protocol {
 		return true, nil
 	}
+	ctx, cancel := context.WithTimeoutCause(ctx, quitTimeout, hangs(v))
+	defer cancel()
 	err = c.Quit(ctx, ifIdle)
 	if e, ok := errors.AsType[*uerr.Error](err); ifIdle && ok && e.Kind == uerr.Conflict {
 		return true, nil

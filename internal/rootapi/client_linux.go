@@ -84,6 +84,8 @@ func open(ctx context.Context, conn *net.UnixConn, opts Options) (*Client, Versi
 	}
 	c := &Client{conn: conn, opts: opts, done: make(chan struct{}), pending: map[uint64]chan reply{}}
 	go c.readLoop()
+	ctx, cancel := context.WithTimeoutCause(ctx, versionTimeout, hangs(Version{}))
+	defer cancel()
 	v, err := c.Version(ctx)
 	if err != nil {
 		c.Close()

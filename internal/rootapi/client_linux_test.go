@@ -47,6 +47,29 @@ func version(c *net.UnixConn, m Message) error {
 	return Send(c, Message{ID: m.ID, Op: OpReply, Version: &Version{Program: "fake", Protocol: Protocol}}, nil)
 }
 
+// A doppel-rootd that hangs holds up nobody for ever: neither the question who it is, nor the wish that it ends.
+func TestHangs(t *testing.T) {
+	for name, answer := range map[string]func(*net.UnixConn, Message) error{
+		"says nothing": func(*net.UnixConn, Message) error { return nil },
+		"does not end": func(c *net.UnixConn, m Message) error {
+			if m.Op == OpVersion {
+				return version(c, m)
+			}
+			return nil
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			ctx, cancel := context.WithTimeout(t.Context(), 2*quitTimeout)
+			defer cancel()
+			_, err := Stop(ctx, fakeRootd(t, answer), false)
+			if ue, ok := errors.AsType[*uerr.Error](err); !ok || !strings.Contains(err.Error(), "does not answer") || !strings.HasPrefix(ue.Hint, "end it with: sudo") {
+				t.Errorf("%v", err)
+			}
+		})
+	}
+}
+
 func TestDialErrors(t *testing.T) {
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
