@@ -131,7 +131,7 @@ func writePrivate(name string, b []byte) error {
 
 // inPlace does what was asked for beside the traffic of a new intercept, and runs the command in the app's place. The intercept ends with
 // the command, and with an error.
-func (p *appFlags) inPlace(ctx context.Context, a *app, req localapi.InterceptRequest, command []string, show func() error) error {
+func (p *appFlags) inPlace(ctx context.Context, a *app, req localapi.InterceptRequest, uid string, command []string, show func() error) error {
 	var env environ.Env
 	var err error
 	if p.wanted(command) {
@@ -146,9 +146,8 @@ func (p *appFlags) inPlace(ctx context.Context, a *app, req localapi.InterceptRe
 	if err == nil {
 		err = p.command(ctx, a, command, env)
 	}
-	lerr := a.call(context.WithoutCancel(ctx), localapi.MethodLeave, localapi.LeaveRequest{Choice: req.Choice, Name: req.Name}, nil)
-	if e := new(uerr.Error); errors.As(lerr, &e) && e.Kind == uerr.Conflict { // somebody ended it meanwhile
-		fmt.Fprintf(a.Err, "doppel: warning: %s\n", oneLine(e.Msg))
+	lerr := a.call(context.WithoutCancel(ctx), localapi.MethodLeave, localapi.LeaveRequest{Choice: req.Choice, Name: req.Name, UID: uid}, nil)
+	if a.gone(lerr) {
 		lerr = nil
 	}
 	if err != nil && lerr != nil { // both count: the app may still be replaced
@@ -156,6 +155,20 @@ func (p *appFlags) inPlace(ctx context.Context, a *app, req localapi.InterceptRe
 		return err
 	}
 	return cmp.Or(err, lerr)
+}
+
+// gone says whether err is that somebody else has ended, or is just ending, what was to be ended: worth a warning, and no other exit code than
+// the command's.
+func (a *app) gone(err error) bool {
+	if err == nil {
+		return false
+	}
+	e := uerr.From(err)
+	if !errors.Is(err, localapi.ErrNoDaemon) && !slices.Contains([]uerr.Kind{uerr.NotFound, uerr.NotConnected, uerr.Conflict}, e.Kind) {
+		return false
+	}
+	fmt.Fprintf(a.Err, "doppel: warning: %s\n", oneLine(e.Msg))
+	return true
 }
 
 // command runs a command in the app's place: with its environment, and with its volumes at their own paths where this machine has nothing

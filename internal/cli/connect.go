@@ -184,7 +184,10 @@ func (a *app) connectRun(ctx context.Context, base localapi.ConnectRequest, k *k
 	if out.Reused {
 		return runErr
 	}
-	quitErr := a.call(context.WithoutCancel(ctx), localapi.MethodQuit, localapi.QuitRequest{Choice: localapi.Choice{Use: out.Session.Connection}}, nil)
+	quitErr := a.call(context.WithoutCancel(ctx), localapi.MethodQuit, localapi.QuitRequest{Choice: localapi.Choice{Use: out.Session.Connection}, UID: out.Session.UID}, nil)
+	if a.gone(quitErr) {
+		quitErr = nil
+	}
 	if runErr != nil && quitErr != nil { // both count: the session may still be there
 		a.warn(quitErr)
 		return runErr

@@ -257,7 +257,7 @@ func (a *app) interceptRun(ctx context.Context, req localapi.InterceptRequest, a
 	if app == nil {
 		return show()
 	}
-	return app.inPlace(ctx, a, req, command, show)
+	return app.inPlace(ctx, a, req, in.UID, command, show)
 }
 
 // interceptOutput is the JSON form of what intercept has made.

@@ -56,7 +56,7 @@ func TestScripts(t *testing.T) {
 			return nil
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"daemon": cmdDaemon, "exits": cmdExits, "requests": cmdRequests, "asked": cmdAsked, "rootd": cmdRootd,
+			"daemon": cmdDaemon, "exits": cmdExits, "requests": cmdRequests, "asked": cmdAsked, "ends": cmdEnds, "rootd": cmdRootd,
 		},
 	})
 }
@@ -173,6 +173,26 @@ func cmdRequests(ts *testscript.TestScript, neg bool, args []string) {
 	d.mu.Lock()
 	got := strings.ReplaceAll(strings.Join(d.requests, "\n")+"\n", ts.Getenv("WORK"), "$WORK")
 	d.mu.Unlock()
+	if want := ts.ReadFile(args[0]); got != want {
+		ts.Fatalf("the daemon was asked\n%swant\n%s", got, want)
+	}
+}
+
+// cmdEnds compares what was asked to end something with a file.
+func cmdEnds(ts *testscript.TestScript, neg bool, args []string) {
+	v, ok := daemons.Load(ts)
+	if neg || len(args) != 1 || !ok {
+		ts.Fatalf("usage: ends FILE, after daemon")
+	}
+	d := v.(*fakeDaemon)
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	got := ""
+	for _, r := range d.requests {
+		if strings.HasPrefix(r, "leave ") || strings.HasPrefix(r, "quit ") {
+			got += r + "\n"
+		}
+	}
 	if want := ts.ReadFile(args[0]); got != want {
 		ts.Fatalf("the daemon was asked\n%swant\n%s", got, want)
 	}

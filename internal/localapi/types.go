@@ -278,6 +278,7 @@ type MountRequest struct {
 // Intercept is one intercept, ours or a colleague's.
 type Intercept struct {
 	Name      string `json:"name"`
+	UID       string `json:"uid,omitempty"` // of a new one: no other has it
 	Namespace string `json:"namespace"`
 	Kind      string `json:"kind"`
 	Workload  string `json:"workload"`
@@ -317,10 +318,11 @@ type InterceptPort struct {
 	Target   string `json:"target,omitempty"`   // where on its user's machine the traffic ends
 }
 
-// LeaveRequest ends an intercept. Without Use it is looked for in all connections.
+// LeaveRequest ends an intercept. Without Use it is looked for in all connections. With UID it ends that one, and no later one of its name.
 type LeaveRequest struct {
 	Choice
 	Name string `json:"name"`
+	UID  string `json:"uid,omitempty"`
 }
 
 // EnvironRequest asks for the environment of the container that an intercept is of.
@@ -374,11 +376,13 @@ type Stacks struct {
 	Text       string `json:"text"`
 }
 
-// QuitRequest ends one session, or all, and with Stop both daemons. With IfIdle it ends no session, and no daemon that has one.
+// QuitRequest ends one session, or all, and with Stop both daemons. With IfIdle it ends no session, and no daemon that has one. With UID it
+// ends that session, and no later one of its name.
 type QuitRequest struct {
 	Choice
-	Stop   bool `json:"stop"`
-	IfIdle bool `json:"ifIdle,omitempty"`
+	UID    string `json:"uid,omitempty"`
+	Stop   bool   `json:"stop"`
+	IfIdle bool   `json:"ifIdle,omitempty"`
 }
 
 // QuitResult says what came of it.

@@ -67,6 +67,7 @@ type intercept struct {
 	object    *v1alpha1.Intercept
 	tls       bool       // the local process speaks TLS
 	address   netip.Addr // of ports without a target; invalid: the loopback
+	first     types.UID  // of its first object: it may be made anew; "": declared. Guarded by the set's lock
 	active    bool       // has been; guarded by the set's lock
 	unwatched bool       // nobody waits for its end any more; guarded by the set's lock
 	leaving   bool       // its traffic still comes, until the app is back; guarded by the set's lock
@@ -143,6 +144,7 @@ func (x *intercepts) establish(ctx context.Context, in *intercept, timeout time.
 		return localapi.Intercept{}, err
 	}
 	in.object = o
+	in.first = cmp.Or(in.first, o.UID)
 	x.mu.Unlock()
 	st, err := x.wait(ctx, in, timeout, progress)
 	if err != nil {
@@ -153,7 +155,17 @@ func (x *intercepts) establish(ctx context.Context, in *intercept, timeout time.
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	in.active = true
-	return x.view(in, st), nil
+	v := x.view(in, st)
+	v.UID = string(in.first)
+	return v, nil
+}
+
+// other says whether the name is another intercept's than the one with this UID.
+func (x *intercepts) other(name, uid string) bool {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	in := x.byName[name]
+	return in != nil && string(in.first) != uid
 }
 
 // has says whether there is an intercept of that name.

@@ -74,6 +74,7 @@ type session struct {
 	// guarded by mu
 	net        *network
 	object     *v1alpha1.Session
+	first      string        // the UID of its first object
 	key        string        // the manager's, if it was exchanged since we connected
 	renew      time.Duration // zero until the first tunnel was up
 	version    string        // of the traffic-manager that has the tunnel, or had it last; empty until there was one
@@ -155,6 +156,7 @@ func (s *session) createObject(ctx context.Context) error {
 	}
 	s.mu.Lock()
 	s.object = o
+	s.first = cmp.Or(s.first, string(o.UID))
 	s.mu.Unlock()
 	return nil
 }
@@ -291,6 +293,13 @@ func (s *session) tunnel(ctx context.Context, patience time.Duration) (*mux.Sess
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	return s.link.Wait(ctx)
+}
+
+// firstUID names the session for as long as it lasts: a new object may take the place of its first.
+func (s *session) firstUID() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.first
 }
 
 func (s *session) uid() string {

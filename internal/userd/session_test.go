@@ -481,6 +481,43 @@ func TestIntercept(t *testing.T) {
 	wantError(t, leave(t, s, "web"), uerr.NotFound, "no intercept", "")
 }
 
+// Who names an intercept or a session by its UID ends that one, and no later one of its name; one that was made anew is still the same.
+func TestEndByUID(t *testing.T) {
+	d, _ := newDaemon(t)
+	c := newCluster(t)
+	s := c.connect()
+	if err := d.keep(s); err != nil {
+		t.Fatal(err)
+	}
+	done := create(t.Context(), s, localapi.InterceptRequest{Name: "web", Ports: []string{"3000"}})
+	c.until("it was created", func() bool { c.mu.Lock(); defer c.mu.Unlock(); return c.count == 2 })
+	c.say("intercepts-2", "Active", "", "")
+	o := <-done
+	if o.err != nil || o.in.UID != "intercepts-2" {
+		t.Fatalf("%+v, %v", o.in, o.err)
+	}
+	_, err := d.leave(t.Context(), localapi.LeaveRequest{Name: "web", UID: "intercepts-1"}, quiet)
+	wantError(t, err, uerr.NotFound, "intercept web had ended already", "")
+	s.intercepts.mu.Lock()
+	in := s.intercepts.byName["web"]
+	s.intercepts.mu.Unlock()
+	if in == nil || s.intercepts.other("web", o.in.UID) {
+		t.Error("another one was left")
+	}
+	if _, err := d.leave(t.Context(), localapi.LeaveRequest{Name: "web", UID: o.in.UID}, quiet); err != nil {
+		t.Error(err)
+	}
+	use := localapi.Choice{Use: s.cfg.name}
+	_, err = d.quit(t.Context(), localapi.QuitRequest{Choice: use, UID: "sessions-0"}, quiet)
+	wantError(t, err, uerr.NotFound, "had ended already", "")
+	if len(d.all()) != 1 {
+		t.Fatal("another session was ended")
+	}
+	if _, err := d.quit(t.Context(), localapi.QuitRequest{Choice: use, UID: "sessions-1"}, quiet); err != nil || len(d.all()) != 0 {
+		t.Errorf("%v, %d sessions", err, len(d.all()))
+	}
+}
+
 // What the manager says again on the way is not told again: an app that crashes in a loop has two texts by turns.
 func TestInterceptSaysOnce(t *testing.T) {
 	c := newCluster(t)

@@ -332,6 +332,12 @@ func (d *Daemon) quit(ctx context.Context, req localapi.QuitRequest, progress lo
 		}
 		ending = []*session{s}
 	}
+	if req.UID != "" {
+		ending = slices.DeleteFunc(slices.Clone(ending), func(s *session) bool { return s.firstUID() != req.UID })
+		if len(ending) == 0 {
+			return localapi.QuitResult{}, uerr.New(uerr.NotFound, "see what there is with: doppel status", "the connection had ended already")
+		}
+	}
 	if req.Stop {
 		d.refuse() // a connect that waits for its turn too
 	}
@@ -368,6 +374,9 @@ func (d *Daemon) leave(ctx context.Context, req localapi.LeaveRequest, progress 
 	s, err := d.with(req.Name, req.Use)
 	if err != nil {
 		return localapi.Empty{}, err
+	}
+	if req.UID != "" && s.intercepts.other(req.Name, req.UID) {
+		return localapi.Empty{}, uerr.New(uerr.NotFound, "see your intercepts with: doppel list -i", "intercept %s had ended already; there is another one of its name", req.Name)
 	}
 	return localapi.Empty{}, s.intercepts.leave(ctx, req.Name, progress)
 }
