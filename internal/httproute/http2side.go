@@ -53,8 +53,10 @@ type side struct {
 }
 
 func newSide(s flow.Stream, r *bufio.Reader, batch *[]*side, a *account, drained func()) *side {
-	d := &side{batch: batch, frameReader: newFrameReader(r), s: s, on: drained, window: defaultWindow, initial: defaultWindow, maxFrame: 16 << 10,
-		store: store{account: a, room: ownWindow}}
+	d := &side{
+		batch: batch, frameReader: newFrameReader(r), s: s, on: drained, window: defaultWindow, initial: defaultWindow, maxFrame: 16 << 10,
+		store: store{account: a, room: ownWindow},
+	}
 	d.cond.L = &d.mu
 	d.w = http2.NewFramer(queueWriter{d}, nil)
 	d.enc = hpack.NewEncoder(&d.fields)
