@@ -15,11 +15,12 @@ import (
 	"github.com/doppel-dev/doppel/internal/relay/store"
 )
 
-// Attempts to log in: so many at once, and then one each time. An address is slowed down sooner than an account, so that nobody locks
-// others out from one place.
+// Attempts to log in: so many at once, and then one each time. What one address may try at one account is a part of what all may try there, so that nobody
+// locks others out from one place, nor from a few.
 const (
 	addressBurst, addressEvery = 10, 6 * time.Second
-	accountBurst, accountEvery = 20, 10 * time.Second
+	pairBurst, pairEvery       = 10, 20 * time.Second
+	accountBurst, accountEvery = 20, 3 * time.Second
 	maxLimits                  = 100_000
 	forgetEvery                = time.Second // those of whom there is nothing to remember
 )
@@ -81,7 +82,9 @@ func (l *limiter) local(key string, burst int, every time.Duration) bool {
 
 // login says whether somebody at an address may try to log in as an account now.
 func (l *limiter) login(ctx context.Context, address, account string) bool {
-	return l.allow(ctx, "address "+address, addressBurst, addressEvery) && l.allow(ctx, "account "+account, accountBurst, accountEvery)
+	return l.allow(ctx, "address "+address, addressBurst, addressEvery) &&
+		l.allow(ctx, "address "+address+" at "+account, pairBurst, pairEvery) &&
+		l.allow(ctx, "account "+account, accountBurst, accountEvery)
 }
 
 // networkOf is what limits by address are by: whoever has one IPv6 address has the other 2^64 of its network as well.

@@ -1,6 +1,8 @@
 package web
 
 import (
+	"context"
+	"fmt"
 	"net/http"
 	"strings"
 	"testing"
@@ -29,6 +31,38 @@ func TestLimiterForgets(t *testing.T) {
 			t.Errorf("%d are kept", len(l.byKey))
 		}
 	})
+}
+
+// One address guesses slowly and keeps nobody else out of the account; many together guess no faster than an account allows.
+func TestLoginLimits(t *testing.T) {
+	for name, c := range map[string]struct{ addresses, minutes, atLeast, atMost int }{
+		"one address":  {1, 60, 180, 10 + 181},
+		"a few":        {6, 60, 6 * 180, 6 * (10 + 181)},
+		"many":         {500, 10, 200, 20 + 201},
+		"many at once": {500, 0, 20, 20},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				l := newLimiter(nil, nil)
+				l.shared = func(context.Context, string, int, time.Duration) (bool, error) { return true, nil }
+				guesses := 0
+				for second := range c.minutes*60 + 1 {
+					for i := range c.addresses {
+						if l.login(t.Context(), fmt.Sprint(i), "ann@example.com") {
+							guesses++
+						}
+					}
+					if c.addresses < 7 && second%60 == 59 && !l.login(t.Context(), "home", "ann@example.com") {
+						t.Fatalf("kept out of her own account after %d s", second)
+					}
+					time.Sleep(time.Second)
+				}
+				if guesses < c.atLeast || guesses > c.atMost {
+					t.Errorf("%d guesses, not %d to %d", guesses, c.atLeast, c.atMost)
+				}
+			})
+		})
+	}
 }
 
 func TestNetworkOf(t *testing.T) {

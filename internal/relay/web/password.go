@@ -25,7 +25,7 @@ func (s *Site) passwordRoutes(mux *http.ServeMux) {
 func (s *Site) loginByPassword(w http.ResponseWriter, r *http.Request) {
 	f := loginForm{store.Email(r.PostFormValue("email")), preview.LocalPath(r.PostFormValue("next"))}
 	if !s.logins.login(r.Context(), networkOf(r), f.Email) {
-		w.Header().Set("Retry-After", "10")
+		w.Header().Set("Retry-After", "20")
 		s.render(w, r, http.StatusTooManyRequests, "login.html", "Log in", f, tooMany)
 		return
 	}
@@ -74,7 +74,7 @@ func (s *Site) accountAgain(w http.ResponseWriter, r *http.Request) func(status 
 func (s *Site) changePassword(w http.ResponseWriter, r *http.Request) {
 	m, again := meOf(r), s.accountAgain(w, r)
 	if !s.logins.login(r.Context(), networkOf(r), m.Email) {
-		w.Header().Set("Retry-After", "10")
+		w.Header().Set("Retry-After", "20")
 		again(http.StatusTooManyRequests, tooMany)
 		return
 	}

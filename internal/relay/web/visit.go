@@ -62,7 +62,7 @@ func (s *Site) visit(w http.ResponseWriter, r *http.Request) {
 func (s *Site) visitByPassword(w http.ResponseWriter, r *http.Request) {
 	v := readVisiting(r)
 	if !s.logins.login(r.Context(), networkOf(r), "preview "+v.Host) {
-		w.Header().Set("Retry-After", "10")
+		w.Header().Set("Retry-After", "20")
 		s.render(w, r, http.StatusTooManyRequests, "password.html", "A password is needed", v, tooMany)
 		return
 	}
