@@ -87,6 +87,71 @@ func TestFileMode(t *testing.T) {
 	}
 }
 
+// Of a person whose tokens are taken away none is left that was made at the same time by another one, or by the password that was.
+func TestTokensInTurn(t *testing.T) { storetest.Both(t, testTokensInTurn) }
+
+func testTokensInTurn(t *testing.T, source func(*testing.T) string) {
+	s, ctx := open(t, source(t)), t.Context()
+	p, err := s.PersonByEmail(ctx, func() string { preview(t, s); return "ann@example.com" }())
+	if err != nil {
+		t.Fatal(err)
+	}
+	add := func(kind Kind, person string) string {
+		token, err := s.AddToken(ctx, Token{Kind: kind, Person: person}, time.Hour)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return secret.Hash(token)
+	}
+	for range 100 {
+		login, code, device := add(Web, p.ID), add(Code, p.ID), add(Device, "")
+		var makers sync.WaitGroup
+		for _, fn := range []func() error{
+			func() error {
+				_, err := s.AddLogin(ctx, Token{Kind: Web, Person: p.ID}, time.Hour, p.Password)
+				return err
+			},
+			func() error {
+				_, err := s.AddTokenBy(ctx, login, Token{Kind: API, Person: p.ID}, time.Hour)
+				return err
+			},
+			func() error {
+				_, err := s.Exchange(ctx, code, Token{Kind: Laptop, Person: p.ID}, time.Hour)
+				return err
+			},
+			func() error { return s.Allow(ctx, login, device, p.ID) },
+		} {
+			makers.Go(func() {
+				if err := fn(); err != nil && !errors.Is(err, ErrNotFound) {
+					t.Error(err)
+				}
+			})
+		}
+		hash := secret.ID()
+		if err := s.SetPassword(ctx, p.ID, p.Password, hash); err != nil {
+			t.Fatal(err)
+		}
+		makers.Wait()
+		p.Password = hash
+		for _, kind := range []Kind{Web, API, Laptop, Code, Device} {
+			if left, err := s.Tokens(ctx, kind, "", p.ID); err != nil || len(left) > 0 {
+				t.Fatalf("of kind %s %v is left, %v", kind, left, err)
+			}
+		}
+	}
+	// When nothing is taken away, each comes about, and one for one that counts once no more than once.
+	login, code := add(Web, p.ID), add(Code, p.ID)
+	_, lerr := s.AddLogin(ctx, Token{Kind: Web, Person: p.ID}, time.Hour, p.Password)
+	_, terr := s.AddTokenBy(ctx, login, Token{Kind: API, Person: p.ID}, time.Hour)
+	_, eerr := s.Exchange(ctx, code, Token{Kind: Laptop, Person: p.ID}, time.Hour)
+	if err := errors.Join(lerr, terr, eerr, s.Allow(ctx, login, add(Device, ""), p.ID)); err != nil {
+		t.Error(err)
+	}
+	if _, err := s.Exchange(ctx, code, Token{Kind: Laptop, Person: p.ID}, time.Hour); !errors.Is(err, ErrNotFound) {
+		t.Error(err)
+	}
+}
+
 func TestSweep(t *testing.T) { storetest.Both(t, testSweep) }
 
 func testSweep(t *testing.T, source func(*testing.T) string) {

@@ -55,6 +55,53 @@ func (s *Store) AddToken(ctx context.Context, t Token, life time.Duration) (stri
 	return token, s.told(err)
 }
 
+// AddLogin is AddToken for who has proved to be the person, unless the password has another hash than this by now or the account is disabled (ErrNotFound).
+func (s *Store) AddLogin(ctx context.Context, t Token, life time.Duration, password string) (token string, err error) {
+	err = s.inTurn(ctx, func(tx *sql.Tx) error {
+		if err := exists(ctx, tx, "people WHERE id = $1 AND password = $2 AND NOT disabled", t.Person, password); err != nil {
+			return err
+		}
+		token, err = addToken(ctx, tx, t, life)
+		return err
+	})
+	return token, err
+}
+
+// AddTokenBy is AddToken for the bearer of another token, unless that one was taken away meanwhile (ErrNotFound): whoever takes away all that a person has
+// is to miss none.
+func (s *Store) AddTokenBy(ctx context.Context, by string, t Token, life time.Duration) (token string, err error) {
+	err = s.inTurn(ctx, func(tx *sql.Tx) error {
+		if err := exists(ctx, tx, "tokens WHERE hash = $1", by); err != nil {
+			return err
+		}
+		token, err = addToken(ctx, tx, t, life)
+		return err
+	})
+	return token, err
+}
+
+// Exchange is AddTokenBy for one that counts once, and is used up.
+func (s *Store) Exchange(ctx context.Context, by string, t Token, life time.Duration) (token string, err error) {
+	err = s.inTurn(ctx, func(tx *sql.Tx) error {
+		if err := one(tx.ExecContext(ctx, "DELETE FROM tokens WHERE hash = $1", by)); err != nil {
+			return err
+		}
+		token, err = addToken(ctx, tx, t, life)
+		return err
+	})
+	return token, err
+}
+
+// exists looks for a row.
+func exists(ctx context.Context, tx *sql.Tx, from string, args ...any) error {
+	var n int
+	err := tx.QueryRowContext(ctx, "SELECT COUNT(*) FROM "+from, args...).Scan(&n)
+	if err == nil && n == 0 {
+		err = ErrNotFound
+	}
+	return err
+}
+
 // ReplaceTokens is AddToken for one that takes the place of all of its kind that are for its subject.
 func (s *Store) ReplaceTokens(ctx context.Context, t Token, life time.Duration) (token string, err error) {
 	err = s.change(ctx, func(tx *sql.Tx) error {
@@ -111,9 +158,14 @@ func (s *Store) Use(ctx context.Context, t Token) error {
 	return err
 }
 
-// Allow says that a device is to be logged in as a person; that can be said once.
-func (s *Store) Allow(ctx context.Context, hash, person string) error {
-	return one(s.db.ExecContext(ctx, "UPDATE tokens SET person = $3 WHERE hash = $1 AND kind = $2 AND person = ''", hash, Device, person))
+// Allow says, as AddTokenBy, that a device is to be logged in as a person; that can be said once.
+func (s *Store) Allow(ctx context.Context, by, hash, person string) error {
+	return s.inTurn(ctx, func(tx *sql.Tx) error {
+		if err := exists(ctx, tx, "tokens WHERE hash = $1", by); err != nil {
+			return err
+		}
+		return one(tx.ExecContext(ctx, "UPDATE tokens SET person = $3 WHERE hash = $1 AND kind = $2 AND person = ''", hash, Device, person))
+	})
 }
 
 // Revoke takes a token away, and those that end with it.

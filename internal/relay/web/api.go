@@ -35,6 +35,9 @@ func (s *Site) api(fn http.HandlerFunc) http.Handler { return s.bearer(fn, store
 // laptop is for laptops alone: a program's token makes no others, and ends none.
 func (s *Site) laptop(fn http.HandlerFunc) http.Handler { return s.bearer(fn, store.Laptop) }
 
+// loggedOut is what those are told whose token does not count.
+const loggedOut = "not logged in, or no longer"
+
 func (s *Site) bearer(fn http.HandlerFunc, kinds ...store.Kind) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		token, ok := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
@@ -49,7 +52,7 @@ func (s *Site) bearer(fn http.HandlerFunc, kinds ...store.Kind) http.Handler {
 		case err != nil:
 			s.broken(w, r, err)
 		case m == nil:
-			s.refuse(w, http.StatusUnauthorized, "not logged in, or no longer")
+			s.refuse(w, http.StatusUnauthorized, loggedOut)
 		default:
 			fn(w, r.WithContext(context.WithValue(r.Context(), meKey{}, m)))
 		}

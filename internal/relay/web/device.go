@@ -91,16 +91,12 @@ func (s *Site) deviceLogin(w http.ResponseWriter, r *http.Request) {
 		s.answer(w, relayapi.LoginResult{})
 		return
 	}
-	if t, err = s.cfg.Store.Redeem(r.Context(), store.Device, req.Device); err != nil {
-		s.refuse(w, http.StatusUnauthorized, "the login was used already")
-		return
-	}
 	d, err := readDevice(t)
 	if err != nil {
 		s.broken(w, r, err)
 		return
 	}
-	s.laptopLoggedIn(w, r, t.Person, d.Host)
+	s.laptopLoggedIn(w, r, t, d.Host)
 }
 
 func readDevice(t store.Token) (d device, err error) { return d, json.Unmarshal([]byte(t.Data), &d) }
@@ -167,8 +163,8 @@ func (s *Site) confirmDevice(w http.ResponseWriter, r *http.Request) {
 		s.render(w, r, http.StatusOK, "message.html", "Refused", "The machine was not logged in.", "")
 		return
 	}
-	if err := s.cfg.Store.Allow(r.Context(), t.Hash, m.ID); err != nil {
-		s.denied(w, r, err)
+	if err := s.cfg.Store.Allow(r.Context(), m.Token, t.Hash, m.ID); err != nil {
+		s.ended(w, r, err)
 		return
 	}
 	s.audit(r, m.Email, "machine allowed", d.Host+" at "+d.Address)

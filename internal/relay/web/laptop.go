@@ -64,9 +64,10 @@ func (s *Site) authorize(w http.ResponseWriter, r *http.Request) {
 		s.missing(w, r)
 		return
 	}
-	code, err := s.cfg.Store.AddToken(r.Context(), store.Token{Kind: store.Code, Person: meOf(r).ID, Subject: a.Challenge, Data: a.Host}, codeLife)
+	m := meOf(r)
+	code, err := s.cfg.Store.AddTokenBy(r.Context(), m.Token, store.Token{Kind: store.Code, Person: m.ID, Subject: a.Challenge, Data: a.Host}, codeLife)
 	if err != nil {
-		s.fail(w, r, err)
+		s.ended(w, r, err)
 		return
 	}
 	toLaptop(w)
@@ -83,31 +84,37 @@ func (s *Site) laptopLogin(w http.ResponseWriter, r *http.Request) {
 		s.refuse(w, http.StatusTooManyRequests, "too many attempts; wait a little")
 		return
 	}
-	t, err := s.cfg.Store.Redeem(r.Context(), store.Code, req.Code)
-	if err != nil && !errors.Is(err, store.ErrNotFound) {
-		s.broken(w, r, err)
-		return
+	t, err := s.cfg.Store.Token(r.Context(), store.Code, req.Code)
+	if err == nil && !secret.Equal(t.Subject, secret.Challenge(req.Verifier)) {
+		if err = s.cfg.Store.Revoke(r.Context(), t.Hash); err == nil {
+			err = store.ErrNotFound
+		}
 	}
-	if err != nil || !secret.Equal(t.Subject, secret.Challenge(req.Verifier)) {
+	switch {
+	case errors.Is(err, store.ErrNotFound):
 		s.refuse(w, http.StatusUnauthorized, "the code is not valid, or no longer")
-		return
+	case err != nil:
+		s.broken(w, r, err)
+	default:
+		s.laptopLoggedIn(w, r, t, t.Data)
 	}
-	s.laptopLoggedIn(w, r, t.Person, t.Data)
 }
 
-// laptopLoggedIn gives a laptop its token.
-func (s *Site) laptopLoggedIn(w http.ResponseWriter, r *http.Request, person, host string) {
-	token, err := s.cfg.Store.AddToken(r.Context(), store.Token{Kind: store.Laptop, Person: person, Data: host}, laptopLife)
-	if err != nil {
-		s.broken(w, r, err)
+// laptopLoggedIn gives a laptop its token, for one that counts once.
+func (s *Site) laptopLoggedIn(w http.ResponseWriter, r *http.Request, by store.Token, host string) {
+	token, err := s.cfg.Store.Exchange(r.Context(), by.Hash, store.Token{Kind: store.Laptop, Person: by.Person, Data: host}, laptopLife)
+	var made store.Token
+	if err == nil {
+		made, err = s.cfg.Store.Token(r.Context(), store.Laptop, token)
+	}
+	var m *me
+	if err == nil {
+		m, err = s.who(r.Context(), store.Laptop, token)
+	}
+	if errors.Is(err, store.ErrNotFound) || err == nil && m == nil { // it was used already, or all that the person has was taken away meanwhile
+		s.refuse(w, http.StatusUnauthorized, loggedOut)
 		return
 	}
-	m, err := s.who(r.Context(), store.Laptop, token)
-	if err != nil || m == nil {
-		s.broken(w, r, errors.Join(err, errors.New("a new token is not valid")))
-		return
-	}
-	made, err := s.cfg.Store.Token(r.Context(), store.Laptop, token)
 	if err != nil {
 		s.broken(w, r, err)
 		return

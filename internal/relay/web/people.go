@@ -104,9 +104,9 @@ func (s *Site) invite(w http.ResponseWriter, r *http.Request) {
 		s.peopleAgain(w, r, http.StatusBadRequest, "There is no such role.")
 		return
 	}
-	token, err := s.cfg.Store.AddToken(r.Context(), store.Token{Kind: store.Invite, Person: m.ID, Subject: t.ID, Data: string(role)}, inviteLife)
+	token, err := s.cfg.Store.AddTokenBy(r.Context(), m.Token, store.Token{Kind: store.Invite, Person: m.ID, Subject: t.ID, Data: string(role)}, inviteLife)
 	if err != nil {
-		s.fail(w, r, err)
+		s.ended(w, r, err)
 		return
 	}
 	s.audit(r, m.Email, "invited", string(role)+" of "+t.Name)

@@ -1,6 +1,7 @@
 package web
 
 import (
+	"errors"
 	"net/http"
 	"strings"
 	"time"
@@ -46,7 +47,11 @@ func (s *Site) addToken(w http.ResponseWriter, r *http.Request) {
 		s.refuse(w, http.StatusForbidden, "you have too many tokens")
 		return
 	}
-	token, err := s.cfg.Store.AddToken(r.Context(), store.Token{Kind: store.API, Person: m.ID, Data: req.Name}, req.For)
+	token, err := s.cfg.Store.AddTokenBy(r.Context(), m.Token, store.Token{Kind: store.API, Person: m.ID, Data: req.Name}, req.For)
+	if errors.Is(err, store.ErrNotFound) {
+		s.refuse(w, http.StatusUnauthorized, loggedOut)
+		return
+	}
 	if err != nil {
 		s.broken(w, r, err)
 		return

@@ -307,6 +307,15 @@ func (s *Site) private(fn http.HandlerFunc) http.Handler {
 	})
 }
 
+// ended answers for what could not be made by a login: it has ended meanwhile, and with it all that it would have led to.
+func (s *Site) ended(w http.ResponseWriter, r *http.Request, err error) {
+	if errors.Is(err, store.ErrNotFound) {
+		http.Redirect(w, r, "/login", http.StatusSeeOther)
+		return
+	}
+	s.fail(w, r, err)
+}
+
 // refused notes what somebody tried. It is not stored: strangers must not fill the database.
 func (s *Site) refused(r *http.Request, who, detail string) {
 	s.cfg.Log.Info("audit", "who", who[:min(len(who), 100)], "action", "login refused", "detail", detail, "peer", clientOf(r))
