@@ -30,7 +30,7 @@ func TestBrowserOIDC(t *testing.T) {
 
 	ann := chrome.tab(t)
 	ann.open(strings.TrimPrefix(w.setup, "https://"+domain))
-	ann.fill("Name of your team", "crew")
+	ann.sees("Your team is crew.", true)
 	ann.follow("Go on with " + p.Name)
 	provide(ann, "ann")
 	ann.sees("ann@example.com", true)

@@ -2,6 +2,8 @@ package relay
 
 import (
 	"encoding/json"
+	"errors"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
@@ -9,6 +11,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/zitadel/oidc/v3/example/server/exampleop"
@@ -164,6 +167,59 @@ func TestOIDCSetup(t *testing.T) {
 	if err != nil || len(members) != 1 || members[0].Email != "ann@example.com" || members[0].Role != store.Admin {
 		t.Errorf("%+v %v", members, err)
 	}
+}
+
+// Where everybody joins a team, it has the name that whoever runs the relay has said, and nobody gets an account before it is there.
+func TestOIDCTeam(t *testing.T) {
+	p := identityProvider(t)
+	p.Team = "the crew"
+	var log lines
+	w := newWorld(t, func(c *Config) { c.OIDC, c.Log = p, slog.New(slog.NewTextHandler(&log, nil)) })
+	u, err := url.Parse(w.setup)
+	if err != nil {
+		t.Fatal(err)
+	}
+	bob, ann := w.browser(), w.browser()
+	if a := bob.provide(p, "bob", nil); a.status != http.StatusForbidden || !strings.Contains(a.body, "not set up yet. Try again later.") {
+		t.Errorf("too early: %v", a)
+	}
+	if _, err := w.relay.store.PersonByEmail(t.Context(), "bob@example.com"); !errors.Is(err, store.ErrNotFound) {
+		t.Errorf("an account without the team: %v", err)
+	}
+	if !strings.Contains(log.String(), `team="the crew"`) {
+		t.Errorf("nothing of it in the log: %s", log.String())
+	}
+	if a := ann.visit(w.setup); !strings.Contains(a.body, "Your team is the crew.") || strings.Contains(a.body, `name="team"`) {
+		t.Errorf("setup: %v", a)
+	}
+	if a := ann.provide(p, "ann", url.Values{"token": u.Query()["token"], "kind": {"setup"}, "team": {"another"}}); a.url != "https://"+domain+"/" {
+		t.Fatalf("the admin: %v", a)
+	}
+	if a := bob.provide(p, "bob", nil); !strings.Contains(a.body, "bob@example.com") {
+		t.Errorf("again: %v", a)
+	}
+	members, err := w.relay.store.Members(t.Context(), w.teamNamed("the crew"))
+	if err != nil || len(members) != 2 || members[0].Role != store.Admin || members[1].Role != store.Member {
+		t.Errorf("%+v %v", members, err)
+	}
+}
+
+// lines are what was logged.
+type lines struct {
+	mu sync.Mutex
+	b  strings.Builder
+}
+
+func (l *lines) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *lines) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
 }
 
 // What somebody else's login has brought is worth nothing in another browser, nor twice.

@@ -107,6 +107,7 @@ func (s *Site) logout(w http.ResponseWriter, r *http.Request) {
 type joinForm struct {
 	Kind, Token, Email, Name, Team string
 	First                          bool
+	Named                          bool   // the relay is told the team's name by whoever runs it
 	LogIn                          string // leads back here, for those who have an account
 }
 
@@ -119,6 +120,9 @@ func newJoinForm(kind store.Kind, token string) joinForm {
 func (s *Site) joinPage(kind store.Kind) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		f := newJoinForm(kind, r.FormValue("token"))
+		if s.oidc != nil && s.oidc.cfg.Team != "" {
+			f.Team, f.Named = s.oidc.cfg.Team, true
+		}
 		if meOf(r) != nil && kind == store.Invite {
 			s.joinTeamPage(w, r)
 			return

@@ -177,6 +177,9 @@ func (s *Site) oidcCallback(w http.ResponseWriter, r *http.Request) {
 		s.notLoggedIn(w, r, "The account here with the address "+p.Email+" belongs to somebody else at "+s.oidc.cfg.Name+". Ask there for another address.")
 	case errors.Is(err, store.ErrNotFound):
 		s.notLoggedIn(w, r, "The link that makes an account was used already, or it is too old. Ask for a new one.")
+	case errors.Is(err, errNoTeam):
+		s.cfg.Log.Warn("newcomer not let in: the team of -oidc-team is not there", "team", s.oidc.cfg.Team)
+		s.notLoggedIn(w, r, "The relay is not set up yet. Try again later.")
 	case errors.Is(err, store.ErrTeamTaken):
 		s.notLoggedIn(w, r, sentence(err))
 	case err != nil:
@@ -234,6 +237,9 @@ var errUnverified = errors.New("the e-mail address is not verified")
 // errReassigned says that the account with the e-mail address is another identity's: addresses are given to others, issuer and subject are not.
 var errReassigned = errors.New("the e-mail address was another person's")
 
+// errNoTeam says that there is no team yet of the name that newcomers' is to have.
+var errNoTeam = errors.New("the team is not there")
+
 // known finds the account of an identity, or makes one. An account is first found by the e-mail address, if the provider vouches for it, and
 // by issuer and subject from then on, whatever becomes of the address (OpenID Connect Core 1.0, section 5.7).
 func (s *Site) known(ctx context.Context, id identity, u underWay) (store.Person, error) {
@@ -272,14 +278,17 @@ func (s *Site) known(ctx context.Context, id identity, u underWay) (store.Person
 		team, role, link = t.Subject, store.Role(t.Data), t.Hash
 	case s.oidc.cfg.Team != "" && isNew:
 		t, terr := s.cfg.Store.TeamByName(ctx, s.oidc.cfg.Team)
-		if terr != nil && !errors.Is(terr, store.ErrNotFound) {
+		if errors.Is(terr, store.ErrNotFound) { // who got an account now would never be in it
+			return p, errNoTeam
+		}
+		if terr != nil {
 			return p, terr
 		}
 		team = t.ID
 	}
 	switch {
 	case link != "" && u.Kind == store.Setup:
-		p, err = s.cfg.Store.First(ctx, p, cmp.Or(u.Team, "team"), link)
+		p, err = s.cfg.Store.First(ctx, p, cmp.Or(s.oidc.cfg.Team, u.Team, "team"), link)
 	case p.ID == "":
 		p, err = s.cfg.Store.AddPerson(ctx, p, team, role, link)
 	case team != "":
