@@ -26,6 +26,7 @@ type openRequests struct {
 type openRequest struct {
 	of     right
 	until  time.Time // when the right ends by itself; zero: it does not. Guarded by openRequests.mu
+	fresh  bool      // its right was not looked at since it is known to be open. Guarded by openRequests.mu
 	cancel context.CancelCauseFunc
 }
 
@@ -38,7 +39,7 @@ var errRevoked = errors.New("the visitor may no longer see this preview")
 // enter notes a request, if there are not too many; its context ends when its visitor's right does.
 func (o *openRequests) enter(ctx context.Context, label, token string, q *request) (_ context.Context, leave func(), ok bool) {
 	ctx, cancel := context.WithCancelCause(ctx)
-	r := &openRequest{of: right{label, token}, until: q.until(time.Now()), cancel: cancel}
+	r := &openRequest{of: right{label, token}, until: q.until(time.Now()), fresh: true, cancel: cancel}
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if o.byLabel[label] >= maxOpen {
@@ -65,15 +66,17 @@ func (o *openRequests) count() int {
 	return len(o.all)
 }
 
-// due are the requests to be looked at, by their right: all, or those whose time is over.
+// due are the requests to be looked at, by their right: all, or those whose time is over, and each once: a right that was taken away after its request
+// was admitted and before it was known to be open has told nobody.
 func (o *openRequests) due(all bool, now time.Time) map[right][]*openRequest {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	out := map[right][]*openRequest{}
 	for r := range o.all {
-		if all || !r.until.IsZero() && !now.Before(r.until) {
+		if all || r.fresh || !r.until.IsZero() && !now.Before(r.until) {
 			out[r.of] = append(out[r.of], r)
 		}
+		r.fresh = false
 	}
 	return out
 }

@@ -1,6 +1,10 @@
 package preview
 
 import (
+	"context"
+	"errors"
+	"log/slog"
+	"path/filepath"
 	"testing"
 	"time"
 
@@ -18,6 +22,9 @@ func TestDue(t *testing.T) {
 			t.Fatal("not entered")
 		}
 	}
+	if got := o.due(false, now); len(got) != 1 || len(got[right{"one", "ann's"}]) != 2 {
+		t.Errorf("%d rights of those that have just begun are due", len(got))
+	}
 	for name, want := range map[string]struct {
 		all bool
 		at  time.Time
@@ -32,8 +39,38 @@ func TestDue(t *testing.T) {
 	if _, _, ok := o.enter(t.Context(), "two", "", running); !ok {
 		t.Fatal("not entered")
 	}
+	o.due(false, now)
 	if got := o.due(false, now.Add(time.Minute)); len(got) != 1 {
 		t.Errorf("%d are due", len(got))
+	}
+}
+
+// A right that ends after a request was admitted, and before it is known to be open, ends the request, though no change comes after that.
+func TestEndedBeforeEntered(t *testing.T) {
+	s, err := store.Open(t.Context(), filepath.Join(t.TempDir(), "relay.db"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	h := New(Config{Store: s, Log: slog.New(slog.DiscardHandler)})
+	watch, stop := context.WithCancel(t.Context())
+	done := make(chan error)
+	go func() { done <- h.Watch(watch) }()
+	ctx, leave, ok := h.open.enter(t.Context(), "deleted", "", &request{})
+	if !ok {
+		t.Fatal("not entered")
+	}
+	defer leave()
+	select {
+	case <-ctx.Done():
+	case <-time.After(10 * recheck):
+	}
+	if got := context.Cause(ctx); !errors.Is(got, errRevoked) {
+		t.Errorf("not cut: %v", got)
+	}
+	stop()
+	if err := <-done; err != nil {
+		t.Error(err)
 	}
 }
 
