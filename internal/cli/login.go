@@ -35,7 +35,7 @@ func (a *app) loginCmd() *cobra.Command {
 		Short: "Log this machine in at a relay, which shows previews of intercepts",
 		Long: `Login opens the relay's page in a browser, where you say who you are and that this machine may act for you. On a machine without a browser
 it prints an address that you can open anywhere, and a code that the page shows as well. What the machine gets is kept in relays.json beside the
-configuration file, for you alone. Without URL it is the relay of the connected cluster, or the last one.`,
+configuration file, for you alone; the login that the machine had there ends. Without URL it is the relay of the connected cluster, or the last one.`,
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
 			relay := ""
@@ -112,10 +112,32 @@ func (a *app) loginRun(ctx context.Context, named, caFile string, open bool, tim
 		return err
 	}
 	login.Token, login.Who = res.Token, res.Who
-	if err := logins.Put(login); err != nil {
+	was, err := logins.Put(login)
+	if err != nil {
 		return err
 	}
+	a.endFormer(ctx, login, was)
 	return a.print(res.Who, func(w io.Writer) { fmt.Fprintf(w, "Login successful: %s at %s\n", res.Who.Email, relay) })
+}
+
+// endFormer logs the login out in whose place another one is, which nobody has any more.
+func (a *app) endFormer(ctx context.Context, login, was relayclient.Login) {
+	if was.Token == "" || was.Token == login.Token {
+		return
+	}
+	was.CA = login.CA // what the relay was just reached by
+	client, err := relayclient.New(was)
+	if err == nil {
+		err = client.Call(ctx, relayapi.PathLogout, struct{}{}, nil)
+	}
+	a.warnNotEnded(err)
+}
+
+// warnNotEnded says why the relay was not told that a login has ended, if it was not.
+func (a *app) warnNotEnded(err error) {
+	if e := uerr.From(err); err != nil && e.Kind != uerr.Denied { // it did not count any more
+		fmt.Fprintf(a.Err, "doppel: warning: the relay was not told that a login has ended: %s\n", oneLine(e.Msg))
+	}
 }
 
 // loginHere has the user log in with a browser on this machine, which brings a code to a listener of ours. Only a browser that has our state is
@@ -229,9 +251,7 @@ func (a *app) logoutCmd() *cobra.Command {
 			if err == nil {
 				err = client.Call(c.Context(), relayapi.PathLogout, struct{}{}, nil)
 			}
-			if e := uerr.From(err); err != nil && e.Kind != uerr.Denied { // it did not count any more
-				fmt.Fprintf(a.Err, "doppel: warning: the relay was not told: %s\n", oneLine(e.Msg))
-			}
+			a.warnNotEnded(err)
 			if err := logins.Remove(login.URL); err != nil {
 				return err
 			}

@@ -4,10 +4,12 @@ import (
 	"bytes"
 	"encoding/json"
 	"encoding/pem"
+	"fmt"
 	"net/http"
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -253,5 +255,47 @@ func TestPublishPassword(t *testing.T) {
 	}
 	if code, _, said := doppel(t, "preview", "publish", "web", "--no-password", "--password-file", file); code != 2 || !strings.Contains(said, "contradict each other") {
 		t.Errorf("both: %d %q", code, said)
+	}
+}
+
+// Who logs in again ends the login that there was, at that relay alone, and is logged in whatever the relay makes of that.
+func TestLoginAgain(t *testing.T) {
+	home := atHome(t)
+	var ended []string
+	token, answer := "", 200
+	relay, ca := fakeRelay(t, map[string]func(*http.Request) (int, any){
+		relayapi.PathDevice: func(*http.Request) (int, any) {
+			return 200, relayapi.DeviceResult{For: time.Minute, Every: time.Millisecond}
+		},
+		relayapi.PathDeviceLogin: func(*http.Request) (int, any) { return 200, relayapi.LoginResult{Token: token} },
+		relayapi.PathLogout: func(r *http.Request) (int, any) {
+			b, err := os.ReadFile(filepath.Join(home, "doppel", "relays.json"))
+			if err != nil || !strings.Contains(string(b), token) {
+				t.Errorf("ended before the new one was kept: %s %v", b, err)
+			}
+			ended = append(ended, r.Header.Get("Authorization"))
+			return answer, relayapi.Problem{Error: "out of order"}
+		},
+	})
+	for i, tt := range []struct {
+		answer int
+		said   string
+	}{{200, ""}, {200, ""}, {401, ""}, {500, "warning: the relay was not told that a login has ended"}} {
+		token, answer = fmt.Sprintf("doppel_laptop_%d", i), tt.answer
+		code, out, said := doppel(t, "login", relay, "--ca-file", ca)
+		if code != 0 || !strings.Contains(out, "Login successful") || strings.Contains(said, "warning") != (tt.said != "") || !strings.Contains(said, tt.said) {
+			t.Errorf("%d: %d %q %q", i, code, out, said)
+		}
+	}
+	if want := []string{"Bearer doppel_laptop_0", "Bearer doppel_laptop_1", "Bearer doppel_laptop_2"}; !slices.Equal(ended, want) {
+		t.Errorf("ended %q, not %q", ended, want)
+	}
+	// A token of the environment is no login, and its maker's to end.
+	ended = nil
+	t.Setenv("DOPPEL_RELAY_TOKEN", "doppel_api_X")
+	t.Setenv("DOPPEL_RELAY", relay)
+	token = "doppel_laptop_9"
+	if code, _, said := doppel(t, "login", relay, "--ca-file", ca); code != 0 || !slices.Equal(ended, []string{"Bearer doppel_laptop_3"}) {
+		t.Errorf("%d %q, ended %q", code, said, ended)
 	}
 }

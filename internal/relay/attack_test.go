@@ -60,7 +60,7 @@ func TestAttackCSRF(t *testing.T) {
 		"a preview, by old":    {"Origin", "https://" + p.Host + "." + domain},
 	} {
 		for _, path := range []string{
-			"/logout", "/authorize", "/device", "/login", "/account/password", "/reset", "/visit", "/setup", "/invite", "/join", "/people/invite", "/people/uninvite", "/people/role", "/people/disable",
+			"/logout", "/authorize", "/device", "/login", "/account/password", "/account/end", "/reset", "/visit", "/setup", "/invite", "/join", "/people/invite", "/people/uninvite", "/people/role", "/people/disable",
 			"/laptops/x/intercept", "/laptops/x/end", "/clusters", "/previews/" + p.Host + "/share", "/previews/" + p.Host + "/publish", "/previews/" + p.Host + "/unpublish", "/previews/" + p.Host + "/delete", "/clusters/" + c.id + "/token", "/clusters/" + c.id + "/delete",
 		} {
 			if a := ann.still().send(http.MethodPost, "https://"+domain+path, form, append(h, "Content-Type", "application/x-www-form-urlencoded")...); a.status != http.StatusForbidden {

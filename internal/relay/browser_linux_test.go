@@ -308,6 +308,7 @@ func TestBrowser(t *testing.T) {
 			{"preview-published", "/previews/" + public.Host, o},
 			{"preview-of-another", "/previews/" + public.Host, colleague},
 			{"people", "/people", o},
+			{"account", "/account", o},
 			{"cluster", "/clusters/" + c.id, o},
 			{"cluster-away", "/clusters/" + away.ID, o},
 			{"authorize", "/authorize?port=7777&challenge=" + strings.Repeat("x", 43) + "&state=s&host=ann-thinkpad", o},

@@ -84,6 +84,9 @@ func TestOIDC(t *testing.T) {
 		t.Fatalf("first account: %v", a)
 	}
 	l := ann.login()
+	if a := ann.visit("https://" + domain + "/account"); !strings.Contains(a.body, "End the login of the laptop lap") || strings.Contains(a.body, "password") {
+		t.Errorf("her account: %v", a)
+	}
 	pr := l.preview(l.cluster("prod", echo), "web")
 
 	// the provider proves addresses: one may be shared with before its account is there

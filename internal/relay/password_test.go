@@ -9,6 +9,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/doppel-dev/doppel/internal/relay/secret"
 	"github.com/doppel-dev/doppel/internal/relay/store"
 	"github.com/doppel-dev/doppel/internal/relay/web"
 	"github.com/doppel-dev/doppel/internal/relayapi"
@@ -79,6 +80,46 @@ func TestPasswordChange(t *testing.T) {
 		t.Error("the old one counts, or the new one does not")
 	}
 	ended()
+}
+
+// Everybody ends the logins of theirs that they have lost, and nobody else's, with an identity provider as well.
+func TestEndLogin(t *testing.T) { onBoth(t, testEndLogin) }
+
+func testEndLogin(t *testing.T, on func(*Config)) {
+	w := newWorld(t, on)
+	ann := w.first("ann@example.com")
+	lost, bob := ann.login(), w.member("bob@example.com", w.team(), store.Member)
+	bobs, elsewhere := bob.login(), w.browser()
+	elsewhere.submit("/login", url.Values{"email": {"ann@example.com"}, "password": {password}})
+	ends := regexp.MustCompile(`name="login" value="(\w+)"><button class="quiet" aria-label="End the login of ([^"]+) since`)
+	a := ann.visit("https://" + domain + "/account")
+	found := ends.FindAllStringSubmatch(a.body, -1)
+	if len(found) != 2 || found[0][2] != "the laptop lap" || found[1][2] != "a browser" || !strings.Contains(a.body, "Browser (this one)") {
+		t.Fatalf("%q in %v", found, a)
+	}
+	theLaptop, theBrowser := url.Values{"login": {found[0][1]}}, url.Values{"login": {found[1][1]}}
+
+	bob.submit("/account/end", theLaptop)
+	ann.submit("/account/end", url.Values{"login": {secret.Hash(bobs.token)}})
+	w.browser().submit("/account/end", theLaptop)
+	for name, l := range map[string]*laptop{"hers, by others": lost, "another's": bobs} {
+		if status := l.call(relayapi.PathListPreviews, struct{}{}, nil); status != http.StatusOK {
+			t.Errorf("%s: %d", name, status)
+		}
+	}
+	for range 2 { // a second time there is nothing to be done
+		if a := ann.submit("/account/end", theLaptop); a.status != http.StatusOK || a.url != "https://"+domain+"/account" || strings.Contains(a.body, "the laptop lap") {
+			t.Errorf("%v", a)
+		}
+	}
+	ann.submit("/account/end", theBrowser)
+	if status := lost.call(relayapi.PathListPreviews, struct{}{}, nil); status != http.StatusUnauthorized {
+		t.Errorf("a laptop that was lost: %d", status)
+	}
+	if a := elsewhere.visit("https://" + domain + "/"); !strings.HasPrefix(a.url, "https://"+domain+"/login") {
+		t.Errorf("a browser elsewhere: %v", a)
+	}
+	ann.shows("/people", "ann@example.com")
 }
 
 func TestPasswordReset(t *testing.T) {

@@ -158,17 +158,22 @@ func (l *Logins) At(relay string) (Login, bool) {
 	return Login{}, false
 }
 
-// Put keeps a login, as the newest. What the account was allowed, and where its previews entered clusters, stays; it is not another account's.
-func (l *Logins) Put(login Login) error {
-	return l.change(func() {
+// Put keeps a login, as the newest, and returns the one in whose place it is, if there was one. What the account was allowed, and where its previews
+// entered clusters, stays; it is not another account's.
+func (l *Logins) Put(login Login) (was Login, err error) {
+	err = l.change(func() {
 		login.Permission = relayapi.NotAsked
 		for _, o := range l.Logins {
-			if o.URL == login.URL && o.Who.Email == login.Who.Email {
+			if o.URL != login.URL {
+				continue
+			}
+			if was = o; o.Who.Email == login.Who.Email {
 				login.Permission, login.Ingresses = o.Permission, o.Ingresses
 			}
 		}
 		l.Logins = slices.Insert(slices.DeleteFunc(l.Logins, func(o Login) bool { return o.URL == login.URL }), 0, login)
 	})
+	return was, err
 }
 
 // Enter keeps where previews enter a cluster; that of the environment is not kept.

@@ -20,7 +20,7 @@ func TestLoginsAtOnce(t *testing.T) {
 	}
 	const a, b = "https://a.example", "https://b.example"
 	who := relayapi.Who{Email: "louise@example.com"}
-	if err := load().Put(Login{URL: a, Token: "old", Who: who}); err != nil {
+	if _, err := load().Put(Login{URL: a, Token: "old", Who: who}); err != nil {
 		t.Fatal(err)
 	}
 	if found, err := load().Permit(a, relayapi.Allowed); !found || err != nil {
@@ -30,10 +30,10 @@ func TestLoginsAtOnce(t *testing.T) {
 	if found, err := load().Permit(a, relayapi.Denied); !found || err != nil {
 		t.Fatal(found, err)
 	}
-	if err := load().Put(Login{URL: a, Token: "new", Who: who}); err != nil {
+	if _, err := load().Put(Login{URL: a, Token: "new", Who: who}); err != nil {
 		t.Fatal(err)
 	}
-	if err := waits.Put(Login{URL: b, Token: "b", Who: who}); err != nil {
+	if _, err := waits.Put(Login{URL: b, Token: "b", Who: who}); err != nil {
 		t.Fatal(err)
 	}
 	login, _ := asks.At(a)
@@ -48,7 +48,7 @@ func TestLoginsAtOnce(t *testing.T) {
 	if newest, _ := l.At(""); newest.URL != b {
 		t.Errorf("%+v", newest)
 	}
-	if err := l.Put(Login{URL: a, Token: "theirs", Who: relayapi.Who{Email: "carl@example.com"}}); err != nil {
+	if _, err := l.Put(Login{URL: a, Token: "theirs", Who: relayapi.Who{Email: "carl@example.com"}}); err != nil {
 		t.Fatal(err)
 	}
 	if got, _ := load().At(a); got.Permission != relayapi.NotAsked || got.Ingresses != nil {

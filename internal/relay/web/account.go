@@ -22,6 +22,8 @@ func (s *Site) accountRoutes(mux *http.ServeMux) {
 	mux.Handle("GET /setup", s.public(s.joinPage(store.Setup)))
 	mux.Handle("GET /invite", s.public(s.joinPage(store.Invite)))
 	mux.Handle("POST /join", s.private(s.joinTeam))
+	mux.Handle("GET /account", s.private(s.accountPage))
+	mux.Handle("POST /account/end", s.private(s.endLogin))
 }
 
 // SetupURL returns a new link with which the first admin is made, or "" if there is one. Those that were returned before count, too: another relay on the

@@ -16,7 +16,6 @@ func (s *Site) passwordRoutes(mux *http.ServeMux) {
 	mux.Handle("POST /login", s.public(s.loginByPassword))
 	mux.Handle("POST /setup", s.public(s.join(store.Setup)))
 	mux.Handle("POST /invite", s.public(s.join(store.Invite)))
-	mux.Handle("GET /account", s.private(s.accountPage))
 	mux.Handle("POST /account/password", s.private(s.changePassword))
 	mux.Handle("GET /reset", s.public(s.resetPage))
 	mux.Handle("POST /reset", s.public(s.reset))
@@ -60,14 +59,6 @@ func (s *Site) newPassword(w http.ResponseWriter, r *http.Request, again func(st
 		return "", false
 	}
 	return hash, true
-}
-
-func (s *Site) accountPage(w http.ResponseWriter, r *http.Request) {
-	s.accountAgain(w, r)(http.StatusOK, "")
-}
-
-func (s *Site) accountAgain(w http.ResponseWriter, r *http.Request) func(status int, problem string) {
-	return func(status int, problem string) { s.render(w, r, status, "account.html", "Your account", nil, problem) }
 }
 
 // changePassword takes the one of now as well: who found a browser that is logged in does not get the account.
