@@ -167,6 +167,9 @@ func tryShape(t *testing.T, s shape) {
 			}
 		}
 	}
+	for _, server := range s.resolvers { // the first question for a neighbour may be lost while the links come up
+		nettest.Poll(t, 10*time.Second, "the router answers at "+server, func() bool { return ask("udp", server) == "resolver" })
+	}
 	expect("before", "resolver", s.resolvers)
 
 	var env []string
