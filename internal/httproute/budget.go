@@ -23,10 +23,14 @@ type account struct {
 	budget *Budget
 	taken  int
 	wake   func() // called on a goroutine of its own when there may be ownWindow again
+	ended  bool   // a wake may still be under way
 }
 
 // take takes n bytes if the budget has as many.
 func (a *account) take(n int) bool {
+	if a.ended {
+		return false
+	}
 	if b := a.budget; b != nil {
 		b.mu.Lock()
 		defer b.mu.Unlock()
@@ -41,6 +45,9 @@ func (a *account) take(n int) bool {
 
 // queue has wake called once.
 func (a *account) queue() {
+	if a.ended {
+		return
+	}
 	b := a.budget
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -65,6 +72,7 @@ func (a *account) put(n int) {
 
 // end gives all back.
 func (a *account) end() {
+	a.ended = true
 	if b := a.budget; b != nil {
 		b.mu.Lock()
 		b.queued = slices.DeleteFunc(b.queued, func(q *account) bool { return q == a })

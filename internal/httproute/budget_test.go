@@ -73,6 +73,11 @@ func TestStore(t *testing.T) {
 			t.Errorf("%d bytes are still taken", accounts[i].taken)
 		}
 	}
+	over := store{account: &accounts[0], room: ownWindow, stored: ownWindow}
+	accounts[0].end()
+	if over.more() != 0 || len(b.queued) != 0 { // it was woken up when its connection was ending
+		t.Error("who has ended takes more, or waits for it")
+	}
 	if left := b.left; left != limit {
 		t.Errorf("%d of %d are left", left, limit)
 	}
