@@ -56,22 +56,20 @@ func (s *Store) AddToken(ctx context.Context, t Token, life time.Duration) (stri
 }
 
 // AddLogin is AddToken for who has proved to be the person, unless the password has another hash than this by now or the account is disabled (ErrNotFound).
-func (s *Store) AddLogin(ctx context.Context, t Token, life time.Duration, password string) (token string, err error) {
-	err = s.inTurn(ctx, func(tx *sql.Tx) error {
-		if err := exists(ctx, tx, "people WHERE id = $1 AND password = $2 AND NOT disabled", t.Person, password); err != nil {
-			return err
-		}
-		token, err = addToken(ctx, tx, t, life)
-		return err
-	})
-	return token, err
+func (s *Store) AddLogin(ctx context.Context, t Token, life time.Duration, password string) (string, error) {
+	return s.addWhere(ctx, t, life, "people WHERE id = $1 AND password = $2 AND NOT disabled", t.Person, password)
 }
 
 // AddTokenBy is AddToken for the bearer of another token, unless that one was taken away meanwhile (ErrNotFound): whoever takes away all that a person has
 // is to miss none.
-func (s *Store) AddTokenBy(ctx context.Context, by string, t Token, life time.Duration) (token string, err error) {
+func (s *Store) AddTokenBy(ctx context.Context, by string, t Token, life time.Duration) (string, error) {
+	return s.addWhere(ctx, t, life, "tokens WHERE hash = $1", by)
+}
+
+// addWhere adds a token if there is such a row (ErrNotFound).
+func (s *Store) addWhere(ctx context.Context, t Token, life time.Duration, from string, args ...any) (token string, err error) {
 	err = s.inTurn(ctx, func(tx *sql.Tx) error {
-		if err := exists(ctx, tx, "tokens WHERE hash = $1", by); err != nil {
+		if err := exists(ctx, tx, from, args...); err != nil {
 			return err
 		}
 		token, err = addToken(ctx, tx, t, life)
