@@ -228,7 +228,7 @@ func (m *Manager) proveService(ctx context.Context, began time.Time, ns string, 
 			if !tried {
 				try = context.WithoutCancel(ctx)
 			}
-			if e := m.agents.canary(try, t); !tried || ctx.Err() == nil { // one that was cut off shows nothing
+			if e := m.agents.canary(try, t); !tried || !over(ctx) { // one that was cut off shows nothing
 				err = e
 			}
 			tried = true
@@ -242,6 +242,12 @@ func (m *Manager) proveService(ctx context.Context, began time.Time, ns string, 
 		case <-time.After(proofPause):
 		}
 	}
+}
+
+// over says whether the time of ctx is over, also in the moment before it knows of that itself: a socket with its deadline may be sooner.
+func over(ctx context.Context) bool {
+	deadline, ok := ctx.Deadline()
+	return ctx.Err() != nil || ok && !time.Now().Before(deadline)
 }
 
 // besides are the pods of a service other than those of agents: whether some run, and whether some that ran are ending.

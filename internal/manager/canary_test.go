@@ -337,6 +337,30 @@ func TestProveService(t *testing.T) {
 	}
 }
 
+// A try that ends at its deadline was cut off, also where the socket noticed first, and does not hide what an earlier one has shown.
+func TestProveServiceCutOff(t *testing.T) {
+	selector := map[string]string{"app": "web"}
+	w := newWorld(t, append(webPods(), &corev1.Service{ObjectMeta: meta("shop", "web"), Spec: corev1.ServiceSpec{ClusterIP: "127.0.0.1", Selector: selector}})...)
+	a := w.agent("web-1")
+	w.until("the agent is there", func() bool { return a.table() != nil })
+	to := target{port: control.Port{Protocol: "UDP", Number: 8080}, at: []*agentConn{w.agents.byPod["web-1"]}}
+	sp := inject.ServicePort{Service: "web", Port: int32(behindKubeProxy(t, a, "UDP", 1000))}
+	ctx, cancel := context.WithTimeout(t.Context(), 3*proofPause)
+	defer cancel()
+	got := w.proveService(unaware{ctx, time.Now()}, time.Now(), "shop", sp, to)
+	if !strings.Contains(got, "are refused") {
+		t.Errorf("%q", got)
+	}
+}
+
+// unaware is a context whose deadline is over before it knows.
+type unaware struct {
+	context.Context
+	deadline time.Time
+}
+
+func (u unaware) Deadline() (time.Time, bool) { return u.deadline, true }
+
 // behindKubeProxy returns a port of localhost at which the agent answers the manager, after so many connections or clients have been refused.
 func behindKubeProxy(t *testing.T, a *agent, protocol string, late int) int {
 	t.Helper()

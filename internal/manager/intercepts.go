@@ -449,6 +449,7 @@ func portOf(t inject.Taken) control.Port {
 func (r *interceptReconciler) progress(ctx context.Context, in *v1alpha1.Intercept, w *workload, taken []inject.Taken, st v1alpha1.InterceptStatus) (v1alpha1.InterceptStatus, error) {
 	g, _ := r.m.engaged.get(in.UID)
 	f := r.fit(in, g)
+	r.adopt(in, w, f)
 	re, restarted := r.restarted[in.UID]
 	restarted = restarted && !re.done
 	view, err := r.view(ctx, in, w, f)
@@ -503,7 +504,7 @@ func (r *interceptReconciler) progress(ctx context.Context, in *v1alpha1.Interce
 				return st, err
 			}
 		}
-		r.restarted[in.UID] = restart{at: time.Now(), old: w.withoutAgent(f), again: restarted}
+		r.restarted[in.UID] = restart{at: time.Now(), old: w.withoutAgent(f, anyPod), again: restarted}
 		st.Message = "restarting the workload to install the traffic-agent"
 	case view.missing > 0:
 		return st, fail("NotInjected", "pod %s came up without a traffic-agent: the API server did not reach the agent-injector webhook", view.missingPod)
@@ -578,6 +579,16 @@ func (r *interceptReconciler) underWay(uid types.UID) (of types.UID, re restart)
 		}
 	}
 	return of, re
+}
+
+// adopt has an intercept wait for the restart that the leader before us began for it, and which is under way still.
+func (r *interceptReconciler) adopt(in *v1alpha1.Intercept, w *workload, f fit) {
+	_, known := r.restarted[in.UID]
+	if at := w.RestartedAt(); !known && r.inherited(in.UID) && w.How == kinds.ByController && at.After(in.CreationTimestamp.Time) {
+		if old := w.withoutAgent(f, w.Outdated); len(old) > 0 {
+			r.restarted[in.UID] = restart{at: at, old: old}
+		}
+	}
 }
 
 // fit is what the pods have to be like for an intercept, besides the others that are in force.

@@ -1173,6 +1173,31 @@ func TestOneRestartForTwo(t *testing.T) {
 	wantStatus(t, "third", st, v1alpha1.InterceptPending, "", "restarting")
 }
 
+// A leader that comes while pods are replaced goes on with that, and has nothing replaced twice.
+func TestRestartOfTheLeaderBefore(t *testing.T) {
+	in := intercept("in-1", "ada", "mine")
+	in.CreationTimestamp = metav1.NewTime(time.Now().Add(-time.Minute))
+	r := newReconciler(t, in)
+	r.addPod("old-1", "rs-1", ready1)
+	st, _ := r.look("in-1")
+	wantStatus(t, "restart", st, v1alpha1.InterceptPending, "", "restarting the workload")
+	r.rollout("2")
+	r.addPod("new-1", "rs-2", withAgent(8080), ready1)
+
+	r.interceptReconciler = newInterceptReconciler(r.Manager)
+	r.started = time.Now()
+	r.acknowledge("new-1", "in-1")
+	st, _ = r.look("in-1")
+	wantStatus(t, "another leader", st, v1alpha1.InterceptPending, "", "waiting for 1 old pods to leave")
+	old := webPod("old-1", "rs-1")
+	r.delete(&old)
+	st, _ = r.look("in-1")
+	wantStatus(t, "replaced", st, v1alpha1.InterceptActive, "", "")
+	if r.restarts() != 1 {
+		t.Errorf("%d restarts", r.restarts())
+	}
+}
+
 // What agents cannot be told is refused, and costs the others nothing.
 func TestTooMuchForAgents(t *testing.T) {
 	mine, huge := intercept("a", "ada", "mine"), intercept("b", "ada", "mine")

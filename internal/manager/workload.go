@@ -244,16 +244,18 @@ func (w *workload) ending() bool {
 	return slices.ContainsFunc(w.pods, func(p corev1.Pod) bool { return p.DeletionTimestamp != nil })
 }
 
-// withoutAgent are the pods that a restart is to replace.
-func (w *workload) withoutAgent(f fit) map[types.UID]bool {
+// withoutAgent are the pods that a restart is to replace, of those that are asked for.
+func (w *workload) withoutAgent(f fit, which func(*corev1.Pod) bool) map[types.UID]bool {
 	old := map[types.UID]bool{}
 	for i := range w.pods {
-		if !f.fits(&w.pods[i]) {
+		if which(&w.pods[i]) && !f.fits(&w.pods[i]) {
 			old[w.pods[i].UID] = true
 		}
 	}
 	return old
 }
+
+func anyPod(*corev1.Pod) bool { return true }
 
 // next is the pod that is to be deleted where that is the way to replace pods: one of the old ones, when none is under way.
 func (w *workload) next(old map[types.UID]bool) *corev1.Pod {

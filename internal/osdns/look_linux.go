@@ -25,9 +25,22 @@ var stubs = []netip.Addr{netip.AddrFrom4([4]byte{127, 0, 0, 53}), netip.AddrFrom
 // Sight is what LookAt saw.
 type Sight struct {
 	Facts
-	// Upstreams answer the names that are not the cluster's: the resolvers themselves, or behind systemd-resolved's stub those that it asks.
-	Upstreams []netip.Addr
-	Search    []string
+	// Uplinks are those that systemd-resolved asks itself, where it can be told things.
+	Uplinks []netip.Addr
+	Search  []string
+}
+
+// Upstreams answer the names that are not the cluster's: the resolvers themselves, or those behind systemd-resolved's stub while it is what
+// asks us. Given up, it is asked as without doppel: only it knows which of its servers is for which domain.
+func (s Sight) Upstreams() []netip.Addr {
+	if s.Stub && s.ResolvedError == nil {
+		return s.Uplinks
+	}
+	var out []netip.Addr
+	for _, r := range s.Resolvers {
+		out = append(out, r.Addr)
+	}
+	return out
 }
 
 // LookAt gathers the facts of this machine but for NFTError. resolvConf is the file's path, device the index of ours, whose routes do not
@@ -37,7 +50,7 @@ func LookAt(resolvConf string, device int, server netip.Addr) (Sight, error) {
 	if err != nil {
 		return Sight{}, err
 	}
-	s := Sight{Upstreams: rc.Resolvers, Search: rc.Search}
+	s := Sight{Search: rc.Search}
 	s.Stub = !slices.ContainsFunc(rc.Resolvers, func(a netip.Addr) bool { return !slices.Contains(stubs, a) })
 	if s.Stub {
 		if s.ResolvedError = probeResolved(); s.ResolvedError == nil {
@@ -45,7 +58,7 @@ func LookAt(resolvConf string, device int, server netip.Addr) (Sight, error) {
 			if err != nil {
 				return Sight{}, err
 			}
-			s.Upstreams = slices.DeleteFunc(up.Resolvers, func(a netip.Addr) bool { return a == server })
+			s.Uplinks = slices.DeleteFunc(up.Resolvers, func(a netip.Addr) bool { return a == server })
 		}
 	}
 	if s.LinkLocal, err = linkLocal(); err != nil {

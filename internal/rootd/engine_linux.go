@@ -73,7 +73,7 @@ func (e *engine) plan(n rootapi.Network, link osroute.Link) (plan, error) {
 	if p.dns.Mode == osdns.Resolved {
 		routes = append(slices.Clone(routes), netip.PrefixFrom(want.Server, want.Server.BitLen()))
 	}
-	resolvers := slices.Clone(sight.Upstreams)
+	resolvers := slices.Clone(sight.Uplinks)
 	for _, r := range sight.Resolvers {
 		resolvers = append(resolvers, r.Addr)
 	}
@@ -149,8 +149,13 @@ func (e *engine) findLocked(name string, uid uint32, adopt bool) (osroute.Link, 
 		return osroute.Link{}, err
 	}
 	// The kernel tells whose it is; only a doppel-rootd gives devices to a user who is not root.
-	if !l.TUN || l.Owner != uid {
-		return osroute.Link{}, uerr.New(uerr.Conflict, "choose another name", "interface %s exists and is not a TUN device of user %d", name, uid)
+	switch {
+	case !l.TUN:
+		hint := fmt.Sprintf("see what it is with: ip -d link show %s", name)
+		return osroute.Link{}, uerr.New(uerr.Conflict, hint, "interface %s exists already, and is not one of doppel's", name)
+	case l.Owner != uid: // each has a root daemon of their own
+		hint := fmt.Sprintf("ask them to quit; if none of theirs runs any more: sudo ip link delete %s", name)
+		return osroute.Link{}, uerr.New(uerr.Conflict, hint, "user %d is connected already, with interface %s", l.Owner, name)
 	}
 	if !adopt && l.Index != e.link.Index {
 		// A user daemon that hangs, and lost its rootd, still holds it. Its user asks for a new one.
@@ -318,7 +323,7 @@ func state(n rootapi.Network, p plan, warnings []string) rootapi.State {
 			st.SearchDomains = append(st.SearchDomains, d)
 		}
 	}
-	for _, a := range p.sight.Upstreams {
+	for _, a := range p.sight.Upstreams() {
 		st.Resolvers = append(st.Resolvers, netip.AddrPortFrom(a, osdns.Port))
 	}
 	for _, r := range p.dns.Routed {

@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -204,6 +205,8 @@ func TestResolved(t *testing.T) {
 		c.DNS = &d
 		if st := u.do(command{Do: "set", Network: c}).State; st.DNSMode != rootapi.DNSNftables || !strings.Contains(st.DNSReason, "systemd-resolved") {
 			t.Errorf("state %+v", st)
+		} else if stub := netip.MustParseAddrPort("127.0.0.53:53"); !slices.Equal(st.Resolvers, []netip.AddrPort{stub}) {
+			t.Errorf("given up, outside names go to %v", st.Resolvers)
 		}
 		for _, name := range cluster { // all names come to the user daemon this way, which passes the others on
 			if got := askStub(name); got != "doppel" {

@@ -8,6 +8,7 @@ import (
 	"github.com/doppel-dev/doppel/internal/control"
 	"github.com/doppel-dev/doppel/internal/localapi"
 	"github.com/doppel-dev/doppel/internal/resolver"
+	"github.com/doppel-dev/doppel/internal/rootapi"
 )
 
 // What the pods of an intercept have in their hosts file has a name here too; what the user has said of a name goes before.
@@ -29,5 +30,19 @@ func TestHosts(t *testing.T) {
 	}
 	if got := resolvingOf(states); got != "a c" {
 		t.Errorf("resolved by %q", got)
+	}
+}
+
+// systemd-resolved that did not ask is given up for as long as programs ask it, and not for ever.
+func TestTryAgain(t *testing.T) {
+	stub, other := []netip.AddrPort{stubAddr}, []netip.AddrPort{netip.MustParseAddrPort("192.0.2.1:53")}
+	for _, c := range []struct {
+		fails     bool
+		resolvers []netip.AddrPort
+		want      bool
+	}{{true, stub, false}, {true, other, true}, {false, other, false}, {false, stub, false}} {
+		if got := (dnsState{resolvedFails: c.fails}).tryAgain(rootapi.State{Resolvers: c.resolvers}); got != c.want {
+			t.Errorf("given up %v, resolvers %v: %v", c.fails, c.resolvers, got)
+		}
 	}
 }
