@@ -31,6 +31,9 @@ const (
 	LaptopIntercepts = "laptop/intercepts"
 )
 
+// SessionDeleted is what a laptop is told, with code gone, whose Session object somebody deleted: it may have another one, without the intercepts.
+const SessionDeleted = "the session was deleted"
+
 // Table is what an agent does with its ports: all intercepts that concern its workload.
 type Table struct {
 	Generation uint64 `json:"generation"`

@@ -39,6 +39,7 @@ type laptops struct {
 	// guarded by mu
 	tunnels  map[types.UID]*mux.Session // with a connection: flows may be offered
 	lost     map[types.UID]lostTunnel
+	revoked  map[types.UID]bool           // sessions that somebody deleted, while their tunnel was or had been here
 	deleted  map[types.UID]bool           // sessions that were ended here, and are in the cache still: it may be behind, after a restart of the API server for seconds
 	suspects map[*mux.Session]bool        // a flow timed out: no other is offered until a ping comes back (D3)
 	taken    map[*mux.Stream]*mux.Session // intercepted flows that laptops have taken
@@ -56,7 +57,7 @@ type lostTunnel struct {
 }
 
 func newLaptops(m *Manager) *laptops {
-	return &laptops{m: m, log: m.cfg.Log, tunnels: map[types.UID]*mux.Session{}, lost: map[types.UID]lostTunnel{}, deleted: map[types.UID]bool{}, suspects: map[*mux.Session]bool{}, taken: map[*mux.Stream]*mux.Session{}}
+	return &laptops{m: m, log: m.cfg.Log, tunnels: map[types.UID]*mux.Session{}, lost: map[types.UID]lostTunnel{}, revoked: map[types.UID]bool{}, deleted: map[types.UID]bool{}, suspects: map[*mux.Session]bool{}, taken: map[*mux.Stream]*mux.Session{}}
 }
 
 // serve runs one attached connection until it ends. The tunnel on it is a new one, which is served until it ends, or one that
@@ -157,12 +158,15 @@ func (l *laptops) authorize(ctx context.Context, h wire.Hello, fingerprint strin
 	if err != nil {
 		return nil, tryAgain(err)
 	}
+	l.mu.Lock()
+	revoked, deleted := l.revoked[types.UID(h.Session)], l.deleted[types.UID(h.Session)]
+	l.mu.Unlock()
+	if s == nil && revoked {
+		return nil, errRevoked
+	}
 	if s == nil || s.Spec.Key != fingerprint || fingerprint == "" {
 		return nil, errNoSession // the same words for both: nothing is told to whoever guesses
 	}
-	l.mu.Lock()
-	deleted := l.deleted[s.UID]
-	l.mu.Unlock()
 	if deleted || l.expired(s) {
 		return nil, errNoSession
 	}
@@ -176,6 +180,9 @@ func tryAgain(err error) error {
 
 // errNoSession tells a laptop to create a new session.
 var errNoSession = &mux.RejectError{Code: wire.CodeGone, Msg: "no such session"}
+
+// errRevoked tells it the same, and that its intercepts are not to come back with the new one.
+var errRevoked = &mux.RejectError{Code: wire.CodeGone, Msg: control.SessionDeleted}
 
 // info is what a laptop learns at the handshake.
 type info struct {
@@ -480,7 +487,7 @@ func (l *laptops) checkLeases(ctx context.Context) error {
 		deleted := l.deleted[s.UID]
 		l.mu.Unlock()
 		if deleted { // and the cache does not know; a laptop whose connection was being made just then is sent away
-			l.drop(s.UID)
+			l.drop(s.UID, wire.CodeNone, "")
 			continue
 		}
 		if why := l.over(s); why != "" {
@@ -498,7 +505,7 @@ func (l *laptops) checkLeases(ctx context.Context) error {
 			return err
 		} else if s == nil { // its user or an administrator deleted it: nobody may go on using its tunnel
 			l.log.Info("session deleted", "session", uid)
-			l.drop(uid)
+			l.revoke(uid)
 		}
 	}
 	return nil
@@ -550,11 +557,28 @@ func (l *laptops) end(ctx context.Context, s *v1alpha1.Session, why string) {
 		l.deleted[s.UID] = true
 		l.mu.Unlock()
 	}
-	l.drop(s.UID)
+	l.drop(s.UID, wire.CodeNone, "")
+}
+
+// maxRevoked bounds what is kept of sessions that somebody deleted.
+const maxRevoked = 1000
+
+// revoke ends the tunnel of a session that somebody deleted, and has its laptop know why, also when it comes back later.
+func (l *laptops) revoke(uid types.UID) {
+	l.mu.Lock()
+	for other := range l.revoked {
+		if len(l.revoked) < maxRevoked {
+			break
+		}
+		delete(l.revoked, other)
+	}
+	l.revoked[uid] = true
+	l.mu.Unlock()
+	l.drop(uid, errRevoked.Code, errRevoked.Msg)
 }
 
 // drop closes the tunnel of a session that no longer exists.
-func (l *laptops) drop(uid types.UID) {
+func (l *laptops) drop(uid types.UID, code wire.Code, msg string) {
 	l.mu.Lock()
 	ended := []*mux.Session{l.tunnels[uid], l.lost[uid].mux}
 	delete(l.tunnels, uid)
@@ -562,7 +586,7 @@ func (l *laptops) drop(uid types.UID) {
 	l.mu.Unlock()
 	for _, t := range ended {
 		if t != nil {
-			_ = t.Close()
+			_ = t.CloseWith(code, msg)
 		}
 	}
 }

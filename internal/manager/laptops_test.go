@@ -112,6 +112,18 @@ func TestCheckLeases(t *testing.T) {
 	case <-time.After(deadline):
 		t.Error("the tunnel of a deleted session is still up")
 	}
+	if away, ok := errors.AsType[*mux.GoAwayError](s.Err()); !ok || away.Code != wire.CodeGone || away.Msg != control.SessionDeleted {
+		t.Errorf("its laptop was told %v", s.Err())
+	}
+	if _, err := w.laptops.authorize(t.Context(), wire.Hello{Role: wire.RoleLaptop, Session: "mine"}, l.id.Fingerprint()); !errors.Is(err, errRevoked) {
+		t.Errorf("and is told when it comes back: %v", err)
+	}
+	for i := range 2 * maxRevoked {
+		w.laptops.revoke(types.UID(fmt.Sprint(i)))
+	}
+	if n := len(w.laptops.revoked); n != maxRevoked {
+		t.Errorf("%d are remembered", n)
+	}
 }
 
 // A session that was ended here has ended, even if the cache has not heard of it yet.

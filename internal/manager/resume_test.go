@@ -58,7 +58,7 @@ func TestTunnelResumes(t *testing.T) {
 	// Lost beyond the grace: the session's end ends the tunnel too.
 	s.Drop(errors.New("gone"))
 	w.until("it is lost", func() bool { return w.laptops.tunnel("mine") == nil })
-	w.laptops.drop("mine")
+	w.laptops.drop("mine", wire.CodeNone, "")
 	if fresh, err := l.resume(w, hello, s); err != nil || fresh == s {
 		t.Error(fresh, err)
 	}

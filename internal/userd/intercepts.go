@@ -555,10 +555,7 @@ func (x *intercepts) update(m control.Intercepts) {
 		default:
 			continue
 		}
-		x.s.log.Warn("intercept ended", "intercept", name, "why", why)
-		x.lost[name] = why
-		delete(x.byName, name)
-		go in.close()
+		x.endedLocked(name, in, why)
 	}
 	for uid, st := range states {
 		if st.Declared && st.State != string(v1alpha1.InterceptFailed) && !x.knows(uid) {

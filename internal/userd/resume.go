@@ -58,6 +58,26 @@ func (x *intercepts) resume() {
 	})
 }
 
+// revoked forgets the intercepts of a session that somebody deleted: who ends it means to end them, and the session that takes its place has none.
+// What was declared is nobody's session's, and stays.
+func (x *intercepts) revoked() {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	for name, in := range x.byName {
+		if in.object.UID != "" && !in.declared() && !in.leaving {
+			x.endedLocked(name, in, "its session was deleted in the cluster at "+time.Now().Format(time.TimeOnly))
+		}
+	}
+}
+
+// endedLocked forgets an intercept that has ended without its user, who is told why.
+func (x *intercepts) endedLocked(name string, in *intercept, why string) {
+	x.s.log.Warn("intercept ended", "intercept", name, "why", why)
+	x.lost[name] = why
+	delete(x.byName, name)
+	go in.close()
+}
+
 // stale are the intercepts of an earlier session than the one that there is now, and the doubtful ones. Without any, resuming has ended.
 func (x *intercepts) stale(doubtful map[*intercept]bool) (out []*intercept, session string) {
 	x.mu.Lock()

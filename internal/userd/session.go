@@ -232,7 +232,10 @@ func (s *session) dial(ctx context.Context, old *mux.Session) (*mux.Session, wir
 	}
 	var re *mux.RejectError
 	if errors.As(err, &re) && re.Code == wire.CodeGone {
-		s.log.Info("the session is gone, creating another", "session", s.uid())
+		s.log.Info("the session is gone, creating another", "session", s.uid(), "why", re.Msg)
+		if re.Msg == control.SessionDeleted {
+			s.intercepts.revoked()
+		}
 		if err := s.createObject(context.WithoutCancel(ctx)); err != nil {
 			return nil, reply, err
 		}
@@ -325,6 +328,9 @@ func (s *session) onUp(_ *mux.Session, r wire.HelloReply) {
 }
 
 func (s *session) onDown(err error) {
+	if away, ok := errors.AsType[*mux.GoAwayError](err); ok && away.Code == wire.CodeGone && away.Msg == control.SessionDeleted {
+		s.intercepts.revoked()
+	}
 	s.mu.Lock()
 	s.down = err
 	s.mu.Unlock()

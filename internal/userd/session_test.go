@@ -1,6 +1,7 @@
 package userd
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -67,6 +68,7 @@ type cluster struct {
 	refuse     string       // methods that are forbidden, such as "POST intercepts"
 	hold       chan bool    // answers to created intercepts wait for it; false: there is none
 	reject     error        // what the manager says to a laptop that attaches
+	gone       string       // why it does not know a session; "": no such session
 	version    string       // the manager's
 	tunnel     *mux.Session // the last one
 	may        map[string]bool
@@ -215,7 +217,7 @@ func (c *cluster) serveTunnel(raw net.Conn) {
 				return wire.HelloReply{}, c.reject
 			}
 			if o := c.sessions[h.Session]; o == nil || o.Spec.Key != fingerprint {
-				return wire.HelloReply{}, &mux.RejectError{Code: wire.CodeGone, Msg: "no such session"}
+				return wire.HelloReply{}, &mux.RejectError{Code: wire.CodeGone, Msg: cmp.Or(c.gone, "no such session")}
 			}
 			return wire.HelloReply{Product: c.version, Info: json.RawMessage(`{"renewInterval":"10m"}`)}, nil
 		},
@@ -1028,6 +1030,41 @@ func TestResume(t *testing.T) {
 	// Somebody deletes it in the cluster: it is forgotten.
 	c.set(func() { delete(c.states, "intercepts-4") })
 	c.until("it is forgotten", func() bool { list, _ := s.intercepts.all(); return len(list) == 0 })
+}
+
+// A session that somebody deleted in the cluster takes its intercepts with it, whether the laptop was there or comes back later.
+func TestRevoked(t *testing.T) {
+	for name, end := range map[string]func(*cluster){
+		"there": func(c *cluster) { _ = c.tunnel.CloseWith(wire.CodeGone, control.SessionDeleted) },
+		"away": func(c *cluster) {
+			c.gone = control.SessionDeleted
+			_ = c.tunnel.Close()
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := newCluster(t)
+			s := c.connect()
+			done := create(t.Context(), s, localapi.InterceptRequest{Name: "web", Ports: []string{"3000"}})
+			c.until("it was created", func() bool { c.mu.Lock(); defer c.mu.Unlock(); return c.count == 2 })
+			c.say("intercepts-2", "Active", "", "")
+			if o := <-done; o.err != nil {
+				t.Fatal(o.err)
+			}
+			c.set(func() { // the manager lists it until its agents know
+				c.sessions, c.intercepts = map[string]*v1alpha1.Session{}, map[string]*v1alpha1.Intercept{}
+				end(c)
+			})
+			c.until("another session is there", func() bool { return c.names() == "sessions-3" })
+			c.up(s)
+			list, problems := s.intercepts.all()
+			if len(list) != 0 || len(problems) != 1 || !strings.Contains(problems[0], "intercept web has ended: its session was deleted in the cluster at ") {
+				t.Errorf("%+v, %q", list, problems)
+			}
+			if got := c.names(); got != "sessions-3" {
+				t.Errorf("there is %s", got)
+			}
+		})
+	}
 }
 
 // asleep connects with an active intercept, and then has the manager end the session, as after a long sleep. after runs at that moment.
