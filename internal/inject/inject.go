@@ -62,6 +62,9 @@ func Pod(pod *corev1.Pod, cfg Config) (*corev1.Pod, error) {
 			takeName(&out.Spec, p)
 			continue
 		}
+		if p.Protocol != string(corev1.ProtocolTCP) { // no probe or hook goes there
+			continue
+		}
 		first = first || hasPostStart(&pod.Spec, p.ContainerPort)
 		moveProbes(&out.Spec, p, ac.HealthPort)
 	}

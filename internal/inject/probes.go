@@ -99,7 +99,7 @@ func earlyLiveness(spec *corev1.PodSpec, ports []Taken) error {
 		}
 		only := corev1.Container{Name: c.Name, Ports: c.Ports, LivenessProbe: c.LivenessProbe}
 		for _, t := range ports {
-			if t.Way == agentcfg.ByRedirect && goesTo(&only, t.ContainerPort) {
+			if t.Way == agentcfg.ByRedirect && t.Protocol == corev1.ProtocolTCP && goesTo(&only, t.ContainerPort) {
 				return fmt.Errorf("the liveness probe of native sidecar %s goes to port %d before an agent can be there; let the Service name the port in its targetPort", c.Name, t.ContainerPort)
 			}
 		}

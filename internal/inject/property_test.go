@@ -22,7 +22,7 @@ func TestRandomPods(t *testing.T) {
 		p, f := randomPod(r)
 		cfg := Config{Managers: []string{"m:1"}, ManagerKey: "k"}
 		for _, x := range Ports(&p.Spec, p.Labels, f) {
-			if x.Protocol == corev1.ProtocolTCP && r.IntN(2) == 0 {
+			if r.IntN(2) == 0 {
 				cfg.Ports = append(cfg.Ports, x)
 			} else {
 				cfg.Others = append(cfg.Others, x)
@@ -174,7 +174,7 @@ func checkProbes(t *testing.T, before, after *corev1.Pod, ac *agentcfg.Config) {
 			switch {
 			case n == int32(p.ProbePort) && p.ProbePort != 0, n == int32(ac.HealthPort) && path == agentcfg.AppPath(p.ContainerPort):
 				return int32(p.ContainerPort)
-			case p.Way == agentcfg.ByRedirect && n == int32(p.ContainerPort):
+			case p.Way == agentcfg.ByRedirect && p.Protocol == string(corev1.ProtocolTCP) && n == int32(p.ContainerPort):
 				return -2 // the laptop may answer
 			}
 		}
