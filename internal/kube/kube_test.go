@@ -509,6 +509,8 @@ func TestWorkloads(t *testing.T) {
 	ending := agentPod("plain")
 	ending.DeletionTimestamp = &now
 	done := corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: "done"}, Status: corev1.PodStatus{Phase: corev1.PodSucceeded}}
+	evicted := agentPod("plain")
+	evicted.Status.Phase = corev1.PodFailed
 	alone := corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: "alone", Namespace: "shop", UID: "alone"}}
 	ofDB, three := *controlled(ptr(agentPod("db")), "StatefulSet", "db", "db"), int32(3)
 	db := appsv1.StatefulSet{ObjectMeta: metav1.ObjectMeta{Name: "db", Namespace: "shop", UID: "db"}, Spec: appsv1.StatefulSetSpec{Replicas: &three}}
@@ -519,7 +521,7 @@ func TestWorkloads(t *testing.T) {
 		"GET " + statefulSetsPath: &appsv1.StatefulSetList{Items: []appsv1.StatefulSet{db}},
 		"GET " + daemonSetsPath:   &appsv1.DaemonSetList{Items: []appsv1.DaemonSet{logs}},
 		"GET " + replicaSetsPath:  &appsv1.ReplicaSetList{Items: []appsv1.ReplicaSet{replicaSet("web"), replicaSet("plain"), bare}},
-		"GET " + podsPath:         &corev1.PodList{Items: []corev1.Pod{agentPod("web"), ending, ofDB, done, alone}},
+		"GET " + podsPath:         &corev1.PodList{Items: []corev1.Pod{agentPod("web"), ending, evicted, ofDB, done, alone}},
 	}))
 	got, err := s.c.Workloads(t.Context(), "shop")
 	if err != nil {
@@ -569,20 +571,77 @@ func TestKindOf(t *testing.T) {
 	wantError(t, err, uerr.NotFound, `no workload "nope" in namespace shop`, "doppel list -n shop")
 }
 
+// onePod is an API server's namespace with one pod, which takes a while to end.
+type onePod struct {
+	*apiServer
+	pod    *corev1.Pod // nil: none
+	ending int         // so often it is still there when it is looked at
+	refuse func(dryRun bool, tries int) error
+	tries  int // to make it
+}
+
+func newOnePod(t *testing.T, p *corev1.Pod) *onePod {
+	o := &onePod{pod: p, refuse: func(bool, int) error { return nil }}
+	name := "/" + p.Name
+	gone := apierrors.NewNotFound(schema.GroupResource{Resource: "pods"}, p.Name)
+	o.apiServer = newAPIServer(t, map[string]any{
+		"GET " + podsPath + name: func() any {
+			if o.pod != nil && o.pod.DeletionTimestamp != nil {
+				if o.ending--; o.ending < 0 {
+					o.pod = nil
+				}
+			}
+			if o.pod == nil {
+				return gone
+			}
+			return o.pod
+		},
+		"DELETE " + podsPath + name: func() any {
+			o.pod.DeletionTimestamp, o.ending = ptr(metav1.Now()), 2
+			return o.pod
+		},
+		"POST " + podsPath: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			dryRun := r.URL.Query().Get("dryRun") != ""
+			if !dryRun {
+				o.tries++
+			}
+			err := o.refuse(dryRun, o.tries)
+			if err == nil && o.pod != nil {
+				err = apierrors.NewAlreadyExists(schema.GroupResource{Resource: "pods"}, p.Name)
+			}
+			w.Header().Set("Content-Type", "application/json")
+			if e, ok := errors.AsType[*apierrors.StatusError](err); ok {
+				w.WriteHeader(int(e.ErrStatus.Code))
+				e.ErrStatus.TypeMeta = metav1.TypeMeta{Kind: "Status", APIVersion: "v1"}
+				_ = json.NewEncoder(w).Encode(e.ErrStatus)
+				return
+			}
+			o.pod = o.last(t)
+			o.pod.UID = types.UID(fmt.Sprint("u", o.tries+1))
+			_ = json.NewEncoder(w).Encode(o.pod)
+		}),
+	})
+	return o
+}
+
+// last is the pod of the last request to make one.
+func (o *onePod) last(t *testing.T) *corev1.Pod {
+	t.Helper()
+	sent := o.saw("POST " + podsPath)
+	got, _, err := scheme.Codecs.UniversalDeserializer().Decode([]byte(sent[len(sent)-1]), nil, nil) // protobuf
+	if err != nil {
+		t.Fatal(err)
+	}
+	return got.(*corev1.Pod)
+}
+
+func alonePod() *corev1.Pod {
+	return &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: "alone", Namespace: "shop", UID: "u1", Labels: map[string]string{"app": "alone"}}, Spec: corev1.PodSpec{NodeName: "node-1", Containers: []corev1.Container{{Name: "app"}}}}
+}
+
 // A pod without a controller is made again with the mark that lets an agent in, and later as it was.
 func TestReplacePod(t *testing.T) {
-	p := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: "alone", Namespace: "shop", UID: "u1", Labels: map[string]string{"app": "alone"}}, Spec: corev1.PodSpec{NodeName: "node-1", Containers: []corev1.Container{{Name: "app"}}}}
-	tries := 0
-	answers := map[string]any{
-		"GET " + podsPath + "/alone": p, "DELETE " + podsPath + "/alone": p,
-		"POST " + podsPath: func() any {
-			if tries++; tries == 1 { // the old one is still ending
-				return apierrors.NewAlreadyExists(schema.GroupResource{Resource: "pods"}, "alone")
-			}
-			return p
-		},
-	}
-	s := newAPIServer(t, answers)
+	s := newOnePod(t, alonePod())
 	if err := s.c.ReplacePod(t.Context(), "shop", "alone", "another"); err != nil || len(s.saw("DELETE "+podsPath+"/alone")) != 0 {
 		t.Errorf("a pod that is another by now: %v", err)
 	}
@@ -592,42 +651,84 @@ func TestReplacePod(t *testing.T) {
 	if sent := s.saw("DELETE " + podsPath + "/alone"); len(sent) != 1 || !strings.Contains(sent[0], "u1") {
 		t.Errorf("deleted with %q", sent)
 	}
-	last := func() *corev1.Pod {
-		t.Helper()
-		sent := s.saw("POST " + podsPath)
-		o, _, err := scheme.Codecs.UniversalDeserializer().Decode([]byte(sent[len(sent)-1]), nil, nil) // protobuf
-		if err != nil {
-			t.Fatal(err)
-		}
-		return o.(*corev1.Pod)
+	if s.tries != 1 {
+		t.Errorf("quotas have counted %d pods", s.tries)
 	}
-	made := last()
+	made := s.last(t)
 	if made.Annotations[agentcfg.AnnotationInject] != "enabled" || made.Spec.NodeName != "" || made.UID != "" || made.Labels["app"] != "alone" {
 		t.Errorf("made %+v", made)
 	}
-	*p = *made
-	p.UID, p.Spec.Containers = "u2", append(p.Spec.Containers, corev1.Container{Name: agentcfg.Container})
-	if err := s.c.ReplacePod(t.Context(), "shop", "alone", "u2"); err != nil {
+	s.pod.Spec.Containers = append(s.pod.Spec.Containers, corev1.Container{Name: agentcfg.Container})
+	if err := s.c.ReplacePod(t.Context(), "shop", "alone", s.pod.UID); err != nil {
 		t.Fatal(err)
 	}
-	back := last()
-	if tries != 3 || len(back.Annotations) != 0 || len(back.Spec.Containers) != 1 || back.Labels["app"] != "alone" {
+	if back := s.last(t); s.tries != 2 || len(back.Annotations) != 0 || len(back.Spec.Containers) != 1 || back.Labels["app"] != "alone" {
 		t.Errorf("made again %+v", back)
 	}
+}
 
-	// The pod is not given up for an API server in trouble, nor made twice when its answer was lost.
-	answers["POST "+podsPath] = func() any {
-		if tries++; tries == 5 {
-			p.UID = "u3"
-		}
-		return apierrors.NewInternalError(errors.New("etcd"))
+// A pod is not lost on the way: what would not be let in is not deleted, and what may pass is waited for.
+func TestReplacePodRefused(t *testing.T) {
+	pod := schema.GroupResource{Resource: "pods"}
+	quota := apierrors.NewForbidden(pod, "alone", errors.New("exceeded quota: tight, requested: pods=1, used: pods=1, limited: pods=1"))
+	denied := apierrors.NewForbidden(pod, "alone", errors.New("violates PodSecurity"))
+	for name, tt := range map[string]struct {
+		refuse      func(s *onePod, dryRun bool, tries int) error
+		kind        uerr.Kind // "": it is there again
+		left        bool      // the pod was not touched
+		wantedTries int
+	}{
+		"not let in": {refuse: func(*onePod, bool, int) error { return denied }, kind: uerr.Denied, left: true},
+		"quota until it has ended": {refuse: func(s *onePod, _ bool, _ int) error {
+			if s.pod != nil {
+				return quota
+			}
+			return nil
+		}, wantedTries: 1},
+		"quota for longer": {refuse: func(_ *onePod, dryRun bool, tries int) error {
+			if dryRun || tries < 3 {
+				return quota
+			}
+			return nil
+		}, wantedTries: 3},
+		"API server in trouble": {refuse: func(_ *onePod, dryRun bool, tries int) error {
+			if dryRun || tries < 2 {
+				return apierrors.NewInternalError(errors.New("etcd"))
+			}
+			return nil
+		}, wantedTries: 2},
+		"answer lost": {refuse: func(s *onePod, dryRun bool, _ int) error {
+			if dryRun {
+				return nil
+			}
+			s.pod = alonePod()
+			s.pod.UID = "u9"
+			return apierrors.NewInternalError(errors.New("etcd"))
+		}, wantedTries: 1},
+		"not let in any more": {refuse: func(_ *onePod, dryRun bool, _ int) error {
+			if dryRun {
+				return nil
+			}
+			return denied
+		}, kind: uerr.Denied, wantedTries: 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := newOnePod(t, alonePod())
+			s.refuse = func(dryRun bool, tries int) error { return tt.refuse(s, dryRun, tries) }
+			err := s.c.ReplacePod(t.Context(), "shop", "alone", "u1")
+			if tt.kind != "" {
+				wantError(t, err, tt.kind, "pod alone", "administrator")
+			} else if err != nil || s.pod == nil || s.pod.UID == "u1" {
+				t.Errorf("%v, pod %+v", err, s.pod)
+			}
+			if deleted := len(s.saw("DELETE "+podsPath+"/alone")) > 0; deleted == tt.left {
+				t.Errorf("deleted: %v", deleted)
+			}
+			if s.tries != tt.wantedTries {
+				t.Errorf("%d tries", s.tries)
+			}
+		})
 	}
-	tries = 3
-	if err := s.c.ReplacePod(t.Context(), "shop", "alone", "u2"); err != nil || tries != 5 {
-		t.Errorf("%d tries, %v", tries, err)
-	}
-	answers["POST "+podsPath] = apierrors.NewForbidden(schema.GroupResource{Resource: "pods"}, "alone", errors.New("quota"))
-	wantError(t, s.c.ReplacePod(t.Context(), "shop", "alone", "u3"), uerr.Denied, "quota", "administrator")
 }
 
 // Agents leave by a rolling restart, which is waited for.

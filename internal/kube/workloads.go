@@ -66,8 +66,11 @@ func (c *Cluster) Workloads(ctx context.Context, ns string) ([]Workload, error) 
 	with, busy := map[types.UID][]corev1.Pod{}, map[types.UID]bool{}
 	for i := range list.Items {
 		p := &list.Items[i]
+		if p.Status.Phase == corev1.PodSucceeded || p.Status.Phase == corev1.PodFailed { // evicted, for one: its controller has another, and leaves it there
+			continue
+		}
 		by := metav1.GetControllerOf(p)
-		if by == nil && p.DeletionTimestamp == nil && p.Status.Phase != corev1.PodSucceeded && p.Status.Phase != corev1.PodFailed {
+		if by == nil && p.DeletionTimestamp == nil {
 			owners = append(owners, p)
 		}
 		uid := p.UID
@@ -243,6 +246,10 @@ func (c *Cluster) ReplacePod(ctx context.Context, ns, name string, uid types.UID
 		again.Annotations[agentcfg.AnnotationOriginal] = string(original)
 		again.Annotations[agentcfg.AnnotationInject] = agentcfg.InjectEnabled
 	}
+	// What will not be let in is not deleted. That the name is taken is found last, and a quota that is full has room when the pod has ended.
+	if _, err := pods.create(ctx, c, ns, again, "dryRun", metav1.DryRunAll); refusedForGood(err) {
+		return c.explain(err, "make pod "+name+" again, which was left alone")
+	}
 	// From here on nobody's interrupt may leave the cluster without the pod.
 	grace := int64(corev1.DefaultTerminationGracePeriodSeconds)
 	if p.Spec.TerminationGracePeriodSeconds != nil {
@@ -253,20 +260,31 @@ func (c *Cluster) ReplacePod(ctx context.Context, ns, name string, uid types.UID
 	if err := c.deletePod(ctx, p); err != nil {
 		return err
 	}
-	for { // the name is free when the old pod has ended
-		_, err := pods.create(ctx, c, ns, again)
-		if err == nil || apierrors.IsForbidden(err) || apierrors.IsInvalid(err) || apierrors.IsNotFound(err) {
-			return c.explain(err, "make pod "+name+" again")
-		}
-		if now, err := pods.get(ctx, c, ns, name); err == nil && now.UID != uid {
+	for {
+		// Each attempt before the old pod has ended would be counted by its namespace's quotas.
+		now, err := pods.get(ctx, c, ns, name)
+		if err == nil && now.UID != uid {
 			return nil // it was made, and the answer got lost
+		}
+		if apierrors.IsNotFound(err) {
+			if _, err = pods.create(ctx, c, ns, again); err == nil || refusedForGood(err) {
+				return c.explain(err, "make pod "+name+" again")
+			}
 		}
 		select {
 		case <-ctx.Done():
-			return uerr.Wrap(err, uerr.Cluster, "look at it with: kubectl -n "+ns+" get pod "+name, "pod %s was deleted to be made again, and has not ended in %s", name, time.Duration(grace)*time.Second+replaceTimeout)
+			hint := "look at it with: kubectl -n " + ns + " get pod " + name
+			return uerr.Wrap(cmp.Or(err, ctx.Err()), uerr.Cluster, hint, "pod %s was deleted to be made again, which was not possible in %s", name, time.Duration(grace)*time.Second+replaceTimeout)
 		case <-time.After(200 * time.Millisecond):
 		}
 	}
+}
+
+// refusedForGood says of a pod that was not created whether to try again is useless. A quota is none of these reasons: it may not have been
+// told yet what has ended.
+func refusedForGood(err error) bool {
+	quota := apierrors.IsForbidden(err) && strings.Contains(err.Error(), "exceeded quota") // of k8s.io/apiserver, which has no reason of its own for it
+	return !quota && (apierrors.IsForbidden(err) || apierrors.IsInvalid(err) || apierrors.IsNotFound(err))
 }
 
 func (c *Cluster) deletePod(ctx context.Context, p *corev1.Pod) error {
