@@ -6,16 +6,15 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/signal"
-	"syscall"
 
 	"github.com/doppel-dev/doppel/internal/chart"
 	"github.com/doppel-dev/doppel/internal/helm"
 	"github.com/doppel-dev/doppel/internal/kube"
+	"github.com/doppel-dev/doppel/internal/lifecycle"
 )
 
 func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	ctx, stop := lifecycle.Interruptible(context.Background())
 	code := helm.Serve(ctx, os.Args[1:], os.Stdout, do)
 	stop()
 	os.Exit(code)

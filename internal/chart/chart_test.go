@@ -492,6 +492,24 @@ func TestNetworkPolicy(t *testing.T) {
 	}
 }
 
+// What is looked for where a release's record is lost is all that it may have had.
+func TestEverything(t *testing.T) {
+	for _, namespaces := range [][]string{nil, {"dev"}} {
+		all := objects(t, everything("doppel", namespaces))
+		for _, set := range []string{"manager.replicas=2", "networkPolicy.enabled=true", "direct.service=NodePort", "direct.service=LoadBalancer", "clientRbac.create=true"} {
+			o := Options{Set: []string{set, "direct.addresses={gw.example:443}", "clientRbac.subjects[0].kind=User", "clientRbac.subjects[0].name=x"}}
+			if namespaces != nil {
+				o.Set = append(o.Set, "namespaces={dev}")
+			}
+			for name := range objects(t, o) {
+				if _, ok := all[name]; !ok {
+					t.Errorf("with %s there is %s, which is not looked for", set, name)
+				}
+			}
+		}
+	}
+}
+
 // The traffic-manager has no more than a process needs, whatever is asked for.
 func TestUnprivileged(t *testing.T) {
 	for _, o := range []Options{{}, {ValueFiles: []string{"testdata/full-values.yaml"}}} {

@@ -121,6 +121,27 @@ func TestRelayGrows(t *testing.T) {
 	}
 }
 
+// Values are text, whatever YAML would make of them, and ports that are not there open nothing.
+func TestRelayOddValues(t *testing.T) {
+	files, err := relayChart(t, Options{Set: append(slices.Clone(relayURL), "oidc.issuer=https://id.example.com", "oidc.secretName=s", "oidc.clientID=a: b", "oidc.name=Acme: SSO", "oidc.team=crew #2",
+		"replicas=2", "database.secretName=relay-db", "tls.secretName=preview-cert"), Values: map[string]any{"networkPolicy": map[string]any{"databasePorts": []any{}}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	objs := decoded(t, files)
+	args := get[*appsv1.StatefulSet](t, objs, "StatefulSet relay/doppel-relay").Spec.Template.Spec.Containers[0].Args
+	for _, want := range []string{"-oidc-client=a: b", "-oidc-name=Acme: SSO", "-oidc-team=crew #2", "-url=https://preview.example.com"} {
+		if !slices.Contains(args, want) {
+			t.Errorf("no %q in %q", want, args)
+		}
+	}
+	for _, r := range get[*networkingv1.NetworkPolicy](t, objs, "NetworkPolicy relay/doppel-relay").Spec.Egress {
+		if len(r.Ports) == 0 {
+			t.Errorf("a rule for all ports: %+v", r)
+		}
+	}
+}
+
 func TestRelayRefuses(t *testing.T) {
 	for set, want := range map[string]string{
 		"keepVisits=1h":              "url",

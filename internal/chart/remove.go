@@ -81,16 +81,22 @@ func (c *client) leftovers(ctx context.Context) ([]*resource.Info, error) {
 // unlisted is a namespace that nobody has (RFC 1123 ends a label with a letter or digit; the API server knows none so long).
 const unlisted = "doppel-no-such-namespace-0123456789abcdef0123456789abcdef"
 
-func (c *client) leftoversFor(namespaces []string) ([]*resource.Info, error) {
-	manifest, err := Manifest(Options{
-		Namespace: c.namespace,
-		// Everything optional, so that it is looked for.
+// everything has the chart make all that is optional, so that it is looked for.
+func everything(namespace string, namespaces []string) Options {
+	return Options{
+		Namespace: namespace,
 		Values: map[string]any{
-			"manager":    map[string]any{"replicas": 2},
-			"clientRbac": map[string]any{"create": true, "subjects": []any{map[string]any{"kind": "User", "name": "x"}}},
-			"namespaces": anys(namespaces),
+			"manager":       map[string]any{"replicas": 2},
+			"networkPolicy": map[string]any{"enabled": true},
+			"direct":        map[string]any{"service": "NodePort", "addresses": []any{"anywhere.example:1"}}, // a list of namespaces wants one
+			"clientRbac":    map[string]any{"create": true, "subjects": []any{map[string]any{"kind": "User", "name": "x"}}},
+			"namespaces":    anys(namespaces),
 		},
-	})
+	}
+}
+
+func (c *client) leftoversFor(namespaces []string) ([]*resource.Info, error) {
+	manifest, err := Manifest(everything(c.namespace, namespaces))
 	if err != nil {
 		return nil, err
 	}

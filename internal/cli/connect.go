@@ -251,7 +251,7 @@ func (a *app) connect(ctx context.Context, base localapi.ConnectRequest, k *kube
 	return connectOutput{Status: res.Status, Start: kind, Reused: res.Reused, Seconds: time.Since(start).Seconds()}, nil
 }
 
-// startDaemons starts those that do not run and says whether it started any.
+// startDaemons starts those that do not run and says whether it started any, also when it fails.
 func (a *app) startDaemons(ctx context.Context) (bool, error) {
 	rootNew, err := spawn.RootDaemon(ctx, spawn.Root{
 		MayAsk: a.Terminal,
@@ -260,12 +260,12 @@ func (a *app) startDaemons(ctx context.Context) (bool, error) {
 		},
 	})
 	if err != nil {
-		return false, err
+		return rootNew, err
 	}
 	for again := false; ; again = true {
 		userNew, err := spawn.UserDaemon(ctx)
 		if err != nil {
-			return rootNew, err
+			return rootNew || userNew, err
 		}
 		err = a.checkDaemon(ctx)
 		if again || !errors.Is(err, localapi.ErrEnded) { // one that was killed takes connections for a moment more

@@ -61,7 +61,7 @@ func UserDaemon(ctx context.Context) (bool, error) {
 		return false, err
 	}
 	d := daemon{"the user daemon", "unix", socket, logFile}
-	return true, d.start(ctx, func() error { return detached(self, "daemon", "--log", logFile) })
+	return d.start(ctx, func() error { return detached(self, "daemon", "--log", logFile) })
 }
 
 // LogFile is where the named daemon logs.
@@ -96,7 +96,7 @@ func RootDaemon(ctx context.Context, r Root) (bool, error) {
 	}
 	args := []string{"--socket", socket, "--uid", strconv.Itoa(os.Getuid()), "--log", logFile}
 	d := daemon{"the root daemon", "unixpacket", socket, logFile}
-	return true, d.start(ctx, func() error {
+	return d.start(ctx, func() error {
 		if os.Geteuid() == 0 {
 			return detached(program, args...)
 		}
@@ -214,24 +214,27 @@ type daemon struct {
 }
 
 // start runs the program and polls its socket; a daemon that does not come up is explained with the end of its log.
-func (d daemon) start(ctx context.Context, run func() error) error {
+func (d daemon) start(ctx context.Context, run func() error) (started bool, err error) {
 	logged := size(d.logFile)
 	if err := run(); err != nil {
-		return err
+		return false, err
 	}
-	wctx, cancel := context.WithTimeout(ctx, startTimeout)
-	defer cancel()
+	// Also when ctx ends: what has been started can be stopped once it answers.
+	deadline := time.After(startTimeout)
 	for !answers(d.network, d.socket) {
 		select {
-		case <-wctx.Done():
+		case <-deadline:
 			if ctx.Err() != nil {
-				return context.Cause(ctx)
+				return true, context.Cause(ctx)
 			}
-			return uerr.New(uerr.Internal, "its log is "+d.logFile, "%s did not start%s", d.what, lastLine(d.logFile, logged))
+			return true, uerr.New(uerr.Internal, "its log is "+d.logFile, "%s did not start%s", d.what, lastLine(d.logFile, logged))
 		case <-time.After(10 * time.Millisecond):
 		}
 	}
-	return nil
+	if ctx.Err() != nil {
+		return true, context.Cause(ctx)
+	}
+	return true, nil
 }
 
 // WaitStopped returns when neither daemon listens any more, but for a root daemon that is the system's service, and when the processes have

@@ -171,17 +171,32 @@ func TestDaemonDoesNotStart(t *testing.T) {
 	}
 }
 
+// Who interrupts a start is told of a daemon that is there all the same, and can be stopped: it answers by then.
 func TestStartInterrupted(t *testing.T) {
 	dir, _ := daemonWorld(t)
-	d := daemon{"the daemon", "unix", filepath.Join(dir, "nobody.sock"), filepath.Join(dir, "log")}
+	d := daemon{"the daemon", "unix", filepath.Join(dir, "late.sock"), filepath.Join(dir, "log")}
 	ctx, cancel := context.WithCancel(t.Context())
-	err := d.start(ctx, func() error { cancel(); return nil })
-	if !errors.Is(err, context.Canceled) {
-		t.Errorf("got %v", err)
+	started, err := d.start(ctx, func() error {
+		cancel()
+		time.AfterFunc(100*time.Millisecond, func() {
+			l, err := net.Listen(d.network, d.socket)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			t.Cleanup(func() { _ = l.Close() })
+		})
+		return nil
+	})
+	if !started || !errors.Is(err, context.Canceled) {
+		t.Errorf("started %v, %v", started, err)
+	}
+	if !answers(d.network, d.socket) {
+		t.Error("it does not answer yet")
 	}
 	no := errors.New("no")
-	if err := d.start(t.Context(), func() error { return no }); !errors.Is(err, no) {
-		t.Errorf("got %v", err)
+	if started, err := d.start(t.Context(), func() error { return no }); started || !errors.Is(err, no) {
+		t.Errorf("started %v, %v", started, err)
 	}
 }
 
