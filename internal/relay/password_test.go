@@ -8,6 +8,7 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/doppel-dev/doppel/internal/relay/secret"
 	"github.com/doppel-dev/doppel/internal/relay/store"
@@ -120,6 +121,43 @@ func testEndLogin(t *testing.T, on func(*Config)) {
 		t.Errorf("a browser elsewhere: %v", a)
 	}
 	ann.shows("/people", "ann@example.com")
+}
+
+// A token for programs outlives the laptop that has made it: its person sees it beside the logins, and ends it there.
+func TestEndToken(t *testing.T) { onBoth(t, testEndToken) }
+
+func testEndToken(t *testing.T, on func(*Config)) {
+	w := newWorld(t, on)
+	ann := w.first("ann@example.com")
+	bob := w.member("bob@example.com", w.team(), store.Member)
+	lap := ann.login()
+	var ci relayapi.Token
+	lap.must(relayapi.PathAddToken, relayapi.AddTokenRequest{Name: "ci", For: time.Hour}, &ci)
+	account := "https://" + domain + "/account"
+	ann.submit("/account/end", url.Values{"login": {secret.Hash(lap.token)}})
+	program := &laptop{w: w, token: ci.Token}
+	if a := ann.visit(account); !strings.Contains(a.body, "Token ci") || !strings.Contains(a.body, "never used") {
+		t.Errorf("%v", a)
+	}
+	program.must(relayapi.PathWho, struct{}{}, nil)
+	a := ann.visit(account)
+	found := regexp.MustCompile(`name="login" value="(\w+)"><button class="quiet" aria-label="End the token ci since`).FindStringSubmatch(a.body)
+	if found == nil || !strings.Contains(a.body, "last used") {
+		t.Fatalf("%v", a)
+	}
+	end := url.Values{"login": {found[1]}}
+
+	if a := bob.visit(account); strings.Contains(a.body, "Token ci") {
+		t.Errorf("another's: %v", a)
+	}
+	bob.submit("/account/end", end)
+	program.must(relayapi.PathWho, struct{}{}, nil)
+	if a := ann.submit("/account/end", end); a.status != http.StatusOK || a.url != account || strings.Contains(a.body, "Token ci") {
+		t.Errorf("%v", a)
+	}
+	if status := program.call(relayapi.PathWho, struct{}{}, nil); status != http.StatusUnauthorized {
+		t.Errorf("ended: %d", status)
+	}
 }
 
 func TestPasswordReset(t *testing.T) {

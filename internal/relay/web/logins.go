@@ -10,10 +10,10 @@ import (
 // maxLoginName is how much of what a browser calls itself is shown, in bytes.
 const maxLoginName = 120
 
-// loginView is a login on its person's page.
+// loginView is a login, or a token for programs, on its person's page.
 type loginView struct {
 	store.Token
-	Name string // what the browser or the laptop calls itself
+	Name string // what the browser or the laptop calls itself, or the person the token
 	Here bool   // it is the one that looks
 }
 
@@ -33,10 +33,10 @@ func (s *Site) accountAgain(w http.ResponseWriter, r *http.Request) func(status 
 	}
 }
 
-// loginsOf are the logins of a person's laptops, and then of their browsers.
+// loginsOf are the logins of a person's laptops, then of their browsers, and then the tokens for programs, which outlive the laptop that has made them.
 func (s *Site) loginsOf(ctx context.Context, m *me) ([]loginView, error) {
 	var out []loginView
-	for _, kind := range []store.Kind{store.Laptop, store.Web} {
+	for _, kind := range []store.Kind{store.Laptop, store.Web, store.API} {
 		all, err := s.cfg.Store.Tokens(ctx, kind, "", m.ID)
 		if err != nil {
 			return nil, err
@@ -48,7 +48,7 @@ func (s *Site) loginsOf(ctx context.Context, m *me) ([]loginView, error) {
 	return out, nil
 }
 
-// endLogin ends a login of the person's, of a laptop that was lost perhaps.
+// endLogin ends a login of the person's, of a laptop that was lost perhaps, or a token for programs.
 func (s *Site) endLogin(w http.ResponseWriter, r *http.Request) {
 	m := meOf(r)
 	logins, err := s.loginsOf(r.Context(), m)
@@ -64,8 +64,14 @@ func (s *Site) endLogin(w http.ResponseWriter, r *http.Request) {
 			s.fail(w, r, err)
 			return
 		}
-		what := map[store.Kind]string{store.Laptop: "laptop", store.Web: "browser"}[l.Kind]
-		s.audit(r, m.Email, "login ended", what+" "+l.Name)
+		switch l.Kind {
+		case store.API:
+			s.audit(r, m.Email, "API token deleted", l.Name)
+		case store.Laptop:
+			s.audit(r, m.Email, "login ended", "laptop "+l.Name)
+		default:
+			s.audit(r, m.Email, "login ended", "browser "+l.Name)
+		}
 		break // what is not there, or not any more, has ended
 	}
 	http.Redirect(w, r, "/account", http.StatusSeeOther)
