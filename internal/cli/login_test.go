@@ -219,6 +219,29 @@ func TestToken(t *testing.T) {
 	}
 }
 
+// What is printed can be pasted, any number of times, and has the authority that the login knows.
+func TestRelayAddCluster(t *testing.T) {
+	atHome(t)
+	relay, ca := fakeRelay(t, map[string]func(r *http.Request) (int, any){
+		relayapi.PathAddCluster: func(*http.Request) (int, any) {
+			return 200, relayapi.AddClusterResult{Name: "prod", Token: "doppel_link_X"}
+		},
+	})
+	t.Setenv("DOPPEL_RELAY_TOKEN", "doppel_api_X")
+	t.Setenv("DOPPEL_RELAY", relay)
+	t.Setenv("DOPPEL_RELAY_CA_FILE", ca)
+	b, err := os.ReadFile(ca)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := "prod is known to " + relay + ". Its traffic-manager joins with this token, which is shown once:\n" +
+		"  kubectl create secret generic doppel-relay --namespace=doppel --from-literal=token=doppel_link_X --from-literal=ca.crt='" + strings.TrimSpace(string(b)) +
+		"' --dry-run=client -o yaml | kubectl apply -f -\n  doppel helm upgrade --set relay.url=" + relay + "\n"
+	if code, out, said := doppel(t, "relay", "add-cluster", "prod"); code != 0 || out != want {
+		t.Errorf("%d %q %q, want %q", code, out, said, want)
+	}
+}
+
 // What becomes of a preview's password is the relay's to say, unless it is to have another one or none.
 func TestPublishPassword(t *testing.T) {
 	atHome(t)

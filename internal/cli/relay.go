@@ -38,11 +38,7 @@ func (a *app) addClusterCmd() *cobra.Command {
 			}
 			return a.print(out, func(w io.Writer) {
 				fmt.Fprintf(w, "%s is known to %s. Its traffic-manager joins with this token, which is shown once:\n", out.Name, login.URL)
-				ca := ""
-				if login.CA != "" {
-					ca = " --from-file=ca.crt=ca.pem"
-				}
-				fmt.Fprintf(w, "  kubectl create secret generic doppel-relay --namespace=doppel --from-literal=token=%s%s\n", out.Token, ca)
+				fmt.Fprintf(w, "  %s\n", relayapi.SecretCommand("doppel", out.Token, login.CA))
 				fmt.Fprintf(w, "  doppel helm upgrade --set relay.url=%s\n", login.URL)
 			})
 		},

@@ -110,6 +110,14 @@ func PrintCA(dataDir string, w io.Writer) error {
 	return err
 }
 
+// ownCA is the PEM of the authority that whoever is to trust a certificate needs, if it is the built-in one.
+func ownCA(c certificates) string {
+	if ca, ok := c.(*builtinCA); ok {
+		return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: ca.cert.Raw}))
+	}
+	return ""
+}
+
 func newBuiltinCA(dir, domain string) (*builtinCA, error) {
 	ca := &builtinCA{domain: domain}
 	certFile, keyFile := filepath.Join(dir, caFile), filepath.Join(dir, "ca-key.pem")

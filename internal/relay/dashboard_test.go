@@ -4,6 +4,8 @@ import (
 	"html"
 	"net/http"
 	"net/url"
+	"os"
+	"path/filepath"
 	"regexp"
 	"strings"
 	"testing"
@@ -425,6 +427,15 @@ func TestAddCluster(t *testing.T) {
 	if a.status != http.StatusOK || token == "" || id == nil || !strings.Contains(a.body, "doppel helm upgrade --set relay.url=https://"+domain) {
 		t.Fatalf("%v", a)
 	}
+	ca, err := os.ReadFile(filepath.Join(w.relay.cfg.DataDir, caFile))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{relayapi.SecretCommand("doppel", token, string(ca)), "If it is in another namespace than doppel"} {
+		if !strings.Contains(html.UnescapeString(a.body), want) {
+			t.Errorf("want %q: %v", want, a)
+		}
+	}
 	if a := ann.visit("https://" + domain + id[0]); a.status != http.StatusOK || strings.Contains(a.body, token) {
 		t.Errorf("%v", a)
 	}
@@ -473,7 +484,7 @@ func TestClusterPage(t *testing.T) {
 
 	a := ann.submit("/clusters/"+c.id+"/token", nil)
 	token := regexp.MustCompile(`doppel_link_[\w-]+`).FindString(a.body)
-	if a.status != http.StatusOK || token == "" || token == c.token {
+	if a.status != http.StatusOK || token == "" || token == c.token || !strings.Contains(a.body, "another namespace than doppel") {
 		t.Fatalf("%v", a)
 	}
 	w.until("the end of the link with the old token", func() bool {

@@ -154,7 +154,7 @@ func New(ctx context.Context, cfg Config) (*Relay, error) {
 	}
 	r.previews = preview.New(preview.Config{Base: base, Store: r.store, Dial: r.links.Dial, Away: r.links.Away, Explain: explain, Log: cfg.Log})
 	r.metrics = newMetrics(r.links, r.previews, r.certs)
-	r.site = web.New(web.Config{Base: base, Store: r.store, Links: r.links, Laptops: r.laptops, Passwords: secret.NewPasswords(cfg.Passwords), OIDC: cfg.OIDC, Log: cfg.Log})
+	r.site = web.New(web.Config{Base: base, CA: ownCA(r.certs), Store: r.store, Links: r.links, Laptops: r.laptops, Passwords: secret.NewPasswords(cfg.Passwords), OIDC: cfg.OIDC, Log: cfg.Log})
 	return r, nil
 }
 

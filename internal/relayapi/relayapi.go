@@ -137,6 +137,18 @@ type AddClusterResult struct {
 	Token string `json:"token"`
 }
 
+// SecretCommand is a line for a shell that gives a traffic-manager in a namespace the token with which it joins, in place of one that it has; ca is the PEM
+// of the relay's own authority, or "".
+func SecretCommand(namespace, token, ca string) string {
+	var from string
+	if ca = strings.TrimSpace(ca); ca != "" {
+		from = " --from-literal=ca.crt='" + strings.ReplaceAll(ca, "'", `'\''`) + "'"
+	}
+	// create alone refuses a Secret that is there.
+	return "kubectl create secret generic doppel-relay --namespace=" + namespace + " --from-literal=token=" + token + from +
+		" --dry-run=client -o yaml | kubectl apply -f -"
+}
+
 // CreatePreviewRequest asks for a domain. The intercept then names the preview by its ID.
 type CreatePreviewRequest struct {
 	Cluster   string `json:"cluster"` // ID, as the traffic-manager has it

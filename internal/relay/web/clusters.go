@@ -7,6 +7,7 @@ import (
 
 	"github.com/doppel-dev/doppel/internal/relay/links"
 	"github.com/doppel-dev/doppel/internal/relay/store"
+	"github.com/doppel-dev/doppel/internal/relayapi"
 )
 
 func (s *Site) clusterRoutes(mux *http.ServeMux) {
@@ -77,10 +78,13 @@ func (s *Site) addClusterByPage(w http.ResponseWriter, r *http.Request) {
 	case err != nil:
 		s.fail(w, r, err)
 	default:
+		text := "Its traffic-manager joins with this token, which is not shown again. If it is in another namespace than doppel, " +
+			"put that one into the first command, and give the second --manager-namespace."
+		if s.cfg.CA == "" {
+			text += " If not everybody knows the authority of this relay's certificate, put --from-file=ca.crt=FILE before --dry-run."
+		}
 		s.render(w, r, http.StatusOK, "issued.html", c.Name+" is known", issued{
-			"Its traffic-manager joins with this token, which is not shown again. If this relay has an authority of its own, add --from-file=ca.crt=ca.pem to the first command.",
-			"kubectl create secret generic doppel-relay --namespace=doppel --from-literal=token=" + token + "\n" +
-				"doppel helm upgrade --set relay.url=" + s.cfg.Base.String(), "/clusters/" + c.ID,
+			text, relayapi.SecretCommand("doppel", token, s.cfg.CA) + "\ndoppel helm upgrade --set relay.url=" + s.cfg.Base.String(), "/clusters/" + c.ID,
 		}, "")
 	}
 }
@@ -99,7 +103,7 @@ func (s *Site) renewClusterToken(w http.ResponseWriter, r *http.Request) {
 	}
 	s.audit(r, meOf(r).Email, "cluster's token renewed", c.Name)
 	s.render(w, r, http.StatusOK, "issued.html", "New token for "+c.Name, issued{
-		"The token before does not count any more. Give the cluster this one, in the namespace of its traffic-manager; it is not shown again.",
+		"The token before does not count any more. Give the cluster this one; it is not shown again. If its traffic-manager is in another namespace than doppel, put that one into the command.",
 		`kubectl patch secret doppel-relay --namespace=doppel --patch='{"stringData":{"token":"` + token + `"}}'`, "/clusters/" + c.ID,
 	}, "")
 }

@@ -47,6 +47,7 @@ const (
 // Config is what a Site needs.
 type Config struct {
 	Base      *url.URL
+	CA        string // PEM of the relay's own authority; "": it has none
 	Store     *store.Store
 	Links     *links.Links
 	Laptops   *links.Laptops
