@@ -92,12 +92,32 @@ func openFile(file string) (*sql.DB, error) {
 	if err != nil && !errors.Is(err, fs.ErrExist) {
 		return nil, err
 	}
+	if errors.Is(err, fs.ErrExist) {
+		if err := closeToOthers(file); err != nil {
+			return nil, err
+		}
+	}
 	pragmas := url.Values{"_pragma": {"busy_timeout(5000)", "journal_mode(WAL)", "synchronous(FULL)", "foreign_keys(1)"}, "_txlock": {"immediate"}}
 	db, err := sql.Open("sqlite", (&url.URL{Scheme: "file", Opaque: file, RawQuery: pragmas.Encode()}).String())
 	if err == nil {
 		db.SetMaxOpenConns(4)
 	}
 	return db, err
+}
+
+// closeToOthers makes a database that everybody may read, as older relays made theirs, its owner's alone, with what SQLite has put beside it. Another mode
+// is as somebody wants it.
+func closeToOthers(file string) error {
+	for _, f := range []string{file, file + "-wal", file + "-shm"} {
+		info, err := os.Stat(f)
+		if err == nil && info.Mode().Perm()&0o007 != 0 {
+			err = os.Chmod(f, 0o600)
+		}
+		if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, fs.ErrPermission) { // its owner alone can
+			return err
+		}
+	}
+	return nil
 }
 
 // Close writes what is left into the one file, or leaves the server.

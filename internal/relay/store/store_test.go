@@ -87,6 +87,33 @@ func TestFileMode(t *testing.T) {
 	}
 }
 
+// One that an older relay has made for everybody to read is its owner's alone from the next start on, with what a crash has left beside it.
+func TestFileModeOfBefore(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "relay.db")
+	preview(t, open(t, file))
+	copied := filepath.Join(t.TempDir(), "relay.db")
+	for _, end := range []string{"", "-wal", "-shm"} { // as if the relay had crashed
+		b, err := os.ReadFile(file + end)
+		if err == nil {
+			err = os.WriteFile(copied+end, b, 0o600)
+		}
+		if err == nil {
+			err = os.Chmod(copied+end, 0o644)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	if teams, err := open(t, copied).Teams(t.Context()); err != nil || len(teams) != 1 {
+		t.Errorf("%v %v", teams, err)
+	}
+	for _, end := range []string{"", "-wal", "-shm"} {
+		if info, err := os.Stat(copied + end); err != nil || info.Mode().Perm() != 0o600 {
+			t.Errorf("%q: %v %v", end, info, err)
+		}
+	}
+}
+
 // Of a person whose tokens are taken away none is left that was made at the same time by another one, or by the password that was.
 func TestTokensInTurn(t *testing.T) { storetest.Both(t, testTokensInTurn) }
 
