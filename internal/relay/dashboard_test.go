@@ -348,9 +348,19 @@ func TestPreviewPage(t *testing.T) {
 	if u, h := end(); !u.Equal(until) || h == hash || h == "" {
 		t.Errorf("until %v and not %v, or the password stayed", u, until)
 	}
-	bob.submit("/previews/"+p.Host+"/publish", url.Values{"for": {"1h"}})
+	// A form of before there was one knows nothing of it, and does not take it away.
+	if a := bob.visit(page); !strings.Contains(a.body, `name="locked" value="true"`) {
+		t.Errorf("%v", a)
+	}
+	_, hash = end()
+	bob.submit("/previews/"+p.Host+"/publish", url.Values{"for": {"8h"}})
+	if u, h := end(); h != hash || !u.After(until) {
+		t.Errorf("until %v, and the password is another: %v", u, h != hash)
+	}
+	sees(false)
+	bob.submit("/previews/"+p.Host+"/publish", url.Values{"for": {"1h"}, "locked": {"true"}})
 	sees(true)
-	if a := bob.visit(page); strings.Contains(a.body, `name="keep"`) {
+	if a := bob.visit(page); strings.Contains(a.body, `name="keep"`) || strings.Contains(a.body, `name="locked"`) {
 		t.Errorf("%v", a)
 	}
 	// One whose time is over has its password still, and no end to be kept.

@@ -82,7 +82,9 @@ func (s *Site) publishByPage(w http.ResponseWriter, r *http.Request) {
 		s.previewAgain(w, r, p, true, http.StatusBadRequest, "The password is too long.")
 		return
 	}
-	if err := s.publish(r, p, until, password, r.PostFormValue("keep") == "true"); err != nil {
+	// A page may be older than the password: who was not shown that there is one has not taken it away.
+	keep := r.PostFormValue("keep") == "true" || r.PostFormValue("locked") != "true"
+	if err := s.publish(r, p, until, password, keep); err != nil {
 		s.denied(w, r, err)
 		return
 	}
