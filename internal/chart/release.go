@@ -124,10 +124,11 @@ func Install(ctx context.Context, cfg *rest.Config, o Options) (err error) {
 		return c.explain(ctx, err, opInstall)
 	}
 	madeCRDs := false
+	var made ri.Releaser
 	defer func() {
 		// Whoever came first keeps what they installed.
 		if err != nil && !errors.Is(err, ErrInstalled) {
-			if left := takeBack(cfg, o, created, madeCRDs); left != nil {
+			if left := takeBack(cfg, o, made, created, madeCRDs); left != nil {
 				err = leftBehind(err, left, "what is left is removed by: doppel helm uninstall")
 			}
 		}
@@ -142,7 +143,7 @@ func Install(ctx context.Context, cfg *rest.Config, o Options) (err error) {
 	in.WaitStrategy = kube.HookOnlyStrategy // we wait ourselves, and say why it takes long
 	in.ForceConflicts = true
 	in.SkipCRDs = true
-	if _, err := in.RunWithContext(ctx, ch, vals); err != nil {
+	if made, err = in.RunWithContext(ctx, ch, vals); err != nil {
 		if errors.Is(err, driver.ErrReleaseExists) || strings.Contains(err.Error(), "cannot reuse a name that is still in use") {
 			return uerr.Wrap(ErrInstalled, uerr.Conflict, "somebody else installs it at this moment; try again", "namespace %s", o.Namespace)
 		}
@@ -214,14 +215,22 @@ func (c *client) settle(ctx context.Context, o Options) error {
 	}
 }
 
-// takeBack removes whatever a failed install made. It works even if the caller's context is gone.
-func takeBack(cfg *rest.Config, o Options, createdNamespace, madeCRDs bool) error {
+// takeBack removes whatever a failed install made, unless somebody else has installed it meanwhile. It works even if the caller's context is gone.
+func takeBack(cfg *rest.Config, o Options, made ri.Releaser, createdNamespace, madeCRDs bool) error {
 	ctx, cancel := context.WithTimeout(context.Background(), cleanupTimeout)
 	defer cancel()
 	o.Progress("taking the install back")
 	c, err := newClient(ctx, cfg, o.Namespace, o.Log)
 	if err != nil {
 		return err
+	}
+	r, err := c.lastRelease()
+	if err != nil {
+		return fmt.Errorf("take the install back: %w", err)
+	}
+	if ours, _ := made.(*release.Release); theirs(r, ours) {
+		o.Progress("what somebody else installs there at this moment stays")
+		return nil
 	}
 	if err := c.remove(ctx); err != nil {
 		return fmt.Errorf("take the install back: %w", err)
@@ -379,6 +388,11 @@ func lastGood(all []ri.Releaser, before int) (version int) {
 // same reports whether a release that was read (nil: there is none) is one that was written.
 func same(r, written *release.Release) bool {
 	return r != nil && r.Version == written.Version && r.Info.LastDeployed.Equal(written.Info.LastDeployed)
+}
+
+// theirs reports whether a release that was read is not the one that was written (nil: none was).
+func theirs(r, written *release.Release) bool {
+	return r != nil && (written == nil || !same(r, written))
 }
 
 // Uninstall removes the release, waits until its pods are gone, and removes the resource types if no other manager needs them, and the namespace if Install

@@ -62,6 +62,12 @@ func TestSame(t *testing.T) {
 		if got := same(row.last, rel(6, now)); got != row.want {
 			t.Errorf("%s: %v", name, got)
 		}
+		if got := theirs(row.last, rel(6, now)); got != (row.last != nil && !row.want) {
+			t.Errorf("%s: theirs %v", name, got)
+		}
+	}
+	if !theirs(rel(1, now), nil) || theirs(nil, nil) {
+		t.Error("where nothing of ours was written, what is there is theirs")
 	}
 }
 

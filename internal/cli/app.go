@@ -15,6 +15,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/doppel-dev/doppel/internal/environ"
+	"github.com/doppel-dev/doppel/internal/lifecycle"
 	"github.com/doppel-dev/doppel/internal/localapi"
 	"github.com/doppel-dev/doppel/internal/sandbox"
 	"github.com/doppel-dev/doppel/internal/uerr"
@@ -146,7 +147,9 @@ func (p *appFlags) inPlace(ctx context.Context, a *app, req localapi.InterceptRe
 	if err == nil {
 		err = p.command(ctx, a, command, env)
 	}
-	lerr := a.call(context.WithoutCancel(ctx), localapi.MethodLeave, localapi.LeaveRequest{Choice: req.Choice, Name: req.Name, UID: uid}, nil)
+	lctx, stop := lifecycle.Interruptible(context.WithoutCancel(ctx)) // who interrupts once more does not wait for the app to be back
+	defer stop()
+	lerr := a.call(lctx, localapi.MethodLeave, localapi.LeaveRequest{Choice: req.Choice, Name: req.Name, UID: uid}, nil)
 	if a.gone(lerr) {
 		lerr = nil
 	}

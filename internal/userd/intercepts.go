@@ -419,7 +419,8 @@ func (x *intercepts) leave(ctx context.Context, name string, progress localapi.P
 	if in == nil {
 		return uerr.New(uerr.NotFound, "see your intercepts with: doppel list -i", "no intercept %q of yours", name)
 	}
-	if err := x.s.cluster.DeleteIntercept(ctx, in.object); err != nil {
+	// Who is interrupted does not wait any longer, and has left all the same.
+	if err := x.s.cluster.DeleteIntercept(context.WithoutCancel(ctx), in.object); err != nil {
 		x.mu.Lock()
 		in.leaving = false
 		x.byName[name] = in

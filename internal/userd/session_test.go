@@ -832,6 +832,26 @@ func TestLeaveReplaced(t *testing.T) {
 	}
 }
 
+// Who interrupts a leave has left: only the waiting ends.
+func TestLeaveInterrupted(t *testing.T) {
+	c := newCluster(t)
+	s := c.connect()
+	done := create(t.Context(), s, localapi.InterceptRequest{Name: "web", Ports: []string{"3000"}})
+	c.until("it was created", func() bool { c.mu.Lock(); defer c.mu.Unlock(); return c.count == 2 })
+	c.say("intercepts-2", "Active", "", "")
+	if o := <-done; o.err != nil {
+		t.Fatal(o.err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := s.intercepts.leave(ctx, "web", func(string, ...any) {}); err != nil {
+		t.Error(err)
+	}
+	if got := c.names(); got != "sessions-1" {
+		t.Errorf("there is %s", got)
+	}
+}
+
 // While a replaced container's traffic still comes, what answers it keeps the app's files and its pod's ports, also when nobody waits for the end.
 func TestLeaveReplacedKeepsFiles(t *testing.T) {
 	for name, waits := range map[string]bool{"waited for": true, "interrupted": false, "interrupted, and once more": false} {
