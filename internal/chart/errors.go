@@ -93,7 +93,7 @@ func (c *client) adminHint(op string) string {
 	defer cancel()
 	r, err := c.unbound.AuthenticationV1().SelfSubjectReviews().Create(ctx, &authn.SelfSubjectReview{}, metav1.CreateOptions{})
 	if err == nil {
-		b.WriteString(" --set 'clientRbac.create=true' --set-string " + shellQuote(subjectValues(r.Status.UserInfo.Username)))
+		b.WriteString(" --set 'clientRbac.create=true' --set-string " + uerr.ShellQuote(subjectValues(r.Status.UserInfo.Username)))
 	}
 	return b.String()
 }
@@ -112,11 +112,6 @@ func subjectValues(user string) string {
 		v += ",clientRbac.subjects[0].namespace=" + ns
 	}
 	return v
-}
-
-// shellQuote quotes s for a POSIX shell.
-func shellQuote(s string) string {
-	return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
 }
 
 // oneLine joins the lines of s and drops what gRPC and Helm put in front of the reason.

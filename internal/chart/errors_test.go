@@ -6,12 +6,14 @@ import (
 	"testing"
 
 	"helm.sh/helm/v4/pkg/strvals"
+
+	"github.com/doppel-dev/doppel/internal/uerr"
 )
 
 // TestSubjectValues puts users' names through a shell and Helm's parser, as the administrator will who pastes the hint.
 func TestSubjectValues(t *testing.T) {
 	for _, user := range []string{"jane", "jane@example.com", "oidc:jane,doe", `CORP\jane`, "o'hara", "https://issuer.example#jane", "a=b[0].c{d}", "1234", "true", "system:serviceaccount:build:ci"} {
-		out, err := exec.Command("sh", "-c", "printf %s "+shellQuote(subjectValues(user))).Output()
+		out, err := exec.Command("sh", "-c", "printf %s "+uerr.ShellQuote(subjectValues(user))).Output()
 		if err != nil {
 			t.Fatal(err)
 		}

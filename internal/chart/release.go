@@ -170,10 +170,10 @@ func prepare(ctx context.Context, cfg *rest.Config, o Options) (*client, *chartv
 		return nil, nil, nil, err
 	}
 	for _, s := range o.Set {
-		c.flags = append(c.flags, "--set "+shellQuote(s))
+		c.flags = append(c.flags, "--set "+uerr.ShellQuote(s))
 	}
 	for _, s := range o.SetString {
-		c.flags = append(c.flags, "--set-string "+shellQuote(s))
+		c.flags = append(c.flags, "--set-string "+uerr.ShellQuote(s))
 	}
 	return c, ch, vals, nil
 }

@@ -14,6 +14,7 @@ import (
 	"net/netip"
 	"net/url"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"reflect"
 	"strings"
@@ -307,6 +308,24 @@ func TestManager(t *testing.T) {
 				t.Errorf("%+v, %v", m, err)
 			}
 		})
+	}
+}
+
+// The hint lets one more person in: it takes no list of subjects that would replace another. Names are put through a shell, as the administrator will.
+func TestLettingIn(t *testing.T) {
+	for user, name := range map[string]string{"ada": "ada", "o'hara": "o'hara", "https://issuer.example#a$b": "https:--issuer.example#a$b", "system:serviceaccount:build:ci": "system:serviceaccount:build:ci"} {
+		c := &Cluster{Namespace: "shop", user: user}
+		_, command, _ := strings.Cut(c.lettingIn("tools"), ": ")
+		command, _, _ = strings.Cut(command, " (")
+		out, err := exec.Command("sh", "-c", `kubectl() { printf '%s|' "$@"; echo; }; `+command).Output()
+		if err != nil {
+			t.Fatal(err)
+		}
+		want := "-n|tools|create|rolebinding|doppel-connect-" + name + "|--role=doppel-connect|--user=" + user + "|\n" +
+			"-n|shop|create|rolebinding|doppel-intercept-" + name + "|--clusterrole=doppel-intercept|--user=" + user + "|\n"
+		if string(out) != want {
+			t.Errorf("%s:\n%swant\n%s", user, out, want)
+		}
 	}
 }
 

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"strconv"
+	"strings"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -46,9 +47,7 @@ func (c *Cluster) Manager(ctx context.Context, ns string) (ManagerInfo, error) {
 		return ManagerInfo{}, uerr.Wrap(ErrNoManager, uerr.NoManager, "install it with: doppel helm install", "no traffic-manager in namespace %s", ns)
 	}
 	if apierrors.IsForbidden(err) {
-		return ManagerInfo{}, uerr.Wrap(err, uerr.Denied,
-			fmt.Sprintf("an administrator installs doppel and lets you in with: doppel helm install --manager-namespace %s --set clientRbac.create=true,clientRbac.subjects[0].kind=User,clientRbac.subjects[0].name=%s (helm upgrade if it is installed)", ns, c.user),
-			"you may not use doppel in namespace %s", ns)
+		return ManagerInfo{}, uerr.Wrap(err, uerr.Denied, c.lettingIn(ns), "you may not use doppel in namespace %s", ns)
 	}
 	if err != nil {
 		return ManagerInfo{}, c.explain(err, "look for the traffic-manager in namespace "+ns)
@@ -65,6 +64,17 @@ func (c *Cluster) Manager(ctx context.Context, ns string) (ManagerInfo, error) {
 		Namespaces: listed(cm.Data, "namespaces"), ReachNamespaces: cm.Data["reach"] == "namespaces", NoWebhook: cm.Data["webhook"] == "none",
 		EnabledOnly: cm.Data["injection"] == "enabledOnly", Direct: listed(cm.Data, "direct"),
 	}, nil
+}
+
+// lettingIn is what an administrator runs for this user. Bindings of their own: an upgrade with clientRbac.subjects would replace the list of those who are in.
+func (c *Cluster) lettingIn(managerNS string) string {
+	// What a path of the API has no place for is no name of an object.
+	who := strings.NewReplacer("/", "-", "%", "-").Replace(c.user)
+	bind := func(ns, kind, role string) string {
+		return fmt.Sprintf("kubectl -n %s create rolebinding %s --%s=%s --user=%s", ns, uerr.ShellQuote(role+"-"+who), kind, role, uerr.ShellQuote(c.user))
+	}
+	return "once doppel is installed, an administrator lets you in with: " + bind(managerNS, "role", "doppel-connect") + " && " +
+		bind(c.Namespace, "clusterrole", "doppel-intercept") + " (--role=doppel-intercept if it was installed for some namespaces only)"
 }
 
 func explainUpgrade(e *tunnel.UpgradeError, ns string) error {

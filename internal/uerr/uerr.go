@@ -4,6 +4,7 @@ package uerr
 import (
 	"errors"
 	"fmt"
+	"strings"
 )
 
 // Kind classifies an error; it crosses the local API and decides the exit code.
@@ -92,4 +93,9 @@ func From(err error) *Error {
 		return &Error{Kind: e.Kind, Msg: err.Error(), Hint: e.Hint}
 	}
 	return &Error{Kind: Internal, Msg: err.Error()}
+}
+
+// ShellQuote quotes s for a POSIX shell, into which a hint's command is copied.
+func ShellQuote(s string) string {
+	return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
 }
