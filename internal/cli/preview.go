@@ -231,33 +231,53 @@ the app in the cluster answers.`,
 			if err := p.check(); err != nil {
 				return err
 			}
-			var list localapi.ListResult
-			if err := a.call(ctx, localapi.MethodList, localapi.ListRequest{Choice: localapi.Choice{Use: use}, AllNamespaces: true}, &list); err != nil {
+			in, use, err := a.mine(ctx, name, use)
+			if err != nil {
 				return err
 			}
-			for _, w := range list.Workloads {
-				for _, in := range w.Intercepts {
-					if !in.Mine || in.Name != name {
-						continue
-					}
-					preview, m, err := p.make(ctx, a, use, name, in.Namespace, in.Workload)
-					if err != nil {
-						return err
-					}
-					var made localapi.Intercept
-					if err := a.call(ctx, localapi.MethodPreview, localapi.PreviewRequest{Choice: localapi.Choice{Use: use}, Name: name, Preview: *preview}, &made); err != nil {
-						m.undo(ctx)
-						return err
-					}
-					return a.showPreview(m.Preview)
-				}
+			preview, m, err := p.make(ctx, a, use, name, in.Namespace, in.Workload)
+			if err != nil {
+				return err
 			}
-			return uerr.New(uerr.NotFound, "see your intercepts with: doppel list -i", "no intercept %q of yours", name)
+			var made localapi.Intercept
+			if err := a.call(ctx, localapi.MethodPreview, localapi.PreviewRequest{Choice: localapi.Choice{Use: use}, Name: name, Preview: *preview}, &made); err != nil {
+				m.undo(ctx)
+				return err
+			}
+			return a.showPreview(m.Preview)
 		},
 	}
 	p.ingressFlags(c.Flags())
 	useFlag(c.Flags(), &use, "the only one")
 	return c
+}
+
+// mine finds an intercept of this machine, for which it needs no right in the cluster, and says which connection has it; if several have one of
+// that name, it is what use said.
+func (a *app) mine(ctx context.Context, name, use string) (localapi.Intercept, string, error) {
+	var st localapi.Status
+	if err := a.call(ctx, localapi.MethodStatus, localapi.StatusRequest{Choice: localapi.Choice{Use: use}}, &st); err != nil {
+		return localapi.Intercept{}, "", err
+	}
+	if st.Session == nil {
+		return localapi.Intercept{}, "", uerr.New(uerr.NotConnected, "connect first with: doppel connect", "not connected")
+	}
+	var found []localapi.Intercept
+	connection := use
+	for _, s := range append([]localapi.Session{*st.Session}, st.Others...) {
+		for _, in := range s.Intercepts {
+			if in.Name == name {
+				found, connection = append(found, in), s.Connection
+			}
+		}
+	}
+	switch len(found) {
+	case 0:
+		return localapi.Intercept{}, "", uerr.New(uerr.NotFound, "see your intercepts with: doppel status", "no intercept %q of yours", name)
+	case 1:
+		return found[0], connection, nil
+	}
+	return found[0], use, nil
 }
 
 func (a *app) showPreview(p relayapi.Preview) error {

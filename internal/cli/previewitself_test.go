@@ -259,3 +259,41 @@ func TestByItselfFailures(t *testing.T) {
 		})
 	}
 }
+
+// A link for an intercept that is there: where it is, its daemon knows, also for people who may list workloads in no other namespace, and with several connections.
+func TestPreviewCreate(t *testing.T) {
+	session := func(connection, intercepts string) string {
+		return `{"connection": "` + connection + `", "namespace": "default", "intercepts": [` + intercepts + `]}`
+	}
+	for name, tt := range map[string]struct {
+		status, use, said string
+		code              int
+	}{
+		"one connection":       {status: `"connected": true, "session": ` + session("prod", ofTCP), use: "prod"},
+		"of two the second":    {status: `"connected": true, "session": ` + session("prod", "") + `, "others": [` + session("lab", ofTCP) + `]`, use: "lab"},
+		"none of its name":     {status: `"connected": true, "session": ` + session("prod", ""), code: 1, said: `no intercept "web" of yours`},
+		"no connection at all": {status: `"connected": false`, code: 4, said: "not connected"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			l := newLinked(t, webShop, ofTCP)
+			l.answers["status"] = []answer{{Result: json.RawMessage(`{"version": "1", ` + tt.status + `}`)}}
+			l.answers["list"] = []answer{{Error: json.RawMessage(`{"kind": "denied", "error": "deployments.apps is forbidden at the cluster scope"}`)}}
+			l.answers["preview"] = []answer{{Result: json.RawMessage(ofTCP)}}
+			code, out, said := doppel(t, "preview", "create", "web")
+			if code != tt.code || !strings.Contains(said, tt.said) || code == 0 && (out != seesTheURL || said != "") {
+				t.Fatalf("%d %q %q", code, out, said)
+			}
+			if code != 0 {
+				return
+			}
+			if len(l.created) != 1 || l.created[0].Namespace != "shop" || l.created[0].Workload != "web" {
+				t.Errorf("%+v", l.created)
+			}
+			for _, method := range []string{"relay", "preview"} {
+				if !slices.ContainsFunc(l.requests, func(r string) bool { return strings.HasPrefix(r, method+` {"use":"`+tt.use+`"`) }) {
+					t.Errorf("%s is not asked of %s: %q", method, tt.use, l.requests)
+				}
+			}
+		})
+	}
+}
