@@ -89,7 +89,7 @@ var sideways = map[string][]string{
 	"internal/relay/preview": {"internal/relay/access", "internal/relay/store"},
 	"internal/relay/web":     {"internal/relay/access", "internal/relay/preview", "internal/relay/store"},
 
-	"internal/chart": {"charts/doppel", "internal/helm"},
+	"internal/chart": {"charts/doppel", "internal/helm", "internal/kube"},
 	"internal/helm":  {"internal/kube"},
 	"internal/cli":   {"internal/spawn"},
 }

@@ -11,6 +11,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"github.com/doppel-dev/doppel/internal/kube"
 	"github.com/doppel-dev/doppel/internal/uerr"
 )
 
@@ -79,10 +80,7 @@ func (c *client) adminHint(op string) string {
 		return "you may not read Helm's releases in namespace " + c.namespace
 	}
 	verb, _, _ := strings.Cut(op, " ")
-	b.WriteString("ask an administrator of the cluster to run: doppel helm " + verb)
-	if c.namespace != DefaultNamespace {
-		b.WriteString(" --manager-namespace " + c.namespace)
-	}
+	b.WriteString("ask an administrator of the cluster to run: doppel helm " + verb + kube.ManagerFlag(c.namespace))
 	for _, f := range c.flags {
 		b.WriteString(" " + f)
 	}

@@ -14,6 +14,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/rest"
 
+	"github.com/doppel-dev/doppel/internal/kube"
 	"github.com/doppel-dev/doppel/internal/uerr"
 )
 
@@ -27,7 +28,9 @@ const (
 )
 
 // lookHint is for failures of the manager itself: a failed install is taken back, and its pod with it.
-const lookHint = "doppel helm install --wait=false leaves the pod in place to look at"
+func lookHint(namespace string) string {
+	return "doppel helm install --wait=false" + kube.ManagerFlag(namespace) + " leaves the pod in place to look at"
+}
 
 // How long a reason is given to go away by itself before it counts as the end.
 const (
@@ -77,7 +80,7 @@ func (c *client) waitReady(ctx context.Context, o Options) error {
 			if cause := context.Cause(ctx); !errors.Is(cause, context.DeadlineExceeded) {
 				return uerr.Wrap(cause, uerr.Canceled, "", "wait for the traffic-manager")
 			}
-			return uerr.New(uerr.Cluster, lookHint, "the traffic-manager did not become ready in %s: %s%s", o.Timeout, said, c.lastWords(s))
+			return uerr.New(uerr.Cluster, lookHint(c.namespace), "the traffic-manager did not become ready in %s: %s%s", o.Timeout, said, c.lastWords(s))
 		}
 	}
 }
@@ -302,7 +305,7 @@ func (w *watcher) judgeContainer(image string, cs corev1.ContainerStatus, lasts 
 				msg += ": " + out
 			}
 		}
-		return "", uerr.New(uerr.Cluster, lookHint, "the traffic-manager does not start: %s", or(msg, wait.Reason))
+		return "", uerr.New(uerr.Cluster, lookHint(w.namespace), "the traffic-manager does not start: %s", or(msg, wait.Reason))
 	}
 	return "", nil
 }

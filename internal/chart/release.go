@@ -10,13 +10,14 @@ import (
 	"helm.sh/helm/v4/pkg/action"
 	chartv2 "helm.sh/helm/v4/pkg/chart/v2"
 	"helm.sh/helm/v4/pkg/chart/v2/loader"
-	"helm.sh/helm/v4/pkg/kube"
+	helmkube "helm.sh/helm/v4/pkg/kube"
 	ri "helm.sh/helm/v4/pkg/release"
 	"helm.sh/helm/v4/pkg/release/common"
 	release "helm.sh/helm/v4/pkg/release/v1"
 	"helm.sh/helm/v4/pkg/storage/driver"
 	"k8s.io/client-go/rest"
 
+	"github.com/doppel-dev/doppel/internal/kube"
 	"github.com/doppel-dev/doppel/internal/uerr"
 )
 
@@ -73,7 +74,7 @@ func describe(r *release.Release) *Release {
 }
 
 func notInstalled(namespace string) error {
-	return uerr.Wrap(ErrNotInstalled, uerr.NotFound, "doppel helm install", "namespace %s", namespace)
+	return uerr.Wrap(ErrNotInstalled, uerr.NotFound, "doppel helm install"+kube.ManagerFlag(namespace), "namespace %s", namespace)
 }
 
 // lastRelease returns the newest revision, or nil if there is none.
@@ -129,7 +130,7 @@ func Install(ctx context.Context, cfg *rest.Config, o Options) (err error) {
 		// Whoever came first keeps what they installed.
 		if err != nil && !errors.Is(err, ErrInstalled) {
 			if left := takeBack(cfg, o, made, created, madeCRDs); left != nil {
-				err = leftBehind(err, left, "what is left is removed by: doppel helm uninstall")
+				err = leftBehind(err, left, "what is left is removed by: doppel helm uninstall"+kube.ManagerFlag(o.Namespace))
 			}
 		}
 	}()
@@ -140,7 +141,7 @@ func Install(ctx context.Context, cfg *rest.Config, o Options) (err error) {
 	o.Progress(fmt.Sprintf("installing traffic-manager %s in namespace %s", ch.Metadata.AppVersion, o.Namespace))
 	in := action.NewInstall(c.helm)
 	in.ReleaseName, in.Namespace, in.Timeout = ReleaseName, o.Namespace, o.Timeout
-	in.WaitStrategy = kube.HookOnlyStrategy // we wait ourselves, and say why it takes long
+	in.WaitStrategy = helmkube.HookOnlyStrategy // we wait ourselves, and say why it takes long
 	in.ForceConflicts = true
 	in.SkipCRDs = true
 	if made, err = in.RunWithContext(ctx, ch, vals); err != nil {
@@ -192,7 +193,7 @@ func (c *client) settle(ctx context.Context, o Options) error {
 		st := r.Info.Status
 		switch {
 		case st == common.StatusDeployed || st == common.StatusSuperseded:
-			return uerr.Wrap(ErrInstalled, uerr.Conflict, "doppel helm upgrade", "namespace %s", c.namespace)
+			return uerr.Wrap(ErrInstalled, uerr.Conflict, "doppel helm upgrade"+kube.ManagerFlag(c.namespace), "namespace %s", c.namespace)
 		case (st.IsPending() || st == common.StatusUninstalling) && time.Since(r.Info.LastDeployed) < pendingFor:
 			if !told {
 				o.Progress("waiting for somebody else's " + string(st))
@@ -205,7 +206,7 @@ func (c *client) settle(ctx context.Context, o Options) error {
 			continue
 		case r.Version > 1 && st != common.StatusUninstalled && st != common.StatusUninstalling:
 			// A failed or interrupted upgrade of a release that worked: nothing to throw away.
-			return uerr.Wrap(ErrInstalled, uerr.Conflict, "doppel helm upgrade", "namespace %s (its last upgrade: %s)", c.namespace, st)
+			return uerr.Wrap(ErrInstalled, uerr.Conflict, "doppel helm upgrade"+kube.ManagerFlag(c.namespace), "namespace %s (its last upgrade: %s)", c.namespace, st)
 		}
 		o.Progress("removing what an earlier install left (" + string(st) + ")")
 		if err := c.remove(ctx); err != nil {
@@ -290,7 +291,7 @@ func Upgrade(ctx context.Context, cfg *rest.Config, o Options) error {
 	o.Progress(fmt.Sprintf("upgrading traffic-manager in namespace %s to %s", o.Namespace, ch.Metadata.AppVersion))
 	up := action.NewUpgrade(c.helm)
 	up.Namespace, up.Timeout, up.MaxHistory = o.Namespace, o.Timeout, maxHistory
-	up.WaitStrategy = kube.HookOnlyStrategy
+	up.WaitStrategy = helmkube.HookOnlyStrategy
 	up.ForceConflicts = true // the chart's word counts for what the chart says, over kubectl edit and scale
 	up.ResetValues, up.ResetThenReuseValues = o.ResetValues, !o.ResetValues
 	made, err := up.RunWithContext(ctx, ReleaseName, ch, vals)
@@ -307,7 +308,7 @@ func Upgrade(ctx context.Context, cfg *rest.Config, o Options) error {
 		return err
 	}
 	if left := rollBack(cfg, o, ours); left != nil {
-		return leftBehind(err, left, "try again: doppel helm upgrade")
+		return leftBehind(err, left, "try again: doppel helm upgrade"+kube.ManagerFlag(o.Namespace))
 	}
 	return err
 }
@@ -361,7 +362,7 @@ func rollBack(cfg *rest.Config, o Options, ours *release.Release) error {
 	o.Progress(fmt.Sprintf("rolling back to revision %d", was))
 	rb := action.NewRollback(c.helm)
 	rb.Version, rb.MaxHistory = was, maxHistory
-	rb.WaitStrategy = kube.HookOnlyStrategy
+	rb.WaitStrategy = helmkube.HookOnlyStrategy
 	rb.ForceConflicts = true
 	if r.Info.Status.IsPending() { // cut off by the caller
 		r.Info.Status = common.StatusFailed

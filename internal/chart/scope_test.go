@@ -50,6 +50,9 @@ func TestDeclared(t *testing.T) {
 			if err := c.refuseForeign(t.Context(), opInstall); !errors.Is(err, ErrInstalled) {
 				t.Errorf("%v, want ErrInstalled", err)
 			}
+			if hint := uerr.From(notInstalled(c.namespace)).Hint; hint != "doppel helm install --manager-namespace platform" {
+				t.Errorf("the hint is for another one: %s", hint)
+			}
 			if err := c.absent(t.Context(), opUninstall); errors.Is(err, ErrNotInstalled) || uerr.From(err).Kind != uerr.Conflict {
 				t.Errorf("%v, want a conflict", err)
 			}

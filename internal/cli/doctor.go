@@ -199,11 +199,11 @@ func checkCluster(ctx context.Context, c *checkup, k *kubeFlags, before bool) {
 	}
 	if m.Protocol != wire.Version {
 		c.list = append(c.list, check{
-			Name: "traffic-manager", State: checkFail, Kind: uerr.Conflict, Fix: "upgrade the older of the two; the manager with: doppel helm upgrade",
+			Name: "traffic-manager", State: checkFail, Kind: uerr.Conflict, Fix: "upgrade the older of the two; the manager with: doppel helm upgrade" + kube.ManagerFlag(k.managerNS),
 			Detail: fmt.Sprintf("version %s speaks tunnel protocol %d, this program %d", m.Version, m.Protocol, wire.Version),
 		})
 	} else if m.Version != buildinfo.Version {
-		c.add("traffic-manager", checkWarn, fmt.Sprintf("version %s, this program %s", m.Version, buildinfo.Version), "make them the same with: doppel helm upgrade")
+		c.add("traffic-manager", checkWarn, fmt.Sprintf("version %s, this program %s", m.Version, buildinfo.Version), "make them the same with: doppel helm upgrade"+kube.ManagerFlag(k.managerNS))
 	} else {
 		c.add("traffic-manager", checkOK, "version "+m.Version, "")
 	}

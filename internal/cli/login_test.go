@@ -322,3 +322,39 @@ func TestLoginAgain(t *testing.T) {
 		t.Errorf("%d %q, ended %q", code, said, ended)
 	}
 }
+
+// How a cluster joins is said for the traffic-manager that the configuration names.
+func TestAddClusterElsewhere(t *testing.T) {
+	home := atHome(t)
+	relay, ca := fakeRelay(t, map[string]func(*http.Request) (int, any){
+		relayapi.PathAddCluster: func(*http.Request) (int, any) {
+			return 200, relayapi.AddClusterResult{Name: "prod", Token: "doppel_cluster_X"}
+		},
+	})
+	pem, err := os.ReadFile(ca)
+	if err == nil {
+		err = os.Mkdir(filepath.Join(home, "doppel"), 0o700)
+	}
+	var login []byte
+	if err == nil {
+		login, err = json.Marshal(map[string]any{"logins": []any{map[string]any{"url": relay, "token": "doppel_laptop_X", "ca": string(pem)}}})
+	}
+	if err == nil {
+		err = os.WriteFile(filepath.Join(home, "doppel", "relays.json"), login, 0o600)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	for config, want := range map[string][]string{
+		"":                                     {" --namespace=doppel ", "  doppel helm upgrade --set relay.url="},
+		"connect: {managerNamespace: tools}\n": {" --namespace=tools ", "  doppel helm upgrade --manager-namespace tools --set relay.url="},
+	} {
+		if err := os.WriteFile(filepath.Join(home, "doppel", "config.yaml"), []byte(config), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		code, out, said := doppel(t, "relay", "add-cluster", "prod")
+		if code != 0 || !strings.Contains(out, want[0]) || !strings.Contains(out, want[1]+relay+"\n") {
+			t.Errorf("%q: %d %q %q", config, code, out, said)
+		}
+	}
+}

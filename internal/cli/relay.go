@@ -1,12 +1,15 @@
 package cli
 
 import (
+	"cmp"
 	"fmt"
 	"io"
 	"time"
 
 	"github.com/spf13/cobra"
 
+	"github.com/doppel-dev/doppel/internal/helm"
+	"github.com/doppel-dev/doppel/internal/kube"
 	"github.com/doppel-dev/doppel/internal/localapi"
 	"github.com/doppel-dev/doppel/internal/relayapi"
 	"github.com/doppel-dev/doppel/internal/relayclient"
@@ -38,8 +41,9 @@ func (a *app) addClusterCmd() *cobra.Command {
 			}
 			return a.print(out, func(w io.Writer) {
 				fmt.Fprintf(w, "%s is known to %s. Its traffic-manager joins with this token, which is shown once:\n", out.Name, login.URL)
-				fmt.Fprintf(w, "  %s\n", relayapi.SecretCommand("doppel", out.Token, login.CA))
-				fmt.Fprintf(w, "  doppel helm upgrade --set relay.url=%s\n", login.URL)
+				ns := cmp.Or(a.config.Connect.ManagerNamespace, helm.DefaultNamespace)
+				fmt.Fprintf(w, "  %s\n", relayapi.SecretCommand(ns, out.Token, login.CA))
+				fmt.Fprintf(w, "  doppel helm upgrade%s --set relay.url=%s\n", kube.ManagerFlag(ns), login.URL)
 			})
 		},
 	}

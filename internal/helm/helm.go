@@ -25,7 +25,7 @@ const (
 	// Program is the file name; it lies beside the doppel program or in PATH.
 	Program = "doppel-helm"
 	// DefaultNamespace is where the manager goes when nobody says otherwise.
-	DefaultNamespace = "doppel"
+	DefaultNamespace = kube.DefaultManagerNamespace
 	// DefaultTimeout bounds an install or upgrade, waiting included.
 	DefaultTimeout = 2 * time.Minute
 )

@@ -311,6 +311,26 @@ func TestManager(t *testing.T) {
 	}
 }
 
+// A hint's command is for the manager that was asked for.
+func TestManagerFlag(t *testing.T) {
+	gone := http.HandlerFunc(http.NotFound)
+	s := newAPIServer(t, map[string]any{
+		"GET /api/v1/namespaces/tools/services/http:traffic-manager:api/proxy/attach": gone,
+		"GET /api/v1/namespaces/old/configmaps/traffic-manager":                       &corev1.ConfigMap{Data: map[string]string{"key": "sha256:k"}},
+	})
+	_, err := s.c.Manager(t.Context(), "tools")
+	wantError(t, err, uerr.NoManager, "namespace tools", "doppel helm install --manager-namespace tools")
+	_, err = s.c.Manager(t.Context(), "old")
+	wantError(t, err, uerr.Cluster, "ConfigMap old/traffic-manager", "doppel helm upgrade --manager-namespace old")
+	_, err = s.c.Attach(t.Context(), "tools", ServiceProxy)
+	wantError(t, err, uerr.Cluster, "namespace tools", "doppel helm install --manager-namespace tools")
+	_, err = s.c.CreateSession(t.Context(), "tools", v1alpha1.SessionSpec{})
+	wantError(t, err, uerr.NoManager, "resources", "doppel helm install --manager-namespace tools")
+	if _, err = s.c.Manager(t.Context(), "doppel"); strings.Contains(uerr.From(err).Hint, "--") {
+		t.Errorf("of the usual one: %s", uerr.From(err).Hint)
+	}
+}
+
 // The hint lets one more person in: it takes no list of subjects that would replace another. Names are put through a shell, as the administrator will.
 func TestLettingIn(t *testing.T) {
 	for user, name := range map[string]string{"ada": "ada", "o'hara": "o'hara", "https://issuer.example#a$b": "https:--issuer.example#a$b", "system:serviceaccount:build:ci": "system:serviceaccount:build:ci"} {

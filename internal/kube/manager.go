@@ -20,6 +20,17 @@ import (
 // managerName is the fixed name of the manager's ConfigMap and Service.
 const managerName = "traffic-manager"
 
+// DefaultManagerNamespace is where the manager is when nobody says otherwise.
+const DefaultManagerNamespace = "doppel"
+
+// ManagerFlag is what a hint's command needs behind it for the manager in a namespace: the flag, or nothing.
+func ManagerFlag(ns string) string {
+	if ns == DefaultManagerNamespace {
+		return ""
+	}
+	return " --manager-namespace " + ns
+}
+
 // ErrNoManager means that no traffic-manager is installed in the namespace that was asked for.
 var ErrNoManager = errors.New("no traffic-manager")
 
@@ -44,7 +55,7 @@ func (c *Cluster) Manager(ctx context.Context, ns string) (ManagerInfo, error) {
 	defer cancel()
 	cm, err := configMaps.get(ctx, c, ns, managerName)
 	if apierrors.IsNotFound(err) {
-		return ManagerInfo{}, uerr.Wrap(ErrNoManager, uerr.NoManager, "install it with: doppel helm install", "no traffic-manager in namespace %s", ns)
+		return ManagerInfo{}, uerr.Wrap(ErrNoManager, uerr.NoManager, "install it with: doppel helm install"+ManagerFlag(ns), "no traffic-manager in namespace %s", ns)
 	}
 	if apierrors.IsForbidden(err) {
 		return ManagerInfo{}, uerr.Wrap(err, uerr.Denied, c.lettingIn(ns), "you may not use doppel in namespace %s", ns)
@@ -57,7 +68,7 @@ func (c *Cluster) Manager(ctx context.Context, ns string) (ManagerInfo, error) {
 	}
 	protocol, err := strconv.Atoi(cm.Data["protocol"])
 	if err != nil {
-		return ManagerInfo{}, uerr.Wrap(err, uerr.Cluster, "install it again with: doppel helm upgrade", "ConfigMap %s/%s", ns, managerName)
+		return ManagerInfo{}, uerr.Wrap(err, uerr.Cluster, "install it again with: doppel helm upgrade"+ManagerFlag(ns), "ConfigMap %s/%s", ns, managerName)
 	}
 	return ManagerInfo{
 		Key: cm.Data["key"], Version: cm.Data["version"], Protocol: protocol, ReachAll: cm.Data["reach"] == "all", Pod: cm.Data["pod"],
@@ -82,7 +93,7 @@ func explainUpgrade(e *tunnel.UpgradeError, ns string) error {
 	case http.StatusForbidden, http.StatusUnauthorized:
 		return uerr.Wrap(e, uerr.Denied, fmt.Sprintf("you need the right to get services/proxy of http:%s:api in namespace %s", managerName, ns), "the API server does not let you through to the traffic-manager")
 	case http.StatusNotFound:
-		return uerr.Wrap(e, uerr.Cluster, "install it with: doppel helm install", "no service %s in namespace %s", managerName, ns)
+		return uerr.Wrap(e, uerr.Cluster, "install it with: doppel helm install"+ManagerFlag(ns), "no service %s in namespace %s", managerName, ns)
 	case http.StatusServiceUnavailable, http.StatusBadGateway, http.StatusGatewayTimeout:
 		return uerr.Wrap(e, uerr.Cluster, fmt.Sprintf("look at it with: kubectl -n %s get pods", ns), "the traffic-manager is not running")
 	case http.StatusOK, http.StatusUpgradeRequired:
@@ -105,7 +116,7 @@ func (c *Cluster) CreateSession(ctx context.Context, ns string, spec v1alpha1.Se
 	s := &v1alpha1.Session{ObjectMeta: metav1.ObjectMeta{GenerateName: "session-", Namespace: ns}, Spec: spec}
 	out, err := create(ctx, c, sessions, ns, s)
 	if apierrors.IsNotFound(err) {
-		return nil, uerr.Wrap(ErrNoManager, uerr.NoManager, "install it with: doppel helm install", "the cluster does not know doppel's resources")
+		return nil, uerr.Wrap(ErrNoManager, uerr.NoManager, "install it with: doppel helm install"+ManagerFlag(ns), "the cluster does not know doppel's resources")
 	}
 	return out, c.explain(err, "create a session")
 }

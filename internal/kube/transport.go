@@ -102,7 +102,7 @@ func (c *Cluster) Attach(ctx context.Context, ns string, t Transport) (net.Conn,
 		return nil, err
 	}
 	if m.Pod == "" {
-		return nil, uerr.New(uerr.Cluster, "upgrade the manager with: doppel helm upgrade", "the traffic-manager does not say which pod it is")
+		return nil, uerr.New(uerr.Cluster, "upgrade the manager with: doppel helm upgrade"+ManagerFlag(ns), "the traffic-manager does not say which pod it is")
 	}
 	conn, err := c.forward(ctx, ns, m.Pod, t)
 	return conn, c.explainForward(err, ns)

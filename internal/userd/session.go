@@ -129,7 +129,7 @@ func (s *session) introduce(ctx context.Context) error {
 	}
 	s.entrance.direct = len(s.manager.Direct) > 0
 	if s.manager.Protocol != wire.Version {
-		return uerr.New(uerr.Conflict, "upgrade the older of the two; the manager with: doppel helm upgrade", "the traffic-manager (%s) speaks tunnel protocol %d, this doppel (%s) speaks %d", s.manager.Version, s.manager.Protocol, buildinfo.Version, wire.Version)
+		return uerr.New(uerr.Conflict, "upgrade the older of the two; the manager with: doppel helm upgrade"+kube.ManagerFlag(s.cfg.managerNS), "the traffic-manager (%s) speaks tunnel protocol %d, this doppel (%s) speaks %d", s.manager.Version, s.manager.Protocol, buildinfo.Version, wire.Version)
 	}
 	if s.identity, err = tunnel.NewIdentity("laptop"); err != nil {
 		return err

@@ -45,7 +45,7 @@ func OpenSingle(ctx context.Context, cfg SingleConfig) (*Single, error) {
 		return nil, err
 	}
 	s, err := openSession(ctx, sessionConfig{
-		cluster: cluster, managerNS: cmp.Or(req.ManagerNamespace, DefaultManagerNamespace), log: cfg.Log, progress: cfg.Progress,
+		cluster: cluster, managerNS: cmp.Or(req.ManagerNamespace, kube.DefaultManagerNamespace), log: cfg.Log, progress: cfg.Progress,
 		ended: func(_ *session, err error) { cfg.Ended(err) },
 		vif:   &vif{root: cfg.Root, outside: cfg.Outside, log: cfg.Log}, points: &points{},
 	})

@@ -23,9 +23,6 @@ import (
 	"github.com/doppel-dev/doppel/internal/xlog"
 )
 
-// DefaultManagerNamespace is where the traffic-manager is looked for.
-const DefaultManagerNamespace = "doppel"
-
 // Config is what the daemon is started with.
 type Config struct {
 	Socket  string // required: where the CLI finds it
@@ -222,7 +219,7 @@ func (d *Daemon) connect(ctx context.Context, req localapi.ConnectRequest, progr
 	}
 	start := time.Now()
 	if req.ManagerNamespace == "" {
-		req.ManagerNamespace = DefaultManagerNamespace
+		req.ManagerNamespace = kube.DefaultManagerNamespace
 	}
 	if err := req.DNS.Validate(); err != nil {
 		return localapi.ConnectResult{}, err
