@@ -139,11 +139,11 @@ func (a *app) workloadNames(ctx context.Context, c *cobra.Command) []string {
 
 func (a *app) interceptNames(ctx context.Context, _ *cobra.Command) []string {
 	var st localapi.Status
-	if err := a.client.Call(ctx, localapi.MethodStatus, localapi.Empty{}, &st, nil); err != nil || st.Session == nil {
+	if err := a.client.Call(ctx, localapi.MethodStatus, localapi.Empty{}, &st, nil); err != nil {
 		return nil
 	}
 	var out []string
-	for _, s := range append([]localapi.Session{*st.Session}, st.Others...) {
+	for _, s := range sessions(st) {
 		for _, i := range s.Intercepts {
 			out = append(out, i.Name)
 		}

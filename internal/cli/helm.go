@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -147,13 +146,13 @@ func (a *app) uninstallCmd() *cobra.Command {
 			if n != 1 {
 				return uerr.New(uerr.Usage, "see: doppel uninstall --help", "say what to remove: one of --agent, --all-agents, --everything")
 			}
-			return a.uninstallRun(c.Context(), &k, agent, everything)
+			return a.uninstallRun(c.Context(), &k, agent, everything, c.Flags().Changed)
 		},
 	}
 	k.add(c.Flags(), true)
 	a.configured(&k)
 	c.Flags().Lookup("namespace").Usage = "namespace of the workload (default: the connected one, or the context's)"
-	c.Flags().StringVar(&agent, "agent", "", "remove the agent of one workload in the namespace")
+	c.Flags().StringVar(&agent, "agent", "", "remove the agent of one workload in the namespace, NAME or KIND/NAME")
 	c.Flags().BoolVar(&all, "all-agents", false, "remove all agents in all namespaces of the traffic-manager, but for those that pod templates ask for")
 	c.Flags().BoolVar(&everything, "everything", false, "remove agents, sessions, the traffic-manager, the resource types if no other needs them, its namespace if doppel created it, and stop the daemons")
 	return c
@@ -162,7 +161,7 @@ func (a *app) uninstallCmd() *cobra.Command {
 // uninstallTimeout bounds the rolling restarts that take agents out, and the deletion of the namespace.
 const uninstallTimeout = 3 * time.Minute
 
-func (a *app) uninstallRun(ctx context.Context, k *kubeFlags, agent string, everything bool) error {
+func (a *app) uninstallRun(ctx context.Context, k *kubeFlags, agent string, everything bool, typed func(flag string) bool) error {
 	if a.configErr != nil {
 		return a.configErr
 	}
@@ -172,7 +171,7 @@ func (a *app) uninstallRun(ctx context.Context, k *kubeFlags, agent string, ever
 	}
 	ctx, cancel := context.WithTimeout(ctx, uninstallTimeout)
 	defer cancel()
-	if agent != "" && k.Namespace == "" {
+	if agent != "" && !typed("namespace") { // the configuration's is where connect goes, and this machine may have gone elsewhere
 		if err := a.useConnected(ctx, cluster); err != nil {
 			return err
 		}
@@ -186,7 +185,7 @@ func (a *app) uninstallRun(ctx context.Context, k *kubeFlags, agent string, ever
 	} else {
 		ns, only := "", func(kube.Workload) bool { return true }
 		if agent != "" {
-			ns, only = cluster.Namespace, func(w kube.Workload) bool { return w.Name == agent || strings.EqualFold(w.Kind+"/"+w.Name, agent) }
+			ns, only = cluster.Namespace, func(w kube.Workload) bool { return kube.Names(agent, w.Kind, w.Name) }
 		}
 		if err := refuseUnknown(ctx, cluster, agent); err != nil {
 			return err
@@ -224,10 +223,21 @@ func (a *app) useConnected(ctx context.Context, cluster *kube.Cluster) error {
 	if errors.Is(err, localapi.ErrNoDaemon) {
 		return nil
 	}
-	if err == nil && st.Session != nil && st.Session.Context == cluster.Context && st.Session.Server == cluster.Server {
-		cluster.Namespace = st.Session.Namespace
+	for _, s := range sessions(st) {
+		if s.Context == cluster.Context && s.Server == cluster.Server {
+			cluster.Namespace = s.Namespace
+			break
+		}
 	}
 	return err
+}
+
+// sessions are those of this machine.
+func sessions(st localapi.Status) []localapi.Session {
+	if st.Session == nil {
+		return nil
+	}
+	return append([]localapi.Session{*st.Session}, st.Others...)
 }
 
 // refuseUnknown is an error if the namespace has no workload of that name; "" is none in particular.
@@ -236,7 +246,7 @@ func refuseUnknown(ctx context.Context, cluster *kube.Cluster, name string) erro
 		return nil
 	}
 	list, err := cluster.Workloads(ctx, cluster.Namespace)
-	if err != nil || slices.ContainsFunc(list, func(w kube.Workload) bool { return w.Name == name }) {
+	if err != nil || slices.ContainsFunc(list, func(w kube.Workload) bool { return kube.Names(name, w.Kind, w.Name) }) {
 		return err
 	}
 	return uerr.New(uerr.NotFound, "choose another namespace with -n", "no workload %q in namespace %s", name, cluster.Namespace)

@@ -264,7 +264,7 @@ func (a *app) mine(ctx context.Context, name, use string) (localapi.Intercept, s
 	}
 	var found []localapi.Intercept
 	connection := use
-	for _, s := range append([]localapi.Session{*st.Session}, st.Others...) {
+	for _, s := range sessions(st) {
 		for _, in := range s.Intercepts {
 			if in.Name == name {
 				found, connection = append(found, in), s.Connection

@@ -345,6 +345,11 @@ func (c *Cluster) removeAgent(ctx context.Context, w Workload) error {
 	return c.explain(err, "restart "+w.Kind+" "+w.Name)
 }
 
+// Names says whether what somebody typed, NAME or KIND/NAME, names a workload.
+func Names(typed, kind, name string) bool {
+	return typed == name || strings.EqualFold(typed, kind+"/"+name)
+}
+
 // RefuseKept is an error if the workload's template wants an agent: to remove it would be in vain.
 func (c *Cluster) RefuseKept(ctx context.Context, ns, workload string) error {
 	list, err := c.Workloads(ctx, ns)
@@ -352,7 +357,7 @@ func (c *Cluster) RefuseKept(ctx context.Context, ns, workload string) error {
 		return err
 	}
 	for _, w := range list {
-		if w.Name == workload && w.Keeps {
+		if w.Keeps && Names(workload, w.Kind, w.Name) {
 			return uerr.New(uerr.Conflict, "take the annotation out of the pod template; that restarts its pods without one", "%s %s keeps its traffic-agent: its pod template says %s: %s", w.Kind, w.Name, agentcfg.AnnotationInject, agentcfg.InjectEnabled)
 		}
 	}
@@ -366,7 +371,7 @@ func (c *Cluster) RefuseIntercepted(ctx context.Context, ns, workload string) er
 		return err
 	}
 	for i := range list {
-		if in := &list[i]; workload == "" || in.Spec.Workload.Name == workload {
+		if in := &list[i]; workload == "" || Names(workload, in.Spec.Workload.Kind, in.Spec.Workload.Name) {
 			return uerr.New(uerr.Conflict, "end it with: doppel leave "+in.Spec.Name+"; an administrator can delete the Intercept object", "%s in namespace %s is intercepted by %s", in.Spec.Workload.Name, in.Namespace, in.Spec.User)
 		}
 	}
