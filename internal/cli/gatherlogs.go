@@ -40,12 +40,42 @@ func (a *app) gatherLogsCmd() *cobra.Command {
 with status, doctor, configuration and what the user daemon is doing, and with the sessions and intercepts that you may see. Tokens, keys, passwords and the like are
 masked; names, addresses and user names are not: look into it before you give it away. What could not be had stands in problems.txt.`,
 		Args: cobra.NoArgs,
-		RunE: func(c *cobra.Command, _ []string) error { return a.gatherRun(c.Context(), &k, file) },
+		RunE: func(c *cobra.Command, _ []string) error {
+			a.follow(c.Context(), &k, c.Flags().Changed)
+			return a.gatherRun(c.Context(), &k, file)
+		},
 	}
 	k.add(c.Flags(), true)
 	a.configured(&k)
+	c.Flags().Lookup("namespace").Usage = "namespace of the agents (default: the connected one, or the context's)"
 	c.Flags().StringVarP(&file, "output-file", "f", "", "the zip file (default: doppel-logs-TIME.zip in the working directory)")
 	return c
+}
+
+// follow has flags that were not typed mean what this machine is connected to.
+func (a *app) follow(ctx context.Context, k *kubeFlags, typed func(flag string) bool) {
+	var st localapi.Status
+	if a.client.Call(ctx, localapi.MethodStatus, localapi.StatusRequest{}, &st, nil) != nil {
+		return // which is told of status.yaml
+	}
+	for _, s := range sessions(st) {
+		o := k.Options
+		if !typed("context") && !typed("kubeconfig") {
+			o.Context = s.Context
+		}
+		cluster, err := kube.Load(o)
+		if err != nil || cluster.Context != s.Context || cluster.Server != s.Server {
+			continue
+		}
+		k.Options = o
+		if !typed("namespace") {
+			k.Namespace = s.Namespace
+		}
+		if !typed("manager-namespace") {
+			k.managerNS = s.ManagerNamespace
+		}
+		return
+	}
 }
 
 // gathering is what goes into the zip file, masked.

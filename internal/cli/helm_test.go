@@ -8,6 +8,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -132,6 +133,37 @@ func TestUninstallAgentWhere(t *testing.T) {
 			code, _, said := doppel(t, append([]string{"uninstall", "--agent", "web"}, tt.args...)...)
 			if code != 1 || !strings.Contains(said, `no workload "web" in namespace `+tt.want+"\n") {
 				t.Errorf("%d %s", code, said)
+			}
+		})
+	}
+}
+
+// What is gathered of the cluster is that of the connection, unless flags say otherwise.
+func TestGatherLogsWhere(t *testing.T) {
+	lab, prod := localapi.Session{Context: "lab", Namespace: "dev", ManagerNamespace: "tools"}, localapi.Session{Context: "prod", Namespace: "shop", ManagerNamespace: "doppel"}
+	for name, tt := range map[string]struct {
+		sessions       []localapi.Session
+		args           []string
+		agents, manage string
+	}{
+		"connected":       {[]localapi.Session{lab, prod}, nil, "dev", "tools"},
+		"another context": {[]localapi.Session{lab, prod}, []string{"--context", "prod"}, "shop", "doppel"},
+		"typed":           {[]localapi.Session{lab}, []string{"-n", "other", "--manager-namespace", "own"}, "other", "own"},
+		"to neither":      {[]localapi.Session{prod}, []string{"--context", "lab"}, "configured", "doppel"},
+		"not connected":   {nil, nil, "configured", "doppel"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			b := newBench(t, nil)
+			b.connected(t, tt.sessions...)
+			b.write(t, "doppel/config.yaml", "connect: {namespace: configured}\n")
+			code, _, said := doppel(t, append([]string{"gather-logs", "-f", filepath.Join(b.home, "logs.zip")}, tt.args...)...)
+			if code != 0 {
+				t.Fatalf("%d %s", code, said)
+			}
+			for _, want := range []string{"/namespaces/" + tt.agents + "/intercepts", "/namespaces/" + tt.manage + "/sessions"} {
+				if got := "GET /apis/doppel.dev/v1alpha1" + want; !slices.Contains(b.asked, got) {
+					t.Errorf("not %s: %q", got, b.asked)
+				}
 			}
 		})
 	}
