@@ -12,8 +12,10 @@ import (
 	"testing"
 	"unicode"
 
+	"github.com/doppel-dev/doppel/internal/config"
 	"github.com/doppel-dev/doppel/internal/localapi"
 	"github.com/doppel-dev/doppel/internal/uerr"
+	"github.com/doppel-dev/doppel/internal/xlog"
 )
 
 // On a terminal progress is one live line, gone before the answer; in a pipe every step is a line.
@@ -138,6 +140,17 @@ func TestCommandsAreDescribed(t *testing.T) {
 			if err := found.ParseFlags(rest); err != nil {
 				t.Errorf("%s: example %q: %v", c.Name(), line, err)
 			}
+		}
+	}
+}
+
+// The environment's level wins over the configuration's, if it is one.
+func TestStartLevel(t *testing.T) {
+	for _, tt := range []struct{ env, config, want string }{{"", "", ""}, {"", "warn", "warn"}, {"debug", "warn", "debug"}, {"debug", "", "debug"}, {"loud", "warn", "warn"}} {
+		t.Setenv(xlog.EnvLevel, tt.env)
+		a := &app{config: config.Config{LogLevel: tt.config}}
+		if got := a.startLevel(); got != tt.want {
+			t.Errorf("%+v: %q", tt, got)
 		}
 	}
 }

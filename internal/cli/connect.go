@@ -230,8 +230,8 @@ func (a *app) connect(ctx context.Context, base localapi.ConnectRequest, k *kube
 	if err != nil {
 		return connectOutput{}, err
 	}
-	if started && a.config.LogLevel != "" && os.Getenv(xlog.EnvLevel) == "" {
-		if err := a.client.Call(ctx, localapi.MethodLogLevel, localapi.LogLevelRequest{Level: a.config.LogLevel}, nil, nil); err != nil {
+	if level := a.startLevel(); started && level != "" {
+		if err := a.client.Call(ctx, localapi.MethodLogLevel, localapi.LogLevelRequest{Level: level, Start: true}, nil, nil); err != nil {
 			return connectOutput{}, err
 		}
 	}
@@ -249,6 +249,15 @@ func (a *app) connect(ctx context.Context, base localapi.ConnectRequest, k *kube
 		return connectOutput{}, err
 	}
 	return connectOutput{Status: res.Status, Start: kind, Reused: res.Reused, Seconds: time.Since(start).Seconds()}, nil
+}
+
+// startLevel is what daemons that are started log: as the environment says, which sudo does not pass on, or the configuration; "" if neither does.
+func (a *app) startLevel() string {
+	env := os.Getenv(xlog.EnvLevel)
+	if _, err := xlog.ParseLevel(env); err != nil {
+		env = "" // as in the daemons
+	}
+	return cmp.Or(env, a.config.LogLevel)
 }
 
 // startDaemons starts those that do not run and says whether it started any, also when it fails.

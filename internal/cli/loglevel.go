@@ -31,7 +31,7 @@ func (a *app) loglevelCmd() *cobra.Command {
 		Use:   "loglevel {error | warn | info | debug | reset}",
 		Short: "Change how much the daemons, the traffic-manager and the agents log, for a time",
 		Long: `Loglevel changes how much the two daemons of this machine and, in the cluster, the traffic-manager and all agents log. After the time
-of --for, or with reset, each logs again at the level that it was started with. The cluster's part concerns everybody and needs the right
+of --for each logs again as before, and with reset at the level that it was started with. The cluster's part concerns everybody and needs the right
 to change ConfigMap traffic-manager-logging (cluster role doppel-admin); it takes up to 5 s.`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(c *cobra.Command, args []string) error { return a.loglevelRun(c.Context(), args[0], &f) },

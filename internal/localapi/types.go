@@ -363,6 +363,8 @@ type Why struct {
 type LogLevelRequest struct {
 	Level string        `json:"level"` // error, warn, info or debug; "" is the one that they were started with
 	For   time.Duration `json:"for"`   // 0: until it is changed again
+	// Start says that it counts as the level that they were started with: sudo and services pass none on.
+	Start bool `json:"start,omitempty"`
 }
 
 // StacksRequest asks what the daemon is doing.

@@ -52,6 +52,8 @@ type Daemon struct {
 	sessions []*session // in the order in which they were made
 	ended    string     // why the last session ended by itself
 	stopping bool       // there is going to be no session any more
+	// startLevel is the log level that counts as the one at the start; "" is each process's own.
+	startLevel string
 }
 
 // New validates the configuration.
@@ -418,8 +420,18 @@ func (d *Daemon) logLevel(ctx context.Context, req localapi.LogLevelRequest, _ l
 	if d.cfg.Level == nil {
 		return localapi.Empty{}, uerr.New(uerr.Usage, "", "this user daemon has a fixed log level")
 	}
+	if req.Level == "" {
+		d.mu.Lock()
+		req.Level, req.For = d.startLevel, 0
+		d.mu.Unlock()
+	}
 	if err := d.cfg.Level.Change(req.Level, req.For); err != nil {
 		return localapi.Empty{}, uerr.Wrap(err, uerr.Usage, "", "change the log level")
+	}
+	if req.Start {
+		d.mu.Lock()
+		d.startLevel = req.Level
+		d.mu.Unlock()
 	}
 	root, err := rootapi.Dial(ctx, d.cfg.RootSocket(), rootapi.Options{})
 	if errors.Is(err, rootapi.ErrNotRunning) {
@@ -429,5 +441,5 @@ func (d *Daemon) logLevel(ctx context.Context, req localapi.LogLevelRequest, _ l
 		return localapi.Empty{}, err
 	}
 	defer root.Close()
-	return localapi.Empty{}, root.LogLevel(ctx, req.Level, int(req.For/time.Second))
+	return localapi.Empty{}, root.LogLevel(ctx, req.Level, int((req.For+time.Second-1)/time.Second)) // up: 0 has no end
 }

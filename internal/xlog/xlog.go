@@ -20,10 +20,11 @@ type Level struct {
 
 	mu sync.Mutex
 	// guarded by mu
+	kept slog.Level  // that of the last change without an end, or base: where a change for a time goes back to
 	back *time.Timer // ends the change; nil: it has no end, or there is none
 }
 
-// SetFor changes the level for a time; 0 is until it is changed again.
+// SetFor changes the level for a time, after which it is again what it was; 0 is until it is changed again.
 func (l *Level) SetFor(to slog.Level, d time.Duration) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -33,8 +34,16 @@ func (l *Level) SetFor(to slog.Level, d time.Duration) {
 	}
 	l.Set(to)
 	if d > 0 {
-		l.back = time.AfterFunc(d, l.Reset)
+		l.back = time.AfterFunc(d, l.restore)
+	} else {
+		l.kept = to
 	}
+}
+
+func (l *Level) restore() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.Set(l.kept)
 }
 
 // Reset goes back to the level that the program was started with.
@@ -57,7 +66,7 @@ func (l *Level) Change(name string, d time.Duration) error {
 func New(w io.Writer, program string) (*slog.Logger, *Level) {
 	l := new(Level)
 	if v, err := ParseLevel(os.Getenv(EnvLevel)); err == nil {
-		l.base = v
+		l.base, l.kept = v, v
 		l.Set(v)
 	}
 	h := slog.NewTextHandler(w, &slog.HandlerOptions{Level: l})

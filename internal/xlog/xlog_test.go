@@ -60,5 +60,13 @@ func TestSetFor(t *testing.T) {
 		if l.Level() != slog.LevelInfo {
 			t.Errorf("without an end: %v", l.Level())
 		}
+		l.SetFor(slog.LevelDebug, time.Minute)
+		time.Sleep(2 * time.Minute)
+		if l.Level() != slog.LevelInfo {
+			t.Errorf("for a time, after one without an end: %v", l.Level())
+		}
+		if l.Reset(); l.Level() != slog.LevelWarn {
+			t.Errorf("as started: %v", l.Level())
+		}
 	})
 }
