@@ -7,7 +7,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"strings"
@@ -30,13 +32,16 @@ const gatherTimeout = time.Minute
 // maxGathered bounds what is taken of each file of this machine in bytes: its end.
 const maxGathered = 8 << 20
 
+// journalTimeout bounds the search of the journal.
+const journalTimeout = 10 * time.Second
+
 func (a *app) gatherLogsCmd() *cobra.Command {
 	var k kubeFlags
 	var file string
 	c := &cobra.Command{
 		Use:   "gather-logs",
 		Short: "Put logs and state of all parts into a zip file for a bug report; secrets are masked",
-		Long: `Gather-logs writes a zip file with the logs of the two daemons, of the traffic-manager and of the agents in the connected namespace,
+		Long: `Gather-logs writes a zip file with the logs of the two daemons (the root daemon's from the journal if it is a service) and of doppel run, of the traffic-manager and of the agents in the connected namespace,
 with status, doctor, configuration and what the user daemon is doing, and with the sessions and intercepts that you may see. Tokens, keys, passwords and the like are
 masked; names, addresses and user names are not: look into it before you give it away. What could not be had stands in problems.txt.`,
 		Args: cobra.NoArgs,
@@ -152,16 +157,14 @@ func (a *app) gatherRun(ctx context.Context, k *kubeFlags, file string) error {
 
 func (a *app) gatherLocal(ctx context.Context, g *gathering) {
 	g.add("version.txt", []byte(buildinfo.String()+"\n"))
-	for _, name := range []string{"daemon", "rootd"} {
-		file, err := spawn.LogFile(name)
-		if err == nil {
-			var b []byte
-			if b, err = tail(file, maxGathered); err == nil {
-				g.add(name+".log", b)
-				continue
-			}
+	for _, name := range []string{"daemon", "rootd", "run"} {
+		b, err := localLog(ctx, name)
+		switch {
+		case err == nil:
+			g.add(name+".log", b)
+		case name != "run" || !errors.Is(err, fs.ErrNotExist): // not everybody uses doppel run
+			g.problem(name+".log", err)
 		}
-		g.problem(name+".log", err)
 	}
 	var st localapi.Status
 	err := a.client.Call(ctx, localapi.MethodStatus, localapi.Empty{}, &st, nil)
@@ -173,6 +176,36 @@ func (a *app) gatherLocal(ctx context.Context, g *gathering) {
 		g.add("stacks.txt", []byte(stacks.Text))
 	}
 	g.object("config.yaml", inForce(a.config), a.configErr)
+}
+
+// localLog is the end of the log of one of this machine's programs.
+func localLog(ctx context.Context, name string) ([]byte, error) {
+	if name == "rootd" && spawn.RootIsService(ctx) { // the file, if there is one, is of a time before
+		return journal(ctx)
+	}
+	file, err := spawn.LogFile(name)
+	if err != nil {
+		return nil, err
+	}
+	return tail(file, maxGathered)
+}
+
+// journal is the log of the root daemon's service.
+func journal(ctx context.Context) ([]byte, error) {
+	args := []string{"-u", spawn.RootProgram, "--no-pager", "--quiet", "--output=cat", "--lines=20000"}
+	ctx, cancel := context.WithTimeout(ctx, journalTimeout)
+	defer cancel()
+	b, err := exec.CommandContext(ctx, "journalctl", args...).Output()
+	if e := new(exec.ExitError); errors.As(err, &e) {
+		err = fmt.Errorf("%w: %s", err, e.Stderr)
+	}
+	if err == nil && len(b) == 0 {
+		err = errors.New("the journal shows you nothing of it")
+	}
+	if err != nil {
+		return nil, fmt.Errorf("it is in the journal: sudo journalctl -u %s: %w", spawn.RootProgram, err)
+	}
+	return b[max(0, len(b)-maxGathered):], nil
 }
 
 // tail is the end of a file.

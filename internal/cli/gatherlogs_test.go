@@ -1,3 +1,5 @@
+//go:build linux
+
 package cli
 
 import (
@@ -5,10 +7,13 @@ import (
 	"bytes"
 	"context"
 	"io"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/doppel-dev/doppel/internal/rootapi"
 )
 
 // leaked are secrets in the forms in which logs, configurations and objects have them; "SECRET" is what nobody may read.
@@ -100,5 +105,70 @@ func TestGatherLogs(t *testing.T) {
 	}
 	if code, said := gather(); code != 2 || !strings.Contains(said, "file exists") {
 		t.Errorf("a file that is there was written over: %d, %s", code, said)
+	}
+}
+
+// The log of a service is in the journal, and a file of a time before is not taken for it.
+func TestGatherRootLog(t *testing.T) {
+	for name, tt := range map[string]struct {
+		service          bool
+		journalctl, want string // "": none
+	}{
+		"by sudo":             {false, "echo journal", "file"},
+		"a service":           {true, `echo journal "$@"`, "journal -u doppel-rootd --no-pager"},
+		"nothing to be shown": {true, "exit 0", ""},
+		"not allowed":         {true, "echo No journal files were opened due to insufficient permissions >&2; exit 1", ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			b := newBench(t, nil)
+			b.connected(t)
+			b.write(t, "doppel/rootd.log", "file\n")
+			b.write(t, "doppel/run.log", "of run\n")
+			b.write(t, "journalctl", "#!/bin/sh\n"+tt.journalctl+"\n")
+			if err := os.Chmod(filepath.Join(b.home, "journalctl"), 0o700); err != nil {
+				t.Fatal(err)
+			}
+			t.Setenv("PATH", b.home)
+			b.protocol.Store(rootapi.Protocol)
+			b.service.Store(tt.service)
+			l, err := net.Listen("unixpacket", filepath.Join(b.home, "rootd.sock"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { _ = l.Close() })
+			go func() {
+				for {
+					c, err := l.Accept()
+					if err != nil {
+						return
+					}
+					go b.rootAnswers(c)
+				}
+			}()
+			file := filepath.Join(b.home, "logs.zip")
+			code, out, said := doppel(t, "gather-logs", "-f", file)
+			if code != 0 || strings.Contains(out, "rootd.log: it is in the journal: sudo journalctl -u doppel-rootd: ") != (tt.want == "") {
+				t.Fatalf("%d %s%s", code, out, said)
+			}
+			z, err := zip.OpenReader(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer z.Close()
+			text := func(name string) string {
+				f, err := z.Open(name)
+				if err != nil {
+					return ""
+				}
+				b, _ := io.ReadAll(f)
+				return string(b)
+			}
+			if got := text("rootd.log"); !strings.HasPrefix(got, tt.want) || tt.want == "" && got != "" {
+				t.Errorf("%q", got)
+			}
+			if got := text("run.log"); got != "of run\n" {
+				t.Errorf("run.log: %q", got)
+			}
+		})
 	}
 }

@@ -89,6 +89,7 @@ type answer struct {
 // fakeDaemon answers the local API from a file: for each method the answers in their order, the last one again and again.
 type fakeDaemon struct {
 	protocol atomic.Int64 // of the root daemon
+	service  atomic.Bool  // so is that
 
 	mu sync.Mutex
 	// guarded by mu
@@ -141,7 +142,7 @@ func (d *fakeDaemon) rootAnswers(c net.Conn) {
 		if err != nil {
 			return
 		}
-		b, err := rootapi.Message{ID: m.ID, Op: rootapi.OpReply, Version: &rootapi.Version{Program: "fake", Protocol: int(d.protocol.Load()), PID: noPID}}.Encode()
+		b, err := rootapi.Message{ID: m.ID, Op: rootapi.OpReply, Version: &rootapi.Version{Program: "fake", Protocol: int(d.protocol.Load()), PID: noPID, Service: d.service.Load()}}.Encode()
 		if err != nil {
 			return
 		}

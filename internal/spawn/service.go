@@ -300,6 +300,15 @@ func (s Service) Status(ctx context.Context) (ServiceStatus, error) {
 	return st, nil
 }
 
+// RootIsService says whether the root daemon that answers is a service, or the one that would if none does.
+func RootIsService(ctx context.Context) bool {
+	v, err := rootapi.Running(ctx, RootSocket())
+	if err == nil {
+		return v.Service
+	}
+	return os.Getenv(EnvRootSocket) == "" && (Service{}).exists(enabledLink)
+}
+
 // expected says whether a service that is not there now should come back by itself, and let us in.
 func (s Service) expected() bool { return s.exists(systemdRuns) && s.exists(enabledLink) && inGroup() }
 
