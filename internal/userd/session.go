@@ -558,7 +558,7 @@ func reachProblem(r v1alpha1.Reach, namespace string, managed []string) string {
 	case len(r.Namespaces) == 0:
 		return "you may not reach any namespace that you may see; " + ask
 	case len(r.Namespaces) == v1alpha1.MaxReach:
-		return fmt.Sprintf("a session reaches %d namespaces at most, and there are more that you may reach; name those that you need", v1alpha1.MaxReach)
+		return fmt.Sprintf("a session reaches %d namespaces at most; if you may reach more, ask an administrator for the right in the whole cluster (role doppel-reach in a ClusterRoleBinding), then connect again", v1alpha1.MaxReach)
 	case !slices.Contains(r.Namespaces, namespace):
 		return "you may not reach namespace " + namespace + "; " + ask
 	}

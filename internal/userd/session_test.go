@@ -1375,3 +1375,16 @@ func TestDeniedPatience(t *testing.T) {
 		}
 	})
 }
+
+// Nothing narrows what a session reaches, and whether there is more than it may name it does not know.
+func TestReachLimit(t *testing.T) {
+	r := v1alpha1.Reach{Namespaces: make([]string, v1alpha1.MaxReach)}
+	r.Namespaces[0] = "shop"
+	if p := reachProblem(r, "shop", nil); !strings.Contains(p, "if you may reach more") || !strings.Contains(p, "ClusterRoleBinding") {
+		t.Error(p)
+	}
+	r.Namespaces = r.Namespaces[:v1alpha1.MaxReach-1]
+	if p := reachProblem(r, "shop", nil); p != "" {
+		t.Error(p)
+	}
+}
