@@ -270,7 +270,7 @@ func checkRights(ctx context.Context, c *checkup, cluster *kube.Cluster, manager
 		state     string
 	}{
 		{"right to connect", "ask an administrator to bind role doppel-connect in namespace " + managerNS, kube.ConnectRights(managerNS), checkFail},
-		{"right to intercept", "ask an administrator to bind cluster role doppel-intercept in namespace " + cluster.Namespace, kube.InterceptRights(cluster.Namespace), checkWarn},
+		{"right to intercept", "ask an administrator to bind role doppel-intercept in namespace " + cluster.Namespace, kube.InterceptRights(cluster.Namespace), checkWarn},
 	} {
 		var missing []string
 		var err error
@@ -307,7 +307,7 @@ func checkReach(ctx context.Context, c *checkup, cluster *kube.Cluster, m kube.M
 	}
 	got := localapi.Reach{Namespaces: r.Namespaces, Outside: r.Outside}
 	if !slices.Contains(r.Namespaces, "*") && !slices.Contains(r.Namespaces, cluster.Namespace) {
-		c.add("reach", checkWarn, fmt.Sprintf("you may reach %s, and not namespace %s", reaches(got), cluster.Namespace), "ask an administrator to bind cluster role doppel-reach there")
+		c.add("reach", checkWarn, fmt.Sprintf("you may reach %s, and not namespace %s", reaches(got), cluster.Namespace), "ask an administrator to bind role doppel-reach there")
 		return
 	}
 	c.add("reach", checkOK, "you may reach "+reaches(got), "")

@@ -32,7 +32,7 @@ func (a *app) loglevelCmd() *cobra.Command {
 		Short: "Change how much the daemons, the traffic-manager and the agents log, for a time",
 		Long: `Loglevel changes how much the two daemons of this machine and, in the cluster, the traffic-manager and all agents log. After the time
 of --for each logs again as before, and with reset at the level that it was started with. The cluster's part concerns everybody and needs the right
-to change ConfigMap traffic-manager-logging (cluster role doppel-admin); it takes up to 5 s.`,
+to change ConfigMap traffic-manager-logging (role doppel-admin); it takes up to 5 s.`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(c *cobra.Command, args []string) error { return a.loglevelRun(c.Context(), args[0], &f) },
 	}
@@ -108,7 +108,7 @@ func (a *app) remoteLevel(ctx context.Context, f *levelFlags, level string, unti
 	}
 	err = cluster.SetLogLevel(ctx, f.managerNS, level, until)
 	if e := uerr.From(err); e != nil && e.Kind == uerr.Denied {
-		e.Hint = "ask for cluster role doppel-admin, or change only this machine's with --local-only"
+		e.Hint = "ask for role doppel-admin, or change only this machine's with --local-only"
 		return e
 	}
 	return err
