@@ -10,11 +10,11 @@ import (
 	"github.com/doppel-dev/doppel/internal/chart"
 	"github.com/doppel-dev/doppel/internal/helm"
 	"github.com/doppel-dev/doppel/internal/kube"
-	"github.com/doppel-dev/doppel/internal/lifecycle"
+	"github.com/doppel-dev/doppel/internal/spawn"
 )
 
 func main() {
-	ctx, stop := lifecycle.Interruptible(context.Background())
+	ctx, stop := spawn.Interruptible(context.Background())
 	code := helm.Serve(ctx, os.Args[1:], os.Stdout, do)
 	stop()
 	os.Exit(code)

@@ -15,9 +15,9 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/doppel-dev/doppel/internal/environ"
-	"github.com/doppel-dev/doppel/internal/lifecycle"
 	"github.com/doppel-dev/doppel/internal/localapi"
 	"github.com/doppel-dev/doppel/internal/sandbox"
+	"github.com/doppel-dev/doppel/internal/spawn"
 	"github.com/doppel-dev/doppel/internal/uerr"
 )
 
@@ -147,7 +147,7 @@ func (p *appFlags) inPlace(ctx context.Context, a *app, req localapi.InterceptRe
 	if err == nil {
 		err = p.command(ctx, a, command, env)
 	}
-	lctx, stop := lifecycle.Interruptible(context.WithoutCancel(ctx)) // who interrupts once more does not wait for the app to be back
+	lctx, stop := spawn.Interruptible(context.WithoutCancel(ctx)) // who interrupts once more does not wait for the app to be back
 	defer stop()
 	lerr := a.call(lctx, localapi.MethodLeave, localapi.LeaveRequest{Choice: req.Choice, Name: req.Name, UID: uid}, nil)
 	if a.gone(lerr) {

@@ -18,8 +18,8 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"github.com/doppel-dev/doppel/internal/config"
-	"github.com/doppel-dev/doppel/internal/lifecycle"
 	"github.com/doppel-dev/doppel/internal/localapi"
+	"github.com/doppel-dev/doppel/internal/spawn"
 	"github.com/doppel-dev/doppel/internal/uerr"
 )
 
@@ -44,7 +44,7 @@ type app struct {
 
 // Main runs the command line and returns the exit code.
 func Main(args []string) int {
-	ctx, stop := lifecycle.Interruptible(context.Background())
+	ctx, stop := spawn.Interruptible(context.Background())
 	defer stop()
 	return run(ctx, args, Streams{
 		In: os.Stdin, Out: os.Stdout, Err: os.Stderr,

@@ -1,4 +1,4 @@
-// Package spawn owns starting the two daemons: as processes of their own that outlive the terminal, the root daemon through sudo or as a service of the system.
+// Package spawn owns starting the two daemons, as processes of their own that outlive the terminal (the root daemon through sudo or as a service of the system), and when a command is told to end.
 package spawn
 
 import (

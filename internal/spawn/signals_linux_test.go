@@ -1,4 +1,4 @@
-package lifecycle
+package spawn
 
 import (
 	"os/signal"
