@@ -233,8 +233,17 @@ func takeBack(cfg *rest.Config, o Options, made ri.Releaser, createdNamespace, m
 		o.Progress("what somebody else installs there at this moment stays")
 		return nil
 	}
-	if err := c.remove(ctx); err != nil {
-		return fmt.Errorf("take the install back: %w", err)
+	if made != nil {
+		if err := c.remove(ctx); err != nil {
+			return fmt.Errorf("take the install back: %w", err)
+		}
+		if r, err = c.lastRelease(); err != nil {
+			return fmt.Errorf("take the install back: %w", err)
+		}
+	}
+	if r != nil { // made since
+		o.Progress("what somebody else installs there at this moment stays")
+		return nil
 	}
 	if madeCRDs {
 		if err := c.removeCRDs(ctx, nil, o.Progress); err != nil {

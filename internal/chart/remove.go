@@ -110,7 +110,7 @@ func (c *client) leftoversFor(namespaces []string) ([]*resource.Info, error) {
 		switch {
 		case apierrors.IsNotFound(err):
 			continue
-		case apierrors.IsForbidden(err) && info.Namespace != c.namespace: // whoever may not see it has not made it
+		case apierrors.IsForbidden(err) && (info.Namespace != c.namespace || info.Mapping.GroupVersionKind.Kind == "NetworkPolicy"): // whoever may not see it has not made it
 			continue
 		case err != nil:
 			return nil, err

@@ -333,7 +333,7 @@ func startCommand(cmd *exec.Cmd) error {
 // with (the terminal sends them to both of us), other signals are handed on, from the start. It does not start it if a signal has come before (it has ended ctx).
 func attend(ctx context.Context, cmd *exec.Cmd, start func() error) error {
 	signals := make(chan os.Signal, 1)
-	signal.Notify(signals, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT)
+	signal.Notify(signals, spawn.Ends(syscall.SIGTERM, syscall.SIGQUIT)...)
 	defer signal.Stop(signals)
 	if ctx.Err() != nil {
 		return context.Cause(ctx)

@@ -233,6 +233,7 @@ func (c *Cluster) ReplacePod(ctx context.Context, ns, name string, uid types.UID
 	if again.Annotations == nil {
 		again.Annotations = map[string]string{}
 	}
+	var asItWas *corev1.Pod                                             // for want of the one with an agent
 	if original, ok := p.Annotations[agentcfg.AnnotationOriginal]; ok { // the one with the agent, which is to go
 		again = &corev1.Pod{}
 		if err := json.Unmarshal([]byte(original), again); err != nil {
@@ -243,12 +244,12 @@ func (c *Cluster) ReplacePod(ctx context.Context, ns, name string, uid types.UID
 		if err != nil {
 			return err
 		}
+		asItWas = again.DeepCopy()
 		again.Annotations[agentcfg.AnnotationOriginal] = string(original)
 		again.Annotations[agentcfg.AnnotationInject] = agentcfg.InjectEnabled
 	}
-	// What will not be let in is not deleted. That the name is taken is found last, and a quota that is full has room when the pod has ended.
-	if _, err := pods.create(ctx, c, ns, again, "dryRun", metav1.DryRunAll); refusedForGood(err) {
-		return c.explain(err, "make pod "+name+" again, which was left alone")
+	if err := c.mayMake(ctx, again); err != nil {
+		return err
 	}
 	// From here on nobody's interrupt may leave the cluster without the pod.
 	grace := int64(corev1.DefaultTerminationGracePeriodSeconds)
@@ -260,31 +261,65 @@ func (c *Cluster) ReplacePod(ctx context.Context, ns, name string, uid types.UID
 	if err := c.deletePod(ctx, p); err != nil {
 		return err
 	}
+	err = c.makeWhenEnded(ctx, again, uid)
+	if err == nil || asItWas == nil {
+		return err
+	}
+	ctx, cancel = context.WithTimeout(context.WithoutCancel(ctx), quotaLag+requestTimeout)
+	defer cancel()
+	if c.makeWhenEnded(ctx, asItWas, uid) == nil {
+		e := uerr.From(err)
+		return uerr.Wrap(e, e.Kind, e.Hint, "pod %s was made again as it was", name)
+	}
+	return err
+}
+
+// mayMake is an error unless a pod would be let in, as far as can be known while another one has its name. That the name is taken is found last; a quota
+// that is full may have room when the other has ended; and who does not answer dry runs says nothing.
+func (c *Cluster) mayMake(ctx context.Context, p *corev1.Pod) error {
+	_, err := pods.create(ctx, c, p.Namespace, p, "dryRun", metav1.DryRunAll)
+	if apierrors.IsAlreadyExists(err) || exceedsQuota(err) || err != nil && strings.Contains(err.Error(), "does not support dry run") {
+		return nil
+	}
+	return c.explain(err, "make pod "+p.Name+" again, which was left alone")
+}
+
+// makeWhenEnded makes a pod when the one with that UID, whose name it has, has ended.
+func (c *Cluster) makeWhenEnded(ctx context.Context, p *corev1.Pod, old types.UID) error {
+	var ended time.Time
 	for {
-		// Each attempt before the old pod has ended would be counted by its namespace's quotas.
-		now, err := pods.get(ctx, c, ns, name)
-		if err == nil && now.UID != uid {
+		now, err := pods.get(ctx, c, p.Namespace, p.Name) // each attempt before the other has ended would be counted by its namespace's quotas
+		if err == nil && now.UID != old {
 			return nil // it was made, and the answer got lost
 		}
 		if apierrors.IsNotFound(err) {
-			if _, err = pods.create(ctx, c, ns, again); err == nil || refusedForGood(err) {
-				return c.explain(err, "make pod "+name+" again")
+			if ended.IsZero() {
+				ended = time.Now()
+			}
+			_, err = pods.create(ctx, c, p.Namespace, p)
+			if err == nil || refusedForGood(err) || exceedsQuota(err) && time.Since(ended) > quotaLag {
+				return c.explain(err, "make pod "+p.Name+" again")
 			}
 		}
 		select {
 		case <-ctx.Done():
-			hint := "look at it with: kubectl -n " + ns + " get pod " + name
-			return uerr.Wrap(cmp.Or(err, ctx.Err()), uerr.Cluster, hint, "pod %s was deleted to be made again, which was not possible in %s", name, time.Duration(grace)*time.Second+replaceTimeout)
+			return uerr.Wrap(cmp.Or(err, ctx.Err()), uerr.Cluster, "look at it with: kubectl -n "+p.Namespace+" get pod "+p.Name, "pod %s was deleted to be made again, which was not possible in time", p.Name)
 		case <-time.After(200 * time.Millisecond):
 		}
 	}
 }
 
-// refusedForGood says of a pod that was not created whether to try again is useless. A quota is none of these reasons: it may not have been
-// told yet what has ended.
+// quotaLag is how long a quota may take to be told of a pod that has ended; for a test to shorten.
+var quotaLag = 30 * time.Second
+
+// exceedsQuota knows what k8s.io/apiserver has no reason of its own for.
+func exceedsQuota(err error) bool {
+	return apierrors.IsForbidden(err) && strings.Contains(err.Error(), "exceeded quota")
+}
+
+// refusedForGood says of a pod that was not created whether to try again is useless. What admission denies may have any status.
 func refusedForGood(err error) bool {
-	quota := apierrors.IsForbidden(err) && strings.Contains(err.Error(), "exceeded quota") // of k8s.io/apiserver, which has no reason of its own for it
-	return !quota && (apierrors.IsForbidden(err) || apierrors.IsInvalid(err) || apierrors.IsNotFound(err))
+	return !exceedsQuota(err) && (apierrors.IsForbidden(err) || apierrors.IsInvalid(err) || apierrors.IsNotFound(err) || apierrors.IsBadRequest(err))
 }
 
 func (c *Cluster) deletePod(ctx context.Context, p *corev1.Pod) error {

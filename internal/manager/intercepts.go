@@ -492,7 +492,7 @@ func (r *interceptReconciler) progress(ctx context.Context, in *v1alpha1.Interce
 		}
 		if w.How == kinds.ByController {
 			r.reading = nil
-			if err := w.restart(ctx, r.m.ctrl.GetClient()); refused(err) {
+			if err := w.restart(ctx, r.m); refused(err) {
 				return st, fail("RestartRefused", "the workload could not be restarted: %v", err)
 			} else if err != nil {
 				st.Message = fmt.Sprintf("the workload could not be restarted, which is tried again: %v", err)
@@ -712,7 +712,7 @@ func (r *interceptReconciler) heal(ctx context.Context, key workloadKey, since t
 		return nil
 	}
 	r.m.cfg.Log.Info("restarting a workload whose agents did not start", "workload", key.Name)
-	return w.restart(ctx, r.m.ctrl.GetClient())
+	return w.restart(ctx, r.m)
 }
 
 func (r *interceptReconciler) writeStatus(ctx context.Context, in *v1alpha1.Intercept, st v1alpha1.InterceptStatus) error {

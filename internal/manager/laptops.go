@@ -40,7 +40,7 @@ type laptops struct {
 	tunnels  map[types.UID]*mux.Session // with a connection: flows may be offered
 	lost     map[types.UID]lostTunnel
 	revoked  map[types.UID]bool           // sessions that somebody deleted, while their tunnel was or had been here
-	deleted  map[types.UID]bool           // sessions that were ended here, and are in the cache still: it may be behind, after a restart of the API server for seconds
+	deleted  map[types.UID]time.Time      // when sessions were ended here: the cache may be behind, after a restart of the API server for seconds, and a laptop just be coming
 	suspects map[*mux.Session]bool        // a flow timed out: no other is offered until a ping comes back (D3)
 	taken    map[*mux.Stream]*mux.Session // intercepted flows that laptops have taken
 }
@@ -57,7 +57,7 @@ type lostTunnel struct {
 }
 
 func newLaptops(m *Manager) *laptops {
-	return &laptops{m: m, log: m.cfg.Log, tunnels: map[types.UID]*mux.Session{}, lost: map[types.UID]lostTunnel{}, revoked: map[types.UID]bool{}, deleted: map[types.UID]bool{}, suspects: map[*mux.Session]bool{}, taken: map[*mux.Stream]*mux.Session{}}
+	return &laptops{m: m, log: m.cfg.Log, tunnels: map[types.UID]*mux.Session{}, lost: map[types.UID]lostTunnel{}, revoked: map[types.UID]bool{}, deleted: map[types.UID]time.Time{}, suspects: map[*mux.Session]bool{}, taken: map[*mux.Stream]*mux.Session{}}
 }
 
 // serve runs one attached connection until it ends. The tunnel on it is a new one, which is served until it ends, or one that
@@ -158,10 +158,14 @@ func (l *laptops) authorize(ctx context.Context, h wire.Hello, fingerprint strin
 	if err != nil {
 		return nil, tryAgain(err)
 	}
+	uid := types.UID(h.Session)
 	l.mu.Lock()
-	revoked, deleted := l.revoked[types.UID(h.Session)], l.deleted[types.UID(h.Session)]
+	_, deleted := l.deleted[uid]
+	_, lost := l.lost[uid]
+	revoked := l.revoked[uid] || !deleted && (lost || l.tunnels[uid] != nil)
 	l.mu.Unlock()
 	if s == nil && revoked {
+		l.revoke(uid)
 		return nil, errRevoked
 	}
 	if s == nil || s.Spec.Key != fingerprint || fingerprint == "" {
@@ -483,10 +487,7 @@ func (l *laptops) checkLeases(ctx context.Context) error {
 	for i := range list.Items {
 		s := &list.Items[i]
 		there[s.UID] = true
-		l.mu.Lock()
-		deleted := l.deleted[s.UID]
-		l.mu.Unlock()
-		if deleted { // and the cache does not know; a laptop whose connection was being made just then is sent away
+		if l.endedHere(s.UID) { // and the cache does not know; a laptop whose connection was being made just then is sent away
 			l.drop(s.UID, wire.CodeNone, "")
 			continue
 		}
@@ -494,11 +495,12 @@ func (l *laptops) checkLeases(ctx context.Context) error {
 			l.end(ctx, s, why)
 		}
 	}
-	l.mu.Lock()
-	maps.DeleteFunc(l.deleted, func(uid types.UID, _ bool) bool { return !there[uid] })
-	l.mu.Unlock()
 	for _, uid := range l.known() {
 		if there[uid] {
+			continue
+		}
+		if l.endedHere(uid) { // by us, while its laptop was coming back
+			l.drop(uid, wire.CodeNone, "")
 			continue
 		}
 		if s, err := l.m.sessionByUID(ctx, uid); err != nil {
@@ -508,7 +510,20 @@ func (l *laptops) checkLeases(ctx context.Context) error {
 			l.revoke(uid)
 		}
 	}
+	l.mu.Lock()
+	maps.DeleteFunc(l.deleted, func(uid types.UID, at time.Time) bool { return !there[uid] && time.Since(at) > endedFor })
+	l.mu.Unlock()
 	return nil
+}
+
+// endedFor is how long at least it is known of a session that it was ended here: longer than a laptop's attachment takes.
+const endedFor = time.Minute
+
+func (l *laptops) endedHere(uid types.UID) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	_, yes := l.deleted[uid]
+	return yes
 }
 
 // count counts the laptops that are connected here.
@@ -554,7 +569,7 @@ func (l *laptops) end(ctx context.Context, s *v1alpha1.Session, why string) {
 		l.log.Warn("session not deleted", "session", s.Name, "err", err)
 	} else {
 		l.mu.Lock()
-		l.deleted[s.UID] = true
+		l.deleted[s.UID] = time.Now()
 		l.mu.Unlock()
 	}
 	l.drop(s.UID, wire.CodeNone, "")

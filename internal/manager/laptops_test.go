@@ -104,6 +104,9 @@ func TestCheckLeases(t *testing.T) {
 	}
 	w.set(func() { w.fail = nil })
 	w.delete(mine) // kubectl delete session
+	if _, err := w.laptops.authorize(t.Context(), wire.Hello{Role: wire.RoleLaptop, Session: "mine"}, l.id.Fingerprint()); !errors.Is(err, errRevoked) {
+		t.Errorf("a laptop that dials anew at once is told %v", err)
+	}
 	if err := w.laptops.checkLeases(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -151,34 +154,43 @@ func TestSessionEndedHere(t *testing.T) {
 	if _, err := w.laptops.authorize(t.Context(), hello, l.id.Fingerprint()); !errors.Is(err, errNoSession) {
 		t.Errorf("one that was deleted: %v", err)
 	}
-	deleted := func(is bool) {
+	deleted := func(ago time.Duration) { // negative: it was not
 		w.laptops.mu.Lock()
 		defer w.laptops.mu.Unlock()
-		w.laptops.deleted["mine"] = is
+		if w.laptops.deleted["mine"] = time.Now().Add(-ago); ago < 0 {
+			delete(w.laptops.deleted, "mine")
+		}
 	}
-	deleted(false)
+	deleted(-1)
 	up, err := l.attach(w, hello) // it was let in a moment before
 	if err != nil {
 		t.Fatal(err)
 	}
 	w.until("its tunnel is registered", func() bool { return w.laptops.count() == 1 })
-	deleted(true)
-	for _, there := range []bool{true, false} {
-		if !there {
-			w.delete(again)
-		}
+	deleted(0)
+	check := func(when string, remembered bool) {
+		t.Helper()
 		if err := w.laptops.checkLeases(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		if got := w.laptops.deleted["mine"]; got != there {
-			t.Errorf("in the cache: %v, remembered: %v", there, got)
-		}
-		select {
-		case <-up.Done():
-		case <-time.After(deadline):
-			t.Fatal("its tunnel goes on")
+		if got := w.laptops.endedHere("mine"); got != remembered {
+			t.Errorf("%s: remembered: %v", when, got)
 		}
 	}
+	check("in the cache", true)
+	select {
+	case <-up.Done():
+	case <-time.After(deadline):
+		t.Fatal("its tunnel goes on")
+	}
+	w.delete(again)
+	w.laptops.lost["mine"] = lostTunnel{since: time.Now()} // it was just coming back
+	check("gone from the cache", true)
+	if len(w.laptops.known()) != 0 || w.laptops.revoked["mine"] {
+		t.Error("it is said that somebody else deleted it")
+	}
+	deleted(2 * endedFor)
+	check("long gone", false)
 }
 
 func TestAttach(t *testing.T) {

@@ -211,7 +211,7 @@ func (p *presence) roll(ctx context.Context, pod *corev1.Pod, why discord) (bool
 			return false, err
 		}
 	}
-	if err := w.restart(ctx, p.m.ctrl.GetClient()); err != nil {
+	if err := w.restart(ctx, p.m); err != nil {
 		return false, err
 	}
 	p.m.cfg.Log.Info("restarting a workload", "namespace", key.Namespace, "workload", key.Name, "why", string(why))

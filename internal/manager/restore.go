@@ -149,7 +149,7 @@ func (r *restorer) restore(ctx context.Context, key workloadKey, pods []*corev1.
 		return true, nil
 	}
 	r.m.cfg.Log.Info("restarting a workload to bring its container back", "workload", key.Namespace+"/"+key.Name)
-	return true, w.restart(ctx, r.m.ctrl.GetClient())
+	return true, w.restart(ctx, r.m)
 }
 
 // wanted are the containers of a workload that are to be replaced. That is not known while there are intercepts which have not been looked at

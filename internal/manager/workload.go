@@ -159,8 +159,8 @@ func (w *workload) cannotReplace(ports []inject.Taken, standIns []string, shown 
 }
 
 // restart is kubectl rollout restart.
-func (w *workload) restart(ctx context.Context, c client.Client) error {
-	return c.Patch(ctx, w.Object.(client.Object), client.RawPatch(types.MergePatchType, kinds.RestartPatch(w.Kind, time.Now())))
+func (w *workload) restart(ctx context.Context, m *Manager) error {
+	return m.ctrl.GetClient().Patch(ctx, w.Object.(client.Object), client.RawPatch(types.MergePatchType, kinds.RestartPatch(w.Kind, m.clock.now())))
 }
 
 // refused says whether a change would be refused again. What admission denies may have any status.

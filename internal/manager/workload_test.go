@@ -420,7 +420,7 @@ func TestRestart(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := wl.restart(t.Context(), w.kc); err != nil {
+	if err := wl.restart(t.Context(), w.Manager); err != nil {
 		t.Fatal(err)
 	}
 	after := &appsv1.Deployment{ObjectMeta: meta("shop", "web")}
@@ -460,7 +460,7 @@ func TestRollout(t *testing.T) {
 		t.Fatalf("%+v", wl)
 	}
 	before := time.Now()
-	if err := wl.restart(t.Context(), w.kc); err != nil {
+	if err := wl.restart(t.Context(), w.Manager); err != nil {
 		t.Fatal(err)
 	}
 	wl = load()

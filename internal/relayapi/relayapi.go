@@ -2,6 +2,7 @@
 package relayapi
 
 import (
+	"github.com/doppel-dev/doppel/internal/uerr"
 	"strings"
 	"time"
 )
@@ -142,7 +143,7 @@ type AddClusterResult struct {
 func SecretCommand(namespace, token, ca string) string {
 	var from string
 	if ca = strings.TrimSpace(ca); ca != "" {
-		from = " --from-literal=ca.crt='" + strings.ReplaceAll(ca, "'", `'\''`) + "'"
+		from = " --from-literal=ca.crt=" + uerr.ShellQuote(ca)
 	}
 	// create alone refuses a Secret that is there.
 	return "kubectl create secret generic doppel-relay --namespace=" + namespace + " --from-literal=token=" + token + from +

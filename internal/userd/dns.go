@@ -17,15 +17,14 @@ import (
 	"github.com/doppel-dev/doppel/internal/tunnel"
 )
 
-// stubAddr is where systemd-resolved answers.
-var stubAddr = netip.MustParseAddrPort("127.0.0.53:53")
-
 // vifDNS is where DNS is answered behind the VIF, for resolvers of the laptop that choose servers by domain.
 var vifDNS = netip.MustParseAddr("198.18.0.2")
 
 const (
 	// probeName is answered with vifDNS: who gets that answer asks us.
 	probeName = "probe." + resolver.SearchDomain
+	// stubAddr is where systemd-resolved answers.
+	stubAddr = "127.0.0.53:53"
 
 	resolvedTimeout = 2 * time.Second // from its settings to its first question
 	resolvedPause   = 50 * time.Millisecond
@@ -37,12 +36,12 @@ type dnsState struct {
 	listen6       netip.AddrPort
 	scoped        []netip.AddrPort
 	resolvedFails bool
+	gaveUp        []netip.AddrPort // the laptop's resolvers when that was found out
 }
 
-// tryAgain says that systemd-resolved was given up on a machine that was another then: its programs do not ask it now, and when they do
-// once more, as after another start of it, it may well ask us.
+// tryAgain says that systemd-resolved was given up on a machine that had other resolvers then: what failed there says little of it now.
 func (d dnsState) tryAgain(st rootapi.State) bool {
-	return d.resolvedFails && !slices.Contains(st.Resolvers, stubAddr)
+	return d.resolvedFails && !slices.Equal(st.Resolvers, d.gaveUp)
 }
 
 // startResolver starts the resolver with a listener on loopback.
@@ -142,6 +141,9 @@ func (n *network) followDNS(ctx context.Context) error {
 			if err := n.change(func() { n.dns.resolvedFails = true }); err != nil {
 				n.log.Warn("network not changed", "err", err)
 			}
+			n.mu.Lock()
+			n.dns.gaveUp = slices.Clone(n.state.Resolvers)
+			n.mu.Unlock()
 		}
 	}
 }
@@ -203,7 +205,7 @@ func resolvedAsks(ctx context.Context) error {
 	defer cancel()
 	r := net.Resolver{PreferGo: true, Dial: func(ctx context.Context, network, _ string) (net.Conn, error) {
 		var d net.Dialer
-		return d.DialContext(ctx, network, stubAddr.String())
+		return d.DialContext(ctx, network, stubAddr)
 	}}
 	for {
 		got, err := r.LookupNetIP(ctx, "ip4", probeName+".")

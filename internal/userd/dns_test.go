@@ -35,13 +35,13 @@ func TestHosts(t *testing.T) {
 
 // systemd-resolved that did not ask is given up for as long as programs ask it, and not for ever.
 func TestTryAgain(t *testing.T) {
-	stub, other := []netip.AddrPort{stubAddr}, []netip.AddrPort{netip.MustParseAddrPort("192.0.2.1:53")}
+	stub, other := []netip.AddrPort{netip.MustParseAddrPort("127.0.0.54:53")}, []netip.AddrPort{netip.MustParseAddrPort("192.0.2.1:53")}
 	for _, c := range []struct {
 		fails     bool
 		resolvers []netip.AddrPort
 		want      bool
 	}{{true, stub, false}, {true, other, true}, {false, other, false}, {false, stub, false}} {
-		if got := (dnsState{resolvedFails: c.fails}).tryAgain(rootapi.State{Resolvers: c.resolvers}); got != c.want {
+		if got := (dnsState{resolvedFails: c.fails, gaveUp: stub}).tryAgain(rootapi.State{Resolvers: c.resolvers}); got != c.want {
 			t.Errorf("given up %v, resolvers %v: %v", c.fails, c.resolvers, got)
 		}
 	}

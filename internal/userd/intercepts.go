@@ -423,8 +423,11 @@ func (x *intercepts) leave(ctx context.Context, name string, progress localapi.P
 	if err := x.s.cluster.DeleteIntercept(context.WithoutCancel(ctx), in.object); err != nil {
 		x.mu.Lock()
 		in.leaving = false
-		x.byName[name] = in
+		if x.byName[name] == nil { // else another one has the name by now
+			x.byName[name] = in
+		}
 		x.mu.Unlock()
+		x.s.log.Warn("intercept not left", "intercept", name, "err", err) // who asked may have gone
 		return err
 	}
 	if !replaces {
