@@ -92,15 +92,27 @@ func restore(value, prefix string, services Env) string {
 	}
 }
 
-// local are the variables that say where a process runs, and what its loader and shell load: the laptop's own stay.
-var local = []string{"PATH", "HOME", "USER", "LOGNAME", "SHELL", "PWD", "OLDPWD", "SHLVL", "TERM", "TMPDIR", "LD_LIBRARY_PATH", "LD_PRELOAD", "LD_AUDIT", "BASH_ENV", "_"}
+// local are the variables that say where a process runs, and what its loader (ld.so(8), dyld(1), iconv) and its shell (bash(1), zsh(1)) load or run: the
+// laptop's own stay.
+var (
+	local = []string{
+		"PATH", "HOME", "USER", "LOGNAME", "SHELL", "PWD", "OLDPWD", "SHLVL", "TERM", "TMPDIR", "_",
+		"GCONV_PATH", "BASH_ENV", "BASHOPTS", "SHELLOPTS", "PROMPT_COMMAND", "PS0", "PS1", "PS2", "PS3", "PS4", "ZDOTDIR", "FPATH",
+	}
+	localPrefixes = []string{"LD_", "DYLD_", "BASH_FUNC_"}
+)
+
+func isLocal(name, value string) bool {
+	return slices.Contains(local, name) || slices.ContainsFunc(localPrefixes, func(p string) bool { return strings.HasPrefix(name, p) }) ||
+		name == "ENV" && strings.ContainsAny(value, "/$`") // sh runs that file; of an app it is the name of where it runs
+}
 
 // Local returns e without the variables of which a laptop has its own, and without what no process can have (environ(7)): a pod's agent says what
 // it likes.
 func (e Env) Local() Env {
 	out := maps.Clone(e)
 	maps.DeleteFunc(out, func(n, v string) bool {
-		return n == "" || strings.ContainsAny(n, "=\x00") || strings.Contains(v, "\x00") || slices.Contains(local, n)
+		return n == "" || strings.ContainsAny(n, "=\x00") || strings.Contains(v, "\x00") || isLocal(n, v)
 	})
 	return out
 }

@@ -1,6 +1,7 @@
 package environ
 
 import (
+	"maps"
 	"math/rand/v2"
 	"os"
 	"os/exec"
@@ -77,10 +78,20 @@ func TestThereAndBack(t *testing.T) {
 }
 
 func TestOver(t *testing.T) {
-	e := Env{"PATH": "/app", "A": "1", "Z": "2", "LD_PRELOAD": "/x", "LD_AUDIT": "/x", "BASH_ENV": "/x", "A=PATH": "x", "": "x", "N\x00": "x", "V": "x\x00"}.Local()
-	got := e.Over([]string{"PATH=/usr/bin", "A=0", "B=b"})
-	if want := []string{"PATH=/usr/bin", "B=b", "A=1", "Z=2"}; !slices.Equal(got, want) {
+	hostile := Env{
+		"PATH": "/app", "LD_PRELOAD": "/x", "LD_AUDIT": "/x", "LD_PROFILE_OUTPUT": "/x", "DYLD_INSERT_LIBRARIES": "/x", "GCONV_PATH": "/x", "BASH_ENV": "/x", "BASH_FUNC_ls%%": "() { evil; }",
+		"PROMPT_COMMAND": "evil", "PS4": "$(evil)", "ZDOTDIR": "/x", "FPATH": "/x", "SHELLOPTS": "xtrace", "A=PATH": "x", "": "x", "N\x00": "x", "V": "x\x00",
+	}
+	e := Env{"A": "1", "Z": "2", "ENV": "staging"}
+	maps.Copy(e, hostile)
+	got := e.Local().Over([]string{"PATH=/usr/bin", "A=0", "B=b"})
+	if want := []string{"PATH=/usr/bin", "B=b", "A=1", "ENV=staging", "Z=2"}; !slices.Equal(got, want) {
 		t.Errorf("%q", got)
+	}
+	for _, file := range []string{"/x", "$HOME/x", "`evil`"} {
+		if left := (Env{"ENV": file}).Local(); len(left) != 0 {
+			t.Errorf("%q", left)
+		}
 	}
 }
 
