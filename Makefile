@@ -4,6 +4,8 @@ REGISTRY ?= ghcr.io/doppel-dev
 LDFLAGS  := -s -w -X github.com/doppel-dev/doppel/internal/buildinfo.Version=$(VERSION)
 PROGRAMS := doppel doppel-helm doppel-rootd doppel-relay traffic-manager traffic-agent
 GO       := CGO_ENABLED=0 go
+# As the programs are built, so that what they have in common is compiled once.
+GOTEST   := $(GO) test -trimpath
 SHELL    := /bin/bash
 # One compiler, with its latest security fixes, whatever is installed: go fetches it as it does a module.
 export GOTOOLCHAIN := $(shell sed -n 's/^toolchain //p' go.mod)
@@ -146,21 +148,21 @@ ifeq ($(VULNDB),latest)
 .PHONY: $(VULNS)
 endif
 
-unit: $(TESTSUM) $(CRDGEN) ## unit and one-process tests, race detector on
-	$(TESTSUM) --format pkgname --format-hide-empty-pkg -- -race -shuffle=on -timeout 15m $$(go list ./... | grep -v /e2e$$)
+unit: $(TESTSUM) $(CRDGEN) ## unit and one-process tests, race detector on; lint has vetted them
+	$(TESTSUM) --format pkgname --format-hide-empty-pkg -- -race -vet=off -shuffle=on -timeout 15m $$(go list ./... | grep -v /e2e$$)
 
 lab-test: $(TESTSUM)
-	cd lab && ../$(TESTSUM) --format pkgname --format-hide-empty-pkg -- -shuffle=on ./...
+	cd lab && CGO_ENABLED=0 ../$(TESTSUM) --format pkgname --format-hide-empty-pkg -- -trimpath -vet=off -shuffle=on ./...
 
 fuzz: ## every fuzz target, $(FUZZTIME)
 	@for f in $$(grep -rlE '^func Fuzz' --include=*_test.go internal); do \
 	  for t in $$(sed -n 's/^func \(Fuzz[A-Za-z0-9_]*\).*/\1/p' $$f); do \
-	    go test -run='^$$' -fuzz="^$$t$$" -fuzztime=$(FUZZTIME) ./$$(dirname $$f) || exit 1; \
+	    $(GOTEST) -run='^$$' -fuzz="^$$t$$" -fuzztime=$(FUZZTIME) ./$$(dirname $$f) || exit 1; \
 	  done; \
 	done
 
 bench-smoke: ## every benchmark runs once
-	@go test -run='^$$' -bench=. -benchtime=1x -short $$(grep -rlE '^func Benchmark' --include=*_test.go internal | xargs -n1 dirname | sort -u | sed 's,^,./,') | grep -E '^(Benchmark|ok|FAIL|---)' ; test $${PIPESTATUS[0]} -eq 0
+	@$(GOTEST) -run='^$$' -bench=. -benchtime=1x -short $$(grep -rlE '^func Benchmark' --include=*_test.go internal | xargs -n1 dirname | sort -u | sed 's,^,./,') | grep -E '^(Benchmark|ok|FAIL|---)' ; test $${PIPESTATUS[0]} -eq 0
 
 # Each stage of a small request's and a packet's way, for allocations and not for time: that is make bench's.
 ALLOC_BENCHES := ^Benchmark(Open|Call|Echo100|RelayEcho|RelayConnect|Exchange|Match|Packet)$$
@@ -168,7 +170,7 @@ ALLOC_PKGS    := ./internal/tunnel ./internal/resolver ./internal/match ./intern
 BENCHSTAT     := bin/tools/benchstat-20260908
 
 bench-allocs: bench-program ## no stage allocates more than bench/allocs.txt says
-	go test -run='^$$' -bench='$(ALLOC_BENCHES)' -benchmem -benchtime=2000x -count=3 $(ALLOC_PKGS) > bin/allocs.txt
+	$(GOTEST) -run='^$$' -bench='$(ALLOC_BENCHES)' -benchmem -benchtime=2000x -count=3 $(ALLOC_PKGS) > bin/allocs.txt
 	bin/bench allocs bench/allocs.txt bin/allocs.txt
 
 bench-compare: $(BENCHSTAT) bench-allocs ## and the differences, for reading
@@ -190,36 +192,44 @@ e2e: $(TESTSUM) build images dist-here ## end to end: the lab itself, the README
 	+$(MAKE) --no-print-directory e2e-torture # counts seconds: alone
 
 e2e-lab:
-	cd lab && DOPPEL_LAB_E2E=1 ../$(TESTSUM) --format testname -- -count=1 -timeout 25m ./e2e
-	DOPPEL_E2E=1 $(TESTSUM) --format testname -- -count=1 -timeout 25m -run TestShellBlocks ./internal/docstest
+	cd lab && DOPPEL_LAB_E2E=1 CGO_ENABLED=0 ../$(TESTSUM) --format testname -- -trimpath -count=1 -timeout 25m ./e2e
+	DOPPEL_E2E=1 CGO_ENABLED=0 $(TESTSUM) --format testname -- -trimpath -count=1 -timeout 25m -run TestShellBlocks ./internal/docstest
 
-e2e-doppel:
-	DOPPEL_E2E=1 $(TESTSUM) --format testname -- -count=1 -timeout 25m -skip '$(CHART_TESTS)|$(NET_TESTS)|$(TAKE_TESTS)|$(NODES_TESTS)|$(RELAY_TESTS)|$(SKEW_TESTS)|$(TORTURE_TESTS)|$(SCALE_TESTS)' ./e2e
+## One program for all parts: each go test would link it again. $(call in-lab,LAB,flags,variables); the name "" is the tests' own.
+.PHONY: e2e-program
+e2e-program:
+	$(GOTEST) -c -ldflags '-s -w' -o bin/e2e.test ./e2e
 
-e2e-net:
-	DOPPEL_E2E=1 DOPPEL_E2E_LAB=e2e-net $(TESTSUM) --format testname -- -count=1 -timeout 25m -run '$(NET_TESTS)' ./e2e
+in-lab = cd e2e && DOPPEL_E2E=1 $(if $(1),DOPPEL_E2E_LAB=$(1)) $(3) ../$(TESTSUM) --format testname --raw-command -- \
+	go tool test2json -t -p e2e ../bin/e2e.test -test.v=test2json -test.timeout 25m $(2)
 
-e2e-take:
-	DOPPEL_E2E=1 DOPPEL_E2E_LAB=e2e-take $(TESTSUM) --format testname -- -count=1 -timeout 25m -parallel 6 -run '$(TAKE_TESTS)' ./e2e
+e2e-doppel: e2e-program
+	$(call in-lab,,-test.skip '$(CHART_TESTS)|$(NET_TESTS)|$(TAKE_TESTS)|$(NODES_TESTS)|$(RELAY_TESTS)|$(SKEW_TESTS)|$(TORTURE_TESTS)|$(SCALE_TESTS)')
 
-e2e-nodes:
-	DOPPEL_E2E=1 DOPPEL_E2E_LAB=e2e-nodes DOPPEL_E2E_NODES=2 $(TESTSUM) --format testname -- -count=1 -timeout 25m -parallel 6 -run '$(NODES_TESTS)' ./e2e
+e2e-net: e2e-program
+	$(call in-lab,e2e-net,-test.run '$(NET_TESTS)')
 
-e2e-relay:
-	DOPPEL_E2E=1 DOPPEL_E2E_LAB=e2e-relay $(TESTSUM) --format testname -- -count=1 -timeout 25m -run '$(RELAY_TESTS)' ./e2e
+e2e-take: e2e-program
+	$(call in-lab,e2e-take,-test.parallel 6 -test.run '$(TAKE_TESTS)')
 
-e2e-scale:
-	DOPPEL_E2E=1 DOPPEL_E2E_LAB=e2e-scale $(TESTSUM) --format testname -- -count=1 -timeout 25m -run '$(SCALE_TESTS)' ./e2e
+e2e-nodes: e2e-program
+	$(call in-lab,e2e-nodes,-test.parallel 6 -test.run '$(NODES_TESTS)',DOPPEL_E2E_NODES=2)
 
-e2e-skew: $(TESTSUM)
-	DOPPEL_E2E=1 DOPPEL_E2E_LAB=e2e-skew $(TESTSUM) --format testname -- -count=1 -timeout 25m -run '$(SKEW_TESTS)' ./e2e
+e2e-relay: e2e-program
+	$(call in-lab,e2e-relay,-test.run '$(RELAY_TESTS)')
 
-e2e-torture: $(TESTSUM)
-	DOPPEL_E2E=1 DOPPEL_E2E_LAB=e2e-torture $(TESTSUM) --format testname -- -count=1 -timeout 25m -run '$(TORTURE_TESTS)' ./e2e
-	DOPPEL_E2E=1 DOPPEL_E2E_LAB=e2e-torture DOPPEL_E2E_NODES=2 DOPPEL_TORTURE_ONLY='$(CUT_OFF)' $(TESTSUM) --format testname -- -count=1 -timeout 10m -run '^TestTorture$$' ./e2e
+e2e-scale: e2e-program
+	$(call in-lab,e2e-scale,-test.run '$(SCALE_TESTS)')
 
-e2e-chart:
-	DOPPEL_E2E=1 DOPPEL_E2E_LAB=e2e-chart $(TESTSUM) --format testname -- -count=1 -timeout 25m -run '$(CHART_TESTS)' ./e2e
+e2e-skew: $(TESTSUM) e2e-program
+	$(call in-lab,e2e-skew,-test.run '$(SKEW_TESTS)')
+
+e2e-torture: $(TESTSUM) e2e-program
+	$(call in-lab,e2e-torture,-test.run '$(TORTURE_TESTS)')
+	$(call in-lab,e2e-torture,-test.run '^TestTorture$$',DOPPEL_E2E_NODES=2 DOPPEL_TORTURE_ONLY='$(CUT_OFF)')
+
+e2e-chart: e2e-program
+	$(call in-lab,e2e-chart,-test.run '$(CHART_TESTS)')
 
 ## ---- faults: docs/reliability.md says what they are ----
 

@@ -88,8 +88,13 @@ func Stop() {
 
 // programs finds where initdb and postgres are: installed, or unpacked by make deps; root is where it was unpacked.
 func programs() (bin, root string, err error) {
-	_, file, _, _ := runtime.Caller(0)
-	unpacked := filepath.Join(filepath.Dir(file), "../../../../bin/tools/postgres")
+	dir, err := os.Getwd() // of the test's package
+	for ; err == nil && dir != filepath.Dir(dir); dir = filepath.Dir(dir) {
+		if _, err := os.Stat(filepath.Join(dir, "go.mod")); err == nil {
+			break
+		}
+	}
+	unpacked := filepath.Join(dir, "bin/tools/postgres")
 	for _, root := range []string{"/", unpacked} {
 		found, _ := filepath.Glob(filepath.Join(root, "usr/lib/postgresql/*/bin/initdb"))
 		if len(found) > 0 {
