@@ -6,7 +6,9 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"net/url"
 	"slices"
+	"strings"
 	"syscall"
 	"time"
 
@@ -65,12 +67,30 @@ func (n *network) setNamesLocked() { n.resolver.SetNames(n.namesLocked()...) }
 // namesLocked are the names of all sessions; those of one that joined earlier go before.
 func (n *network) namesLocked() []resolver.Names {
 	var out []resolver.Names
+	var servers []string
 	for _, s := range n.sessions {
-		ns := names(s.addrs.here(s.addrs.known()), s.cluster.Namespace, s.cfg.dns, s.intercepts.hosts())
+		if u, err := url.Parse(s.cluster.Server); err == nil {
+			servers = append(servers, u.Hostname())
+		}
+	}
+	for _, s := range n.sessions {
+		hosts := podHosts(s.intercepts.hosts(), slices.Concat(servers, s.cfg.dns.ExcludeSuffixes))
+		ns := names(s.addrs.here(s.addrs.known()), s.cluster.Namespace, s.cfg.dns, hosts)
 		ns.Session, ns.Ask, ns.Asked = s.cfg.name, s.addrs.mapped(s.query), s.intercepts.resolving()
 		out = append(out, ns)
 	}
 	return out
+}
+
+// podHosts are the names in pods' hosts files that get their addresses here: none at or under one of the suffixes. To reach an API server elsewhere, or
+// through its own tunnel, would cost the session; and what the user said goes before what a pod template says.
+func podHosts(hosts []control.Host, but []string) []control.Host {
+	return slices.DeleteFunc(hosts, func(h control.Host) bool {
+		return slices.ContainsFunc(but, func(suffix string) bool {
+			suffix = strings.ToLower(strings.Trim(suffix, "."))
+			return h.Name == suffix || suffix != "" && strings.HasSuffix(h.Name, "."+suffix)
+		})
+	})
 }
 
 // names translates the manager's message and the user's options for the resolver.

@@ -28,6 +28,10 @@ func TestHosts(t *testing.T) {
 	if !slices.Equal(n.Mappings, want) {
 		t.Errorf("%+v", n.Mappings)
 	}
+	left := podHosts([]control.Host{{Name: "api.example.com"}, {Name: "kube.corp.example"}, {Name: "legacy.example"}}, []string{"API.example.com", ".corp.example", ""})
+	if len(left) != 1 || left[0].Name != "legacy.example" {
+		t.Errorf("the API server's name and what the user has excluded are pods' to tell: %+v", left)
+	}
 	if got := resolvingOf(states); got != "a c" {
 		t.Errorf("resolved by %q", got)
 	}
