@@ -46,8 +46,7 @@ with status, doctor, configuration and what the user daemon is doing, and with t
 masked; names, addresses and user names are not: look into it before you give it away. What could not be had stands in problems.txt.`,
 		Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
-			a.follow(c.Context(), &k, c.Flags().Changed)
-			return a.gatherRun(c.Context(), &k, file)
+			return a.gatherRun(c.Context(), &k, file, c.Flags().Changed)
 		},
 	}
 	k.add(c.Flags(), true)
@@ -57,11 +56,11 @@ masked; names, addresses and user names are not: look into it before you give it
 	return c
 }
 
-// follow has flags that were not typed mean what this machine is connected to.
-func (a *app) follow(ctx context.Context, k *kubeFlags, typed func(flag string) bool) {
+// follow has flags that were not typed mean what this machine is connected to, or says why it cannot.
+func (a *app) follow(ctx context.Context, k *kubeFlags, typed func(flag string) bool) error {
 	var st localapi.Status
 	if a.client.Call(ctx, localapi.MethodStatus, localapi.StatusRequest{}, &st, nil) != nil {
-		return // which is told of status.yaml
+		return nil // which is told of status.yaml
 	}
 	for _, s := range sessions(st) {
 		o := k.Options
@@ -79,8 +78,12 @@ func (a *app) follow(ctx context.Context, k *kubeFlags, typed func(flag string) 
 		if !typed("manager-namespace") {
 			k.managerNS = s.ManagerNamespace
 		}
-		return
+		return nil
 	}
+	if st.Session == nil || typed("context") || typed("kubeconfig") {
+		return nil
+	}
+	return fmt.Errorf("this machine is connected to context %s at %s, which the kubeconfig here does not have: what is here of a cluster is another one's; --kubeconfig says where it is", st.Session.Context, st.Session.Server)
 }
 
 // gathering is what goes into the zip file, masked.
@@ -119,7 +122,7 @@ type gatherOutput struct {
 	Problems []string `json:"problems"`
 }
 
-func (a *app) gatherRun(ctx context.Context, k *kubeFlags, file string) error {
+func (a *app) gatherRun(ctx context.Context, k *kubeFlags, file string, typed func(flag string) bool) error {
 	if file == "" {
 		file = "doppel-logs-" + time.Now().Format("20060102-150405") + ".zip"
 	}
@@ -128,6 +131,9 @@ func (a *app) gatherRun(ctx context.Context, k *kubeFlags, file string) error {
 	g := &gathering{files: map[string][]byte{}, problems: []string{}}
 	show("Reading this machine's logs")
 	a.gatherLocal(ctx, g)
+	if err := a.follow(ctx, k, typed); err != nil {
+		g.problem("the cluster", err)
+	}
 	show("Asking the cluster")
 	cctx, cancel := context.WithTimeout(ctx, gatherTimeout)
 	defer cancel()

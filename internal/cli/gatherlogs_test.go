@@ -13,6 +13,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/doppel-dev/doppel/internal/localapi"
 	"github.com/doppel-dev/doppel/internal/rootapi"
 )
 
@@ -170,5 +171,20 @@ func TestGatherRootLog(t *testing.T) {
 				t.Errorf("run.log: %q", got)
 			}
 		})
+	}
+}
+
+// Of a cluster that the kubeconfig here does not have nothing is gathered unheard.
+func TestGatherElsewhere(t *testing.T) {
+	b := newBench(t, nil)
+	b.connected(t, localapi.Session{Context: "prod", Namespace: "shop"})
+	none := filepath.Join(b.home, "none")
+	t.Setenv("KUBECONFIG", none)
+	file := filepath.Join(b.home, "logs.zip")
+	if code, out, said := doppel(t, "gather-logs", "-f", file); code != 0 || !strings.Contains(out, "which the kubeconfig here does not have") {
+		t.Errorf("%d %s%s", code, out, said)
+	}
+	if code, out, said := doppel(t, "gather-logs", "-f", file+"2", "--kubeconfig", none); code != 0 || strings.Contains(out, "which the kubeconfig here") {
+		t.Errorf("%d %s%s", code, out, said)
 	}
 }

@@ -223,10 +223,15 @@ func (a *app) useConnected(ctx context.Context, cluster *kube.Cluster) error {
 	if errors.Is(err, localapi.ErrNoDaemon) {
 		return nil
 	}
+	found := ""
 	for _, s := range sessions(st) {
-		if s.Context == cluster.Context && s.Server == cluster.Server {
+		switch {
+		case s.Context != cluster.Context || s.Server != cluster.Server:
+		case found != "" && found != s.Namespace:
+			return uerr.New(uerr.Usage, "say which with --namespace", "this machine is connected to namespaces %s and %s of that cluster", found, s.Namespace)
+		default:
+			found = s.Namespace
 			cluster.Namespace = s.Namespace
-			break
 		}
 	}
 	return err

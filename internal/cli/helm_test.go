@@ -136,6 +136,11 @@ func TestUninstallAgentWhere(t *testing.T) {
 			}
 		})
 	}
+	b := newBench(t, nil)
+	b.connected(t, prod, localapi.Session{Context: "prod", Namespace: "stage"})
+	if code, _, said := doppel(t, "uninstall", "--agent", "web"); code != 2 || !strings.Contains(said, "namespaces shop and stage") {
+		t.Errorf("%d %s", code, said)
+	}
 }
 
 // What is gathered of the cluster is that of the connection, unless flags say otherwise.
