@@ -18,24 +18,25 @@ import (
 
 // file is an open file. It outlives the connection to its server: with the next one it is opened again by the path that it has then.
 type file struct {
-	m     *FS
-	path  string // when it was opened
-	flags int
-	size  atomic.Int64 // as far as is known
-	r     *reader
-	w     *behind
+	m        *FS
+	path     string // when it was opened
+	readOnly bool
+	size     atomic.Int64 // as far as is known
+	r        *reader
+	w        *behind
 
 	n *node // constant after it was opened
 
 	mu sync.Mutex
 	// guarded by mu
+	flags  int // for the next time that it is opened
 	handle *sftp.File
 	gen    int // of the client that handle is of
 	closed bool
 }
 
 func newFile(m *FS, n *node, p string, flags int) *file {
-	f := &file{m: m, n: n, path: p, flags: flags}
+	f := &file{m: m, n: n, path: p, flags: flags, readOnly: flags&syscall.O_ACCMODE == syscall.O_RDONLY}
 	f.r = &reader{room: m.reads, at: f.readAt}
 	if flags&os.O_APPEND != 0 { // in the order in which it was written
 		f.w = &behind{writer: newWriter(m.writes, 1, f.append)}
@@ -126,8 +127,16 @@ func (f *file) use(ctx context.Context, do func(*sftp.File) error) error {
 	})
 }
 
+// openNow opens the file; with O_EXCL once, as the file that the first attempt has made is in the way of the next.
 func (f *file) openNow(ctx context.Context) error {
-	return f.use(ctx, func(*sftp.File) error { return nil })
+	do := f.m.remote.againGen
+	if f.flags&os.O_EXCL != 0 {
+		do = f.m.remote.onceGen
+	}
+	return do(ctx, func(c *sftp.Client, gen int) error {
+		_, err := f.open(c, gen)
+		return err
+	})
 }
 
 func (f *file) stat(ctx context.Context) (iofs.FileInfo, error) {
@@ -237,7 +246,7 @@ func (f *file) Write(ctx context.Context, data []byte, off int64) (uint32, sysca
 
 // Flush implements fs.FileFlusher: close(2) tells what of the file was not written.
 func (f *file) Flush(ctx context.Context) syscall.Errno {
-	if f.flags&syscall.O_ACCMODE == syscall.O_RDONLY {
+	if f.readOnly {
 		return 0
 	}
 	err := interruptible(ctx, f.w.finish)

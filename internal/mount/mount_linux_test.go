@@ -644,6 +644,69 @@ func TestSignals(t *testing.T) {
 	}
 }
 
+// unanswered is a stream that breaks before the answer to a client's first request of one kind.
+type unanswered struct {
+	net.Conn
+	kind byte
+	came *atomic.Bool
+}
+
+func (s unanswered) Write(p []byte) (int, error) {
+	if len(p) > 4 && p[4] == s.kind {
+		s.came.Store(true)
+	}
+	return s.Conn.Write(p)
+}
+
+func (s unanswered) Read(p []byte) (int, error) {
+	n, err := s.Conn.Read(p)
+	if s.came.Load() {
+		return 0, errors.Join(io.ErrUnexpectedEOF, s.Close())
+	}
+	return n, err
+}
+
+// Who makes a file that must not be there is not told that it was, because of the attempt whose answer was lost.
+func TestExclusiveAndLost(t *testing.T) {
+	w := newWorld(t)
+	w.mu.Lock()
+	w.wrap = func(c net.Conn) io.ReadWriteCloser {
+		w.wrap = nil
+		return unanswered{c, 3, new(atomic.Bool)} // OPEN
+	}
+	w.mu.Unlock()
+	w.cut(false)
+	if _, err := os.OpenFile(w.in("data", "lock"), os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644); !errors.Is(err, syscall.EIO) {
+		t.Errorf("%v, want EIO", err)
+	}
+	if _, err := os.Stat(filepath.Join(w.data, "lock")); err != nil {
+		t.Errorf("it was not made, and this test tests nothing: %v", err)
+	}
+}
+
+// A file is closed, as far as one of its descriptors is, while it is opened again at another pod.
+func TestClosedWhileLost(t *testing.T) {
+	w := newWorld(t)
+	f, err := os.Create(w.in("data", "f"))
+	must(t, err)
+	defer f.Close()
+	done := make(chan error, 1)
+	go func() {
+		var err error
+		for range 200 {
+			fd, failed := syscall.Dup(int(f.Fd()))
+			err = errors.Join(err, failed, syscall.Close(fd))
+		}
+		done <- err
+	}()
+	for range 20 {
+		w.cut(false)
+		_, err := f.WriteAt([]byte("x"), 0)
+		must(t, err)
+	}
+	must(t, <-done)
+}
+
 // A handle that comes when the program that asked for it has been killed is closed.
 func TestKilledWhileOpening(t *testing.T) {
 	for name, tt := range map[string]struct {

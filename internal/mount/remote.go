@@ -138,9 +138,14 @@ func (r *remote) drop(c *sftp.Client) {
 
 // once does something that must not be done twice. It returns an error number.
 func (r *remote) once(ctx context.Context, do func(*sftp.Client) error) error {
-	c, _, err := r.get(ctx)
+	return r.onceGen(ctx, func(c *sftp.Client, _ int) error { return do(c) })
+}
+
+// onceGen is once, with the client's number.
+func (r *remote) onceGen(ctx context.Context, do func(*sftp.Client, int) error) error {
+	c, gen, err := r.get(ctx)
 	if err == nil {
-		err = interruptible(ctx, func() error { return do(c) })
+		err = interruptible(ctx, func() error { return do(c, gen) })
 		if r.lost(c, err) {
 			err = syscall.EIO // done or not: nobody knows
 		}
