@@ -21,6 +21,7 @@ type file struct {
 	m        *FS
 	path     string // when it was opened
 	readOnly bool
+	appends  bool
 	size     atomic.Int64 // as far as is known
 	r        *reader
 	w        *behind
@@ -38,7 +39,7 @@ type file struct {
 func newFile(m *FS, n *node, p string, flags int) *file {
 	f := &file{m: m, n: n, path: p, flags: flags, readOnly: flags&syscall.O_ACCMODE == syscall.O_RDONLY}
 	f.r = &reader{room: m.reads, at: f.readAt}
-	if flags&os.O_APPEND != 0 { // in the order in which it was written
+	if f.appends = flags&os.O_APPEND != 0; f.appends { // in the order in which it was written
 		f.w = &behind{writer: newWriter(m.writes, 1, f.append)}
 	} else {
 		f.w = &behind{writer: newWriter(m.writes, maxFlying, f.writeAt)}
@@ -231,6 +232,9 @@ func (f *file) Read(ctx context.Context, dest []byte, off int64) (fuse.ReadResul
 // Write implements fs.FileWriter.
 func (f *file) Write(ctx context.Context, data []byte, off int64) (uint32, syscall.Errno) {
 	f.n.forget()
+	if err := f.n.order(ctx, f, span{off, len(data)}); err != nil {
+		return 0, number(err)
+	}
 	n, well := f.w.take(data, off)
 	var err error
 	if !well {

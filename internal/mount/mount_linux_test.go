@@ -948,6 +948,81 @@ func TestAppend(t *testing.T) {
 	}
 }
 
+// ordered notes what is written, in the order in which that is done, and takes its time with all but the last.
+type ordered struct {
+	sftp.FileWriter
+	last string
+	mu   *sync.Mutex
+	got  *[]string
+}
+
+func (o ordered) Filewrite(q *sftp.Request) (io.WriterAt, error) {
+	_, err := o.FileWriter.Filewrite(q)
+	return o, err
+}
+
+func (o ordered) WriteAt(p []byte, _ int64) (int, error) {
+	if string(p) != o.last {
+		time.Sleep(200 * time.Millisecond)
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	*o.got = append(*o.got, string(p))
+	return len(p), nil
+}
+
+// What is written through two open files of one comes to be in that order where it matters, and else at once.
+func TestWrittenThroughTwo(t *testing.T) {
+	for name, tt := range map[string]struct {
+		flags [2]int
+		offs  [2]int64
+		want  []string
+	}{
+		"same place":   {want: []string{"first", "second"}},
+		"overlap":      {offs: [2]int64{0, 4}, want: []string{"first", "second"}},
+		"beside":       {offs: [2]int64{0, 5}, want: []string{"second", "first"}},
+		"append":       {flags: [2]int{os.O_APPEND, os.O_APPEND}, want: []string{"first", "second"}},
+		"append after": {flags: [2]int{0, os.O_APPEND}, want: []string{"first", "second"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			var mu sync.Mutex
+			var got []string
+			w.mu.Lock()
+			w.wrap = func(c net.Conn) io.ReadWriteCloser {
+				_ = c.Close()
+				here, there := net.Pipe()
+				h := sftp.InMemHandler()
+				h.FilePut = ordered{h.FilePut, "second", &mu, &got}
+				s := sftp.NewRequestServer(there, h)
+				go func() { _ = s.Serve() }()
+				return here
+			}
+			w.mu.Unlock()
+			w.cut(false)
+			var files []*os.File
+			for _, flags := range tt.flags {
+				f, err := os.OpenFile(w.in("f"), os.O_WRONLY|os.O_CREATE|flags, 0o644)
+				must(t, err)
+				defer f.Close()
+				files = append(files, f)
+			}
+			for i, text := range []string{"first", "second"} {
+				_, err := syscall.Pwrite(int(files[i].Fd()), []byte(text), tt.offs[i])
+				must(t, err)
+			}
+			for _, f := range files {
+				must(t, f.Sync())
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			if !slices.Equal(got, tt.want) {
+				t.Errorf("%q, want %q", got, tt.want)
+			}
+		})
+	}
+}
+
 // What was to be appended when the stream was lost is not appended again, and whoever appends is told.
 func TestAppendLost(t *testing.T) {
 	w := newWorld(t)

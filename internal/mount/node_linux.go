@@ -157,6 +157,29 @@ func (n *node) drain(ctx context.Context) error {
 	})
 }
 
+// order waits for what was written through other open files of the node to where f writes now: the server may do both in any order, and the first one
+// again when the stream is lost. What of it comes to nothing is told to whoever wrote it.
+func (n *node) order(ctx context.Context, f *file, s span) error {
+	n.mu.Lock()
+	others := slices.DeleteFunc(slices.Clone(n.open), func(o *file) bool { return o == f || o.readOnly })
+	n.mu.Unlock()
+	if len(others) == 0 {
+		return nil
+	}
+	return interruptible(ctx, func() error {
+		for _, o := range others {
+			where := &s
+			if f.appends || o.appends { // wherever the end is
+				where = nil
+			}
+			if o.w.holds(where) {
+				_ = o.w.settle()
+			}
+		}
+		return nil
+	})
+}
+
 // Lookup implements fs.NodeLookuper.
 func (n *node) Lookup(ctx context.Context, name string, out *fuse.EntryOut) (*fs.Inode, syscall.Errno) {
 	dir := n.path()

@@ -1,6 +1,9 @@
 package mount
 
-import "sync"
+import (
+	"slices"
+	"sync"
+)
 
 // maxFlying is how many writes of a file are on their way at once.
 const maxFlying = 16
@@ -28,6 +31,8 @@ type span struct {
 	off int64
 	n   int
 }
+
+func (s span) meets(o span) bool { return s.off < o.off+int64(o.n) && o.off < s.off+int64(s.n) }
 
 func newWriter(room *room, most int, at func(p []byte, off int64) error) *writer {
 	w := &writer{at: at, room: room, most: most}
@@ -151,12 +156,17 @@ func (w *writer) fly() {
 
 // meets says whether the run overlaps a write that is on its way.
 func (w *writer) meets() bool {
-	for _, f := range w.flying {
-		if w.runOff < f.off+int64(f.n) && f.off < w.runOff+int64(len(w.run)) {
-			return true
-		}
+	return slices.ContainsFunc(w.flying, span{w.runOff, len(w.run)}.meets)
+}
+
+// holds says whether something of the span has not arrived; of nil, whether anything has not.
+func (w *writer) holds(s *span) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if s == nil {
+		return len(w.run) > 0 || len(w.flying) > 0
 	}
-	return false
+	return len(w.run) > 0 && s.meets(span{w.runOff, len(w.run)}) || slices.ContainsFunc(w.flying, s.meets)
 }
 
 // drain waits until everything has been written, and tells what of it came to nothing.
