@@ -20,8 +20,10 @@ import (
 	"sync/atomic"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 
+	"github.com/hanwen/go-fuse/v2/fuse"
 	"github.com/pkg/sftp"
 	"golang.org/x/sys/unix"
 
@@ -373,6 +375,33 @@ func TestChangesThere(t *testing.T) {
 		}
 	}
 	t.Error("a file that is gone is still seen")
+}
+
+// Contents are kept when a change in the second of the last one is no longer possible, whatever the laptop's clock says against the pod's.
+func TestUnchanged(t *testing.T) {
+	for name, ahead := range map[string]time.Duration{"together": 0, "laptop ahead": time.Hour, "laptop behind": -time.Hour} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				n := &node{}
+				now := fuse.Attr{Size: 5, Mtime: uint64(time.Now().Add(-ahead).Unix())}
+				open := func(after time.Duration, want bool) {
+					t.Helper()
+					time.Sleep(after)
+					if got := n.unchanged(now); got != want {
+						t.Errorf("kept: %v, want %v", got, want)
+					}
+				}
+				for range 2 { // the second time after a change
+					open(0, false)
+					open(settleTime-time.Millisecond, false)
+					open(time.Millisecond, false) // read once more
+					open(0, true)
+					open(time.Hour, true)
+					now.Mtime += 3600
+				}
+			})
+		})
+	}
 }
 
 // seen waits until a file has the text: not longer than what is known of names is kept.

@@ -27,15 +27,19 @@ type node struct {
 
 	mu sync.Mutex
 	// guarded by mu
-	open []*file
-	seen stamp // what is in the kernel's page cache
-	last stamp // what was found last while it was open
+	open    []*file
+	seen    stamp     // what is in the kernel's page cache
+	since   time.Time // when an open found that first
+	settled bool      // it was read from settleTime after that on
+	last    stamp     // what was found last while it was open
 }
+
+// settleTime is when the second is over in which a file was changed that has just been seen.
+const settleTime = 2 * time.Second
 
 // stamp changes with a file's contents, as far as its times tell.
 type stamp struct {
 	size, mtime int64
-	when        time.Time
 }
 
 // generation makes nodes distinct whose paths were the same.
@@ -584,20 +588,29 @@ func (n *node) Open(ctx context.Context, flags uint32) (fs.FileHandle, uint32, s
 		f.size.Store(int64(now.Size))
 		if n.unchanged(now) {
 			out |= fuse.FOPEN_KEEP_CACHE
+		} else {
+			n.forget() // what others have read ahead may be of before
 		}
 	}
 	n.add(f)
 	return f, out, 0
 }
 
-// unchanged says whether what the kernel has of the file is what is in it. Times are in seconds: what was changed in the second in which it was
-// read may have been changed once more.
+// unchanged says whether what the kernel has of the file is what is in it. Times are in seconds, of the pod's clock: what was changed in one of them may
+// be changed once more in it. So what the kernel has is read again once when the second is over for certain, by the laptop's clock alone.
 func (n *node) unchanged(now fuse.Attr) bool {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	old := n.seen
-	n.seen = stamp{int64(now.Size), int64(now.Mtime), time.Now()}
-	return old.size == n.seen.size && old.mtime == n.seen.mtime && old.when.Unix() > old.mtime+1
+	s := stamp{int64(now.Size), int64(now.Mtime)}
+	switch {
+	case s != n.seen || n.since.IsZero():
+		n.seen, n.since, n.settled = s, time.Now(), false
+	case n.settled:
+		return true
+	default:
+		n.settled = time.Since(n.since) >= settleTime
+	}
+	return false
 }
 
 // Create implements fs.NodeCreater.
