@@ -9,6 +9,7 @@ import (
 	"path"
 	"path/filepath"
 	"slices"
+	"syscall"
 
 	"github.com/pkg/sftp"
 )
@@ -38,7 +39,14 @@ func clean(point string, names []fs.DirEntry) error {
 	return root.Remove(copyMark)
 }
 
-// LeftOutError says that files could not be read: all else is copied.
+const (
+	// maxCopied bounds the files and directories of a copy.
+	maxCopied = 1_000_000
+	// maxDepth bounds how deep its directories are.
+	maxDepth = 100
+)
+
+// LeftOutError says that files could not be read, or were too many: all else is copied.
 type LeftOutError struct {
 	Files int
 	Path  string // the first of them
@@ -51,7 +59,8 @@ func (e *LeftOutError) Error() string {
 
 func (e *LeftOutError) Unwrap() error { return e.Err }
 
-// Copy copies all files, as they are now, to cfg.Point instead of mounting them there. What cannot be read is left out: LeftOutError.
+// Copy copies all files, as they are now, to cfg.Point instead of mounting them there. What cannot be read, or is beyond
+// maxCopied or maxDepth, is left out: LeftOutError.
 func Copy(ctx context.Context, cfg Config) error {
 	stream, err := cfg.Dial(ctx)
 	if err != nil {
@@ -59,7 +68,7 @@ func Copy(ctx context.Context, cfg Config) error {
 	}
 	stop := context.AfterFunc(ctx, func() { _ = stream.Close() })
 	defer stop()
-	c, err := sftp.NewClientPipe(stream, stream, sftp.MaxPacketUnchecked(maxData), sftp.UseConcurrentReads(true))
+	c, err := sftp.NewClientPipe(&checked{Reader: stream}, stream, sftp.MaxPacketUnchecked(maxData), sftp.UseConcurrentReads(true))
 	if err != nil {
 		return fmt.Errorf("reach the file server: %w", err)
 	}
@@ -73,8 +82,8 @@ func Copy(ctx context.Context, cfg Config) error {
 	if err := root.WriteFile(copyMark, []byte("A copy of volumes of "+cfg.Source+", made by doppel. The next one takes its place, with all that is here.\n"), 0o600); err != nil {
 		return err
 	}
-	t := tree{ctx: ctx, c: c, root: root, point: cfg.Point}
-	if err := t.copy("/"); err != nil {
+	t := tree{ctx: ctx, c: c, root: root, point: cfg.Point, most: maxCopied}
+	if err := t.copy("/", 0); err != nil {
 		return err
 	}
 	left := t.left
@@ -90,24 +99,37 @@ type tree struct {
 	c     *sftp.Client
 	root  *os.Root
 	point string
+	most  int // files and directories yet
+	pages int // that the lists of the directories have in which the copy is, beyond leastPages of each
 	left  LeftOutError
 }
 
 // copy copies what is in a directory, as far as the server lets it.
-func (t *tree) copy(dir string) error {
-	fis, err := t.c.ReadDirContext(t.ctx, dir)
+func (t *tree) copy(dir string, depth int) error {
+	fis, n, err := readDir(t.ctx, t.c, dir, leastPages+max(0, maxPages-t.pages), nil)
 	if err := t.note(dir, err); err != nil {
 		return err
 	}
+	t.pages += max(0, n-leastPages)
+	defer func() { t.pages -= max(0, n-leastPages) }()
 	for _, fi := range fis {
 		switch fi.Name() {
 		case ".", "..", "/": // what no directory has
 			continue
 		}
 		name := path.Join(dir, fi.Name())
+		if t.most == 0 {
+			t.leave(name, fmt.Errorf("a copy has at most %d files and directories", maxCopied))
+			continue
+		}
+		if fi.IsDir() && depth == maxDepth {
+			t.leave(name, fmt.Errorf("a copy is at most %d directories deep", maxDepth))
+			continue
+		}
+		t.most--
 		err := copyOne(t.c, t.root, t.point, name, fi)
 		if err == nil && fi.IsDir() {
-			err = t.copy(name)
+			err = t.copy(name, depth+1)
 		} else {
 			err = t.note(name, err)
 		}
@@ -128,10 +150,14 @@ func (t *tree) note(name string, err error) error {
 	case !isAnswer(err):
 		return fmt.Errorf("copy %s: %w", name, err)
 	}
-	if t.left.Files++; t.left.Err == nil {
-		t.left.Path, t.left.Err = name, toErrno(err)
-	}
+	t.leave(name, toErrno(err))
 	return nil
+}
+
+func (t *tree) leave(name string, err error) {
+	if t.left.Files++; t.left.Err == nil {
+		t.left.Path, t.left.Err = name, err
+	}
 }
 
 func copyOne(c *sftp.Client, root *os.Root, point, name string, fi fs.FileInfo) error {
@@ -171,5 +197,6 @@ func copyOne(c *sftp.Client, root *os.Root, point, name string, fi fs.FileInfo) 
 func isAnswer(err error) bool {
 	var here *fs.PathError
 	var answer *sftp.StatusError
-	return !errors.As(err, &here) && (errors.As(err, &answer) || errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrPermission))
+	return !errors.As(err, &here) && (errors.As(err, &answer) || errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrPermission) ||
+		errors.Is(err, syscall.EFBIG))
 }

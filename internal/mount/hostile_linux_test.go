@@ -5,15 +5,19 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
 	"net"
 	"os"
+	"path"
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
+	"testing/iotest"
 	"time"
 
 	"github.com/pkg/sftp"
@@ -108,6 +112,118 @@ func TestCopyFromLiar(t *testing.T) {
 		}
 		return err
 	}))
+}
+
+// boundless is a file server whose directories have no end: neither their lists nor how deep they are.
+type boundless struct {
+	fs.FileInfo
+	deep  bool
+	lists *atomic.Int64
+}
+
+func (boundless) Fileread(*sftp.Request) (io.ReaderAt, error) { return strings.NewReader("x"), nil }
+func (b boundless) Filelist(r *sftp.Request) (sftp.ListerAt, error) {
+	if r.Method != "List" {
+		if r.Filepath != "/" && r.Filepath != "/d" {
+			return nil, fs.ErrNotExist
+		}
+		return names{named{b.FileInfo, path.Base(r.Filepath), fs.ModeDir | 0o755}}, nil
+	}
+	b.lists.Add(1)
+	if b.deep {
+		return names{named{b.FileInfo, "d", fs.ModeDir | 0o755}}, nil
+	}
+	return b, nil
+}
+
+func (b boundless) ListAt(to []fs.FileInfo, off int64) (int, error) {
+	for i := range to {
+		to[i] = named{b.FileInfo, fmt.Sprint("f", off+int64(i)), fs.ModeSocket | 0o644}
+	}
+	return len(to), nil
+}
+
+func (b boundless) dial(context.Context) (io.ReadWriteCloser, error) {
+	here, there := net.Pipe()
+	s := sftp.NewRequestServer(there, sftp.Handlers{FileGet: b, FileList: b})
+	go func() { _ = s.Serve() }()
+	return here, nil
+}
+
+// A list without end is broken off, and its directory is not listed for the sake of a name.
+func TestListWithoutEnd(t *testing.T) {
+	fi, err := os.Stat("copy.go")
+	must(t, err)
+	w := newWorld(t)
+	b := boundless{fi, false, new(atomic.Int64)}
+	w.mu.Lock()
+	w.wrap = func(c net.Conn) io.ReadWriteCloser {
+		_ = c.Close()
+		here, _ := b.dial(t.Context())
+		return here
+	}
+	w.mu.Unlock()
+	w.cut(false)
+	if names, err := os.ReadDir(w.in("d")); !errors.Is(err, syscall.EFBIG) {
+		t.Errorf("%d names, %v, want EFBIG", len(names), err)
+	}
+	before := b.lists.Load()
+	for i := range 5 {
+		if _, err := os.Stat(w.in("d", fmt.Sprint(i))); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("%v", err)
+		}
+	}
+	if n := b.lists.Load(); before != 1 || n != before {
+		t.Errorf("%d lists, and %d for the sake of names", before, n-before)
+	}
+}
+
+// A copy ends, and says what it lacks: of lists without end, of directories that are deep without end, and of too much of all.
+func TestCopyBounds(t *testing.T) {
+	fi, err := os.Stat("copy.go")
+	must(t, err)
+	for name, tt := range map[string]struct {
+		deep bool
+		most int
+		want string
+	}{
+		"list": {false, maxCopied, "file too large"},
+		"deep": {true, maxCopied, "100 directories deep"},
+		"many": {true, 7, "files and directories"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			here, err := boundless{fi, tt.deep, new(atomic.Int64)}.dial(t.Context())
+			must(t, err)
+			c, err := sftp.NewClientPipe(here, here)
+			must(t, err)
+			defer c.Close()
+			root, err := os.OpenRoot(t.TempDir())
+			must(t, err)
+			defer root.Close()
+			tr := tree{ctx: t.Context(), c: c, root: root, most: tt.most}
+			must(t, tr.copy("/", 0))
+			if tr.left.Files != 1 || !strings.Contains(tr.left.Error(), tt.want) {
+				t.Errorf("%v, want %s", &tr.left, tt.want)
+			}
+		})
+	}
+}
+
+// An answer with more names than ours has is refused before the library makes anything of it; all others pass, in whatever pieces they come.
+func TestTooManyNames(t *testing.T) {
+	packet := func(typ byte, body ...byte) []byte {
+		return slices.Concat(binary.BigEndian.AppendUint32(nil, uint32(len(body)+1)), []byte{typ}, body)
+	}
+	names := func(n uint32) []byte { return packet(104, binary.BigEndian.AppendUint32([]byte{0, 0, 0, 1}, n)...) }
+	well := slices.Concat(packet(2, 0, 0, 0, 3), packet(103, bytes.Repeat([]byte{255}, 5000)...), []byte{0, 0, 0, 0}, names(maxPage), packet(104), packet(101, 0, 0, 0, 1, 0, 0, 0, 1))
+	for name, r := range map[string]func(io.Reader) io.Reader{"whole": func(r io.Reader) io.Reader { return r }, "bytes": iotest.OneByteReader, "halves": iotest.HalfReader} {
+		if b, err := io.ReadAll(&checked{Reader: r(bytes.NewReader(well))}); err != nil || !bytes.Equal(b, well) {
+			t.Errorf("%s: %d bytes of %d, %v", name, len(b), len(well), err)
+		}
+		if _, err := io.ReadAll(&checked{Reader: r(bytes.NewReader(slices.Concat(well, names(maxPage+1))))}); !errors.Is(err, errTooManyNames) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
 }
 
 // A file server that says that all is well, and nothing else, ends no process: what it was asked for is not there.

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"syscall"
@@ -14,7 +15,7 @@ import (
 // DefaultBudget bounds what is kept in memory of files: read ahead, and as much again that is not written yet.
 const DefaultBudget = 16 << 20
 
-// Config is what a mount needs; every field but ReadOnly and Budget is required.
+// Config is what a mount needs; every field but ReadOnly, Budget and Log is required.
 type Config struct {
 	// Point is the directory to mount on.
 	Point string
@@ -26,6 +27,8 @@ type Config struct {
 	ReadOnly bool
 	// Budget is in bytes; 0: DefaultBudget.
 	Budget int
+	// Log is told what is wrong with the files of a mount; nil: nobody is.
+	Log *slog.Logger
 }
 
 // PreparePoint makes sure that there is an empty directory to mount on. It says whether it made it. With replace, an earlier copy of files

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"time"
 
@@ -17,7 +18,9 @@ type FS struct {
 	known  listings
 	reads  *room
 	writes *room
+	large  chan struct{} // see pages
 	point  string
+	log    *slog.Logger
 
 	stop  context.CancelFunc
 	guard *guard
@@ -32,10 +35,14 @@ func Mount(ctx context.Context, cfg Config) (*FS, error) {
 	if cfg.Budget == 0 {
 		cfg.Budget = DefaultBudget
 	}
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
 	closed, stop := context.WithCancel(context.Background())
 	m := &FS{
 		remote: &remote{dial: cfg.Dial, stop: closed}, stop: stop,
-		reads: newRoom(cfg.Budget), writes: newRoom(cfg.Budget), point: cfg.Point, gone: make(chan struct{}),
+		reads: newRoom(cfg.Budget), writes: newRoom(cfg.Budget), large: make(chan struct{}, 1), point: cfg.Point, log: cfg.Log,
+		gone: make(chan struct{}),
 	}
 	if _, _, err := m.remote.get(ctx); err != nil {
 		stop()

@@ -927,15 +927,91 @@ func TestSlowList(t *testing.T) {
 	}
 }
 
+// Whoever wants a directory's list while it is on its way waits for that one.
+func TestListShared(t *testing.T) {
+	w := newWorld(t)
+	w.write(filepath.Join(w.data, "f"), "")
+	var n atomic.Int64
+	w.mu.Lock()
+	w.wrap = func(c net.Conn) io.ReadWriteCloser { return counted{c, 11, &n, 500 * time.Millisecond} } // OPENDIR
+	w.mu.Unlock()
+	w.cut(false)
+	var all sync.WaitGroup
+	for range 8 {
+		all.Go(func() {
+			if names, err := os.ReadDir(w.in("data")); err != nil || len(names) != 1 {
+				t.Errorf("%v, %v", names, err)
+			}
+		})
+	}
+	all.Wait()
+	if n.Load() > 2 { // one may come when the first has just been answered
+		t.Errorf("%d lists", n.Load())
+	}
+}
+
+// A large directory is listed only after as many names as that takes answers; and what is remembered is bounded.
+func TestLargeDirectory(t *testing.T) {
+	list := func(l *listings, dir string, n int, name string) {
+		fis := make([]fs.FileInfo, n)
+		for i := range fis {
+			fis[i] = named{name: fmt.Sprint(i, name)}
+		}
+		q, _, _ := l.ask(dir)
+		l.answer(q, fis, nil)
+	}
+	for n, want := range map[int]int{2: 1, maxPage: 1, 2*maxPage - 1: 1, 5 * maxPage: 5} {
+		var l listings
+		list(&l, "/d", n, "")
+		if _, known, _ := l.find("/d", "f"); !known {
+			t.Errorf("of %d: the list is not remembered", n)
+		}
+		for range 2 {
+			l.changed("/d")
+			for i := range want + 1 {
+				if _, known, now := l.find("/d", "f"); known || now != (i == want) {
+					t.Errorf("of %d: at name %d it is listed: %v", n, i, now)
+				}
+			}
+			list(&l, "/d", n, "")
+		}
+	}
+	var l listings
+	for i := range maxListings {
+		list(&l, fmt.Sprint("/", i), 4, strings.Repeat("x", maxListed/100))
+		if l.size > maxListed {
+			t.Fatalf("%d bytes", l.size)
+		}
+	}
+	if len(l.dirs) == 0 {
+		t.Error("nothing is remembered")
+	}
+	for d := range l.dirs {
+		l.changed(d)
+	}
+	if l.size != 0 {
+		t.Errorf("%d bytes of nothing", l.size)
+	}
+}
+
 // What is changed while a directory is listed is not forgotten because of the list.
 func TestChangedWhileListed(t *testing.T) {
 	var l listings
-	q, other := l.ask("/a"), l.ask("/b")
+	q, _, _ := l.ask("/a")
+	other, _, _ := l.ask("/b")
 	l.changed("/a")
-	if names := l.answer(q, nil); names != nil {
-		t.Errorf("a list of before: %v", names)
+	if again, mine, old := l.ask("/a"); again != q || mine || !old {
+		t.Errorf("who asks after the change: %v, %v", mine, old)
 	}
-	if names := l.answer(other, nil); names == nil {
+	if again, mine, old := l.ask("/b"); again != other || mine || old {
+		t.Errorf("who asks for another directory: %v, %v", mine, old)
+	}
+	l.answer(q, nil, nil)
+	l.answer(other, nil, nil)
+	if q.names != nil {
+		t.Errorf("a list of before: %v", q.names)
+	}
+	if other.names == nil {
 		t.Error("another directory's list is not taken")
 	}
 	if _, known, _ := l.find("/a", "f"); known {

@@ -223,23 +223,34 @@ func (m *FS) lstat(ctx context.Context, p string) (iofs.FileInfo, error) {
 	return <-found, nil
 }
 
-// list asks for a whole directory and remembers it. By their names the files are given only if nothing was changed there meanwhile.
+// list asks for a whole directory, or waits with whoever has asked, and remembers it. By their names the files are given only if nothing was changed
+// there meanwhile.
 func (n *node) list(ctx context.Context, dir string) ([]iofs.FileInfo, map[string]iofs.FileInfo, syscall.Errno) {
-	q := n.m.known.ask(dir)
-	found := make(chan []iofs.FileInfo, 2)
-	err := n.m.remote.again(ctx, func(c *sftp.Client) error {
-		fis, err := c.ReadDir(dir) // to its end, so that the server's handle is closed
-		if err == nil {
-			found <- fis
+	for {
+		q, mine, old := n.m.known.ask(dir)
+		if mine {
+			go n.m.list(q)
 		}
+		if err := interruptible(ctx, func() error { <-q.done; return nil }); err != nil {
+			return nil, nil, number(err)
+		}
+		if !old {
+			return q.fis, q.names, number(q.err)
+		}
+	}
+}
+
+// list gets the answer to a question, whoever of those that wait for it is killed meanwhile.
+func (m *FS) list(q *question) {
+	var fis []iofs.FileInfo
+	err := m.remote.again(context.Background(), func(c *sftp.Client) (err error) {
+		fis, _, err = readDir(context.Background(), c, q.dir, maxPages, m.large)
 		return err
 	})
-	if err != nil {
-		n.m.known.giveUp(q)
-		return nil, nil, number(err)
+	if errors.Is(err, syscall.EFBIG) {
+		m.log.Warn("a directory has too many names to be listed", "path", q.dir)
 	}
-	fis := <-found
-	return fis, n.m.known.answer(q, fis), 0
+	m.known.answer(q, fis, err)
 }
 
 // Readdir implements fs.NodeReaddirer.

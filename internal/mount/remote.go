@@ -90,7 +90,7 @@ func (r *remote) connect(dialled chan struct{}) {
 	stream, err := r.dial(ctx)
 	if err == nil {
 		cut := context.AfterFunc(ctx, func() { _ = stream.Close() })
-		c, err = sftp.NewClientPipe(stream, stream, sftp.MaxPacketUnchecked(maxData), sftp.MaxConcurrentRequestsPerFile(64))
+		c, err = sftp.NewClientPipe(&checked{Reader: stream}, stream, sftp.MaxPacketUnchecked(maxData), sftp.MaxConcurrentRequestsPerFile(64))
 		if !cut() && err == nil {
 			_ = c.Close()
 			err = syscall.ETIMEDOUT
@@ -120,7 +120,8 @@ func (r *remote) connect(dialled chan struct{}) {
 // lost says whether an error is no answer of the server. Then the client is of no use any more, and the next one is asked.
 func (r *remote) lost(c *sftp.Client, err error) bool {
 	if err == nil || errors.As(err, new(*sftp.StatusError)) || errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrPermission) ||
-		errors.Is(err, io.EOF) || errors.Is(err, syscall.EINTR) || errors.Is(err, syscall.EBADF) || errors.Is(err, syscall.ESTALE) {
+		errors.Is(err, io.EOF) || errors.Is(err, syscall.EINTR) || errors.Is(err, syscall.EBADF) || errors.Is(err, syscall.ESTALE) ||
+		errors.Is(err, syscall.EFBIG) {
 		return false
 	}
 	r.drop(c)

@@ -18,7 +18,7 @@ const MaxHandles = 1024
 // maxData is the longest answer to a read; what a client asks for beyond it comes in a second one.
 const maxData = 256<<10 - 1<<10 // the library takes packets of 256 KiB
 
-// maxList is how many entries of a directory are sent at once, as far as they fit: each packet takes a round trip.
+// maxList is how many entries of a directory are sent at once, as far as they fit: each packet takes a round trip. A laptop takes no more (mount.maxPage).
 const maxList = 1000
 
 func init() { sftp.MaxFilelist = maxList }

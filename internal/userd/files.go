@@ -108,7 +108,7 @@ func (x *intercepts) mount(ctx context.Context, in *intercept, req localapi.Moun
 	f.made = f.made || ours // it may be left from a daemon that was killed
 	progress("Mounting the volumes of container %s on %s", env.Container, f.told.Point)
 	cfg := mount.Config{
-		Point: f.told.Point, Source: in.object.Namespace + "/" + in.object.Spec.Workload.Name, ReadOnly: !req.ReadWrite,
+		Point: f.told.Point, Source: in.object.Namespace + "/" + in.object.Spec.Workload.Name, ReadOnly: !req.ReadWrite, Log: x.s.log,
 		Dial: func(ctx context.Context) (io.ReadWriteCloser, error) { return x.openFiles(ctx, in) },
 	}
 	if req.Copy {
