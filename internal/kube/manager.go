@@ -84,7 +84,7 @@ func (c *Cluster) lettingIn(managerNS string) string {
 	bind := func(ns, kind, role string) string {
 		return fmt.Sprintf("kubectl -n %s create rolebinding %s --%s=%s --user=%s", ns, uerr.ShellQuote(role+"-"+who), kind, role, uerr.ShellQuote(c.user))
 	}
-	return "once doppel is installed, an administrator lets you in with: " + bind(managerNS, "role", "doppel-connect") + " && " +
+	return "once doppel is installed (doppel helm install), an administrator lets you in with: " + bind(managerNS, "role", "doppel-connect") + " && " +
 		bind(c.Namespace, "clusterrole", "doppel-intercept") + " (--role=doppel-intercept if it was installed for some namespaces only)"
 }
 
