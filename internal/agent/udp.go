@@ -47,13 +47,15 @@ type udpPort struct {
 	mu sync.Mutex
 	// guarded by mu:
 	talks   map[netip.AddrPort]*talk // by client
-	asked   list.List                // of these the questions (see talk.question), the one that is idle longest first
-	talking list.List                // and the others, so
+	idle    order                    // of these
 	running int                      // talks whose goroutine has yet to end, among them those that made room
 	looked  time.Time                // when it was looked
 	local   bool                     // whether the app listens on localhost
 	refused map[string]time.Time     // by intercept: until when it gets nothing, and the app is asked instead
-	copies  map[copyKey]*packetsCopy
+
+	copies     map[copyKey]*packetsCopy
+	idleCopies order
+	copying    int // as running
 }
 
 // talk is one client's conversation with the app or a laptop.
@@ -64,11 +66,22 @@ type talk struct {
 	ctx    context.Context
 	cancel context.CancelFunc
 
-	// guarded by udpPort.mu:
-	place         *list.Element // in udpPort.asked or talking
+	use use // guarded by udpPort.mu
+}
+
+// order is which conversations are idle longest. It and what is in it are guarded by udpPort.mu.
+type order struct {
+	asked   list.List // of these the questions (see use.question), the one that is idle longest first
+	talking list.List // and the others, so
+}
+
+// use is how much a conversation was used.
+type use struct {
+	place         *list.Element // in order.asked or talking; nil: it has ended
 	came, answers int           // datagrams
 	last          time.Time     // of one
 	expiry        *time.Timer   // ends it if it is but a question
+	end           func()
 }
 
 func listenUDP(cfg agentcfg.Port, podIP string) (*udpPort, error) {
@@ -141,19 +154,19 @@ func (p *udpPort) talk(ctx context.Context, a *Agent, client netip.AddrPort) (_ 
 	t := p.talks[client]
 	switch {
 	case t != nil && t.to == to:
-		t.came++
-		p.usedLocked(t)
+		t.use.came++
+		p.idle.used(&t.use)
 		return t, false
 	case p.running >= 2*maxTalks: // they come faster than others end
 		return nil, false
 	case t != nil:
 		p.removeLocked(t)
 	case len(p.talks) >= maxTalks:
-		p.makeRoomLocked()
+		p.idle.makeRoom()
 	}
-	t = &talk{client: client, to: to, in: make(chan []byte, talkQueue), came: 1, last: time.Now()}
+	t = &talk{client: client, to: to, in: make(chan []byte, talkQueue)}
 	t.ctx, t.cancel = context.WithCancel(ctx)
-	t.place, t.expiry = p.asked.PushBack(t), time.AfterFunc(questionIdle, func() { p.expire(t) })
+	p.beginLocked(&p.idle, &t.use, func() { p.removeLocked(t) })
 	p.talks[client] = t
 	p.running++
 	if why != "" {
@@ -162,57 +175,72 @@ func (p *udpPort) talk(ctx context.Context, a *Agent, client netip.AddrPort) (_ 
 	return t, true
 }
 
-// makeRoomLocked ends the conversation that is idle longest, of those that are but questions if there are some: who asks only once must not end what
+// beginLocked notes the first datagram of a conversation, which end removes.
+func (p *udpPort) beginLocked(o *order, u *use, end func()) {
+	*u = use{came: 1, last: time.Now(), end: end}
+	u.place, u.expiry = o.asked.PushBack(u), time.AfterFunc(questionIdle, func() { p.expire(u) })
+}
+
+// makeRoom ends the conversation that is idle longest, of those that are but questions if there are some: who asks only once must not end what
 // others have to say to each other.
-func (p *udpPort) makeRoomLocked() {
-	first := p.asked.Front()
+func (o *order) makeRoom() {
+	first := o.asked.Front()
 	if first == nil {
-		first = p.talking.Front()
+		first = o.talking.Front()
 	}
-	p.removeLocked(first.Value.(*talk))
+	first.Value.(*use).end()
 }
 
 // question says whether no more than one datagram has come each way.
-func (t *talk) question() bool { return t.came <= 1 && t.answers <= 1 }
+func (u *use) question() bool { return u.came <= 1 && u.answers <= 1 }
 
-// usedLocked notes a datagram, one way or the other, that has been counted.
-func (p *udpPort) usedLocked(t *talk) {
-	t.last = time.Now()
-	if p.talks[t.client] != t {
-		return // it has ended
+// used notes a datagram, one way or the other, that has been counted.
+func (o *order) used(u *use) {
+	u.last = time.Now()
+	if u.place == nil {
+		return
 	}
-	p.asked.Remove(t.place)
-	p.talking.Remove(t.place)
-	if t.question() {
-		t.place = p.asked.PushBack(t)
+	o.asked.Remove(u.place)
+	o.talking.Remove(u.place)
+	if u.question() {
+		u.place = o.asked.PushBack(u)
 	} else {
-		t.place = p.talking.PushBack(t)
+		u.place = o.talking.PushBack(u)
 	}
+}
+
+// remove is for a conversation that ends; it may be called again.
+func (o *order) remove(u *use) {
+	if u.place == nil {
+		return
+	}
+	u.expiry.Stop()
+	o.asked.Remove(u.place)
+	o.talking.Remove(u.place)
+	u.place = nil
 }
 
 // removeLocked ends a conversation; it may be called again.
 func (p *udpPort) removeLocked(t *talk) {
 	t.cancel()
-	t.expiry.Stop()
-	p.asked.Remove(t.place)
-	p.talking.Remove(t.place)
+	p.idle.remove(&t.use)
 	if p.talks[t.client] == t {
 		delete(p.talks, t.client)
 	}
 }
 
 // expire ends a conversation that is but a question. Others end as any flow without traffic does.
-func (p *udpPort) expire(t *talk) {
+func (p *udpPort) expire(u *use) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if !t.question() {
+	if u.place == nil || !u.question() {
 		return
 	}
-	if left := questionIdle - time.Since(t.last); left > 0 {
-		t.expiry.Reset(left)
+	if left := questionIdle - time.Since(u.last); left > 0 {
+		u.expiry.Reset(left)
 		return
 	}
-	p.removeLocked(t)
+	u.end()
 }
 
 // forget is called once its goroutine has nothing more to do.
@@ -336,8 +364,8 @@ func (s *clientSide) NextPacket(fn func([]byte) error) error {
 func (s *clientSide) WritePacket(b []byte) error {
 	s.p.mu.Lock()
 	s.answered, s.kept = true, nil
-	s.t.answers++
-	s.p.usedLocked(s.t)
+	s.t.use.answers++
+	s.p.idle.used(&s.t.use)
 	s.p.mu.Unlock()
 	_, err := s.p.conn.WriteToUDPAddrPort(b, s.t.client)
 	return err

@@ -215,8 +215,8 @@ func TestUDPMakesRoom(t *testing.T) {
 			t.Errorf("conversation %d: ended %t", i, ended)
 		}
 	}
-	if len(p.talks) != maxTalks || p.asked.Len()+p.talking.Len() != maxTalks {
-		t.Errorf("%d conversations, %d in order", len(p.talks), p.asked.Len()+p.talking.Len())
+	if len(p.talks) != maxTalks || p.idle.asked.Len()+p.idle.talking.Len() != maxTalks {
+		t.Errorf("%d conversations, %d in order", len(p.talks), p.idle.asked.Len()+p.idle.talking.Len())
 	}
 	for i := range 2 * maxTalks {
 		p.talk(t.Context(), a, stranger(2*maxTalks+i))

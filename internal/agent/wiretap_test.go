@@ -2,18 +2,24 @@ package agent
 
 import (
 	"bytes"
+	"context"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/doppel-dev/doppel/internal/control"
 	"github.com/doppel-dev/doppel/internal/mux"
+	"github.com/doppel-dev/doppel/internal/mux/muxtest"
+	"github.com/doppel-dev/doppel/internal/tunnel"
 	"github.com/doppel-dev/doppel/internal/wire"
 )
 
@@ -318,6 +324,88 @@ func TestWiretapUDP(t *testing.T) {
 	if got := all(c); got != before {
 		t.Error("copied after the wiretap")
 	}
+}
+
+// tapUDP has all datagrams of a UDP port that nobody serves copied to a laptop that takes them, in a bubble of synctest. opened counts the copies.
+func tapUDP(t *testing.T, p *udpPort, a *Agent) (datagram func(client int), opened *atomic.Int32) {
+	t.Helper()
+	opened = new(atomic.Int32)
+	ours, theirs, _ := muxtest.Pair(t, muxtest.Config{}, mux.Config{}, mux.Config{})
+	a.up = &uplink{link: tunnel.NewLink(tunnel.LinkConfig{Dial: func(context.Context, *mux.Session) (*mux.Session, wire.HelloReply, error) {
+		return ours, wire.HelloReply{}, nil
+	}})}
+	ctx, cancel := context.WithCancel(t.Context())
+	var wg, copies sync.WaitGroup
+	t.Cleanup(wg.Wait)
+	t.Cleanup(copies.Wait)
+	t.Cleanup(cancel)
+	wg.Go(func() { _ = a.up.link.Run(ctx) })
+	wg.Go(func() {
+		for {
+			r, err := theirs.Accept(ctx)
+			if err != nil {
+				return
+			}
+			st, err := r.Accept(nil)
+			if err != nil {
+				continue
+			}
+			opened.Add(1)
+			wg.Go(func() {
+				for {
+					if _, err := st.ReadPacket(make([]byte, 1)); err != nil {
+						_ = st.Close()
+						return
+					}
+				}
+			})
+		}
+	})
+	a.table.set(control.Table{Items: []control.TableEntry{{Intercept: "a", Protocol: "UDP", Wiretap: true}}}, slog.New(slog.DiscardHandler))
+	synctest.Wait()
+	return func(client int) { p.copy(ctx, a, stranger(client), []byte("x"), &copies) }, opened
+}
+
+// A wiretap of a port whose clients ask one question each goes on to see new ones: who has been idle longest makes room, and a question is soon forgotten.
+func TestWiretapUDPManyClients(t *testing.T) {
+	p, a := bareUDP(t)
+	synctest.Test(t, func(t *testing.T) {
+		datagram, opened := tapUDP(t, p, a)
+		for i := range maxTalks {
+			datagram(i)
+		}
+		synctest.Wait()
+		datagram(0) // goes on
+		for i := range 3 {
+			datagram(maxTalks + i)
+		}
+		synctest.Wait()
+		left := func() (known, running int) {
+			p.mu.Lock()
+			defer p.mu.Unlock()
+			return len(p.copies), p.copying
+		}
+		if known, running := left(); opened.Load() != maxTalks+3 || known != maxTalks || running != maxTalks {
+			t.Errorf("%d were copied, %d are remembered, %d run", opened.Load(), known, running)
+		}
+		p.mu.Lock()
+		for i, want := range map[int]bool{0: true, 1: false, 2: false, 3: false, 4: true, maxTalks: true} {
+			if p.copies[copyKey{"a", stranger(i)}] != nil != want {
+				t.Errorf("client %d: remembered %t", i, !want)
+			}
+		}
+		p.mu.Unlock()
+		time.Sleep(questionIdle)
+		synctest.Wait()
+		if known, running := left(); known != 1 || running != 1 || a.copies.bytes.Load() != 0 {
+			t.Errorf("%d are remembered after a while, %d run, with %d bytes", known, running, a.copies.bytes.Load())
+		}
+		time.Sleep(tunnel.UDPIdle)
+		synctest.Wait()
+		if known, running := left(); known != 0 || running != 0 {
+			t.Errorf("%d are remembered at the end, %d run", known, running)
+		}
+	})
 }
 
 // BenchmarkStalledWiretap compares an upload through an agent while a wiretap's laptop takes nothing with the same without a wiretap. They take

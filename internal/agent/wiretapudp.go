@@ -25,6 +25,8 @@ type packetsCopy struct {
 	in   chan []byte
 	ctx  context.Context
 	stop context.CancelFunc
+
+	use use // guarded by udpPort.mu
 }
 
 // copy gives a datagram to the wiretaps of the port. What does not fit into a queue is lost to that wiretap, as it may be in any network.
@@ -54,24 +56,38 @@ func (p *udpPort) copy(ctx context.Context, a *Agent, client netip.AddrPort, d [
 // copyForLocked finds or begins the copy of a client's datagrams; nil: there is none now.
 func (p *udpPort) copyForLocked(ctx context.Context, a *Agent, k copyKey, e engagement, wg *sync.WaitGroup) *packetsCopy {
 	if c := p.copies[k]; c != nil {
+		c.use.came++
+		p.idleCopies.used(&c.use)
 		return c
 	}
-	if time.Now().Before(p.refused[e.intercept]) || len(p.copies) >= maxTalks {
+	if time.Now().Before(p.refused[e.intercept]) || p.copying >= 2*maxTalks {
 		return nil
+	}
+	if len(p.copies) >= maxTalks {
+		p.idleCopies.makeRoom()
 	}
 	c := &packetsCopy{a: a, in: make(chan []byte, talkQueue)}
 	c.ctx, c.stop = context.WithCancel(ctx)
+	remove := func() {
+		c.stop()
+		p.idleCopies.remove(&c.use)
+		if p.copies[k] == c {
+			delete(p.copies, k)
+		}
+	}
+	p.beginLocked(&p.idleCopies, &c.use, remove)
 	p.copies[k] = c
+	p.copying++
 	wg.Go(func() {
 		defer context.AfterFunc(e.ctx, c.stop)()
 		err := p.runCopy(c, k)
 		p.mu.Lock()
-		delete(p.copies, k)
 		if err != nil && c.ctx.Err() == nil {
 			p.refused[e.intercept] = time.Now().Add(refusedPause)
 		}
+		remove()
+		p.copying--
 		p.mu.Unlock()
-		_ = c.Close()
 		for { // nobody puts anything in any more
 			select {
 			case d := <-c.in:
