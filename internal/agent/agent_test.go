@@ -12,6 +12,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"testing/synctest"
@@ -177,6 +178,17 @@ func TestManagerGone(t *testing.T) {
 	}
 }
 
+// call is what a manager begins with that calls an agent.
+func (w *world) call() net.Conn {
+	w.t.Helper()
+	c, err := tunnel.Upgrade(w.t.Context(), &http.Transport{DisableKeepAlives: true}, fmt.Sprintf("http://127.0.0.1:%d%s", w.cfg.HealthPort, agentcfg.CallPath))
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	w.t.Cleanup(func() { _ = c.Close() })
+	return c
+}
+
 // A manager that the agent cannot reach calls it; whoever has another key is not answered, and keeps nobody from answering.
 func TestManagerCalls(t *testing.T) {
 	w := start(t, false)
@@ -185,16 +197,8 @@ func TestManagerCalls(t *testing.T) {
 	w.mgr.down()
 	w.until("the app answers", func() bool { return w.ask() == "app" })
 
-	call := func() net.Conn {
-		t.Helper()
-		c, err := tunnel.Upgrade(t.Context(), &http.Transport{DisableKeepAlives: true}, fmt.Sprintf("http://127.0.0.1:%d%s", w.cfg.HealthPort, agentcfg.CallPath))
-		if err != nil {
-			t.Fatal(err)
-		}
-		return c
-	}
 	stranger := newManager(t)
-	stranger.serve(call())
+	stranger.serve(w.call())
 	if got := w.ask(); got != "app" {
 		t.Errorf("%s answered after a stranger's call", got)
 	}
@@ -204,21 +208,72 @@ func TestManagerCalls(t *testing.T) {
 	default:
 	}
 
-	var s *mux.Session
-	w.until("the agent answers the manager", func() bool { // which calls again and again: one call is answered at a time
-		go w.mgr.serve(call())
-		select {
-		case s = <-w.mgr.sessions:
-			return true
-		case <-time.After(200 * time.Millisecond):
-			return false
-		}
-	})
+	go w.mgr.serve(w.call())
+	s := w.mgr.up()
 	w.until("the laptop answers", func() bool { return w.ask() == "laptop" })
-	w.mgr.serve(call()) // one too many: the tunnel that is up stays
+	w.mgr.serve(w.call()) // one too many: the tunnel that is up stays
 	if got := w.ask(); got != "laptop" || s.Err() != nil {
 		t.Errorf("%s answered after another call, the tunnel's error is %v", got, s.Err())
 	}
+}
+
+// Those who call and say nothing keep the manager's call away neither before nor after it, however many they are.
+func TestSilentCallers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		id, err := tunnel.NewIdentity("traffic-manager")
+		if err != nil {
+			t.Fatal(err)
+		}
+		u, err := newUplink(Config{
+			Agent: &agentcfg.Config{ManagerKey: id.Fingerprint()}, Token: func() (string, error) { return "token", nil }, Log: slog.New(slog.DiscardHandler),
+		}, new(table))
+		if err != nil {
+			t.Fatal(err)
+		}
+		var wg sync.WaitGroup
+		defer wg.Wait()
+		call := func() net.Conn {
+			here, there := net.Pipe()
+			wg.Go(func() { u.answer(there) })
+			synctest.Wait()
+			return here
+		}
+		silent := func() {
+			for range 2 * maxCallers {
+				call()
+			}
+		}
+		began := time.Now()
+		silent()
+		if n := u.callers.all.Len(); n != maxCallers {
+			t.Errorf("%d callers wait", n)
+		}
+		looks := make(chan struct{}) // at the token, for as long as it likes
+		c := call()
+		wg.Go(func() {
+			s, _, err := tunnel.Server(t.Context(), c, tunnel.ServerConfig{Identity: id, Authorize: func(context.Context, wire.Hello, string) (wire.HelloReply, error) {
+				<-looks
+				return wire.HelloReply{}, nil
+			}})
+			if err != nil {
+				t.Errorf("the manager gets %v", err)
+				return
+			}
+			_ = s.Close()
+		})
+		synctest.Wait()
+		silent()
+		close(looks)
+		select {
+		case a := <-u.calls:
+			_ = a.s.Close()
+		case <-time.After(2 * callTimeout):
+			t.Error("the manager is not answered")
+		}
+		if d := time.Since(began); d > 0 {
+			t.Errorf("the manager is answered after %s", d)
+		}
+	})
 }
 
 // A manager that does not want the agent, or is another than expected, harms nothing.

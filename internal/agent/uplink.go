@@ -1,11 +1,13 @@
 package agent
 
 import (
+	"container/list"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -31,8 +33,8 @@ type uplink struct {
 	current atomic.Pointer[mux.Session] // the latest
 	suspect atomic.Pointer[mux.Session] // a flow timed out on it: no other is offered until a ping comes back, and nothing is sent on those that are open
 
-	calls  chan answered // of the manager, for dial
-	inCall atomic.Bool   // one is being answered
+	calls   chan answered // of the manager, for dial
+	callers callers
 }
 
 // answered is a tunnel over a connection that the manager made.
@@ -134,7 +136,7 @@ func (u *uplink) dial(ctx context.Context, _ *mux.Session) (*mux.Session, wire.H
 		var r result
 		raw, err := dialAny(ctx, u.cfg.Agent.Managers)
 		if r.err = err; err == nil {
-			r.s, r.reply, r.err = u.tunnel(ctx, raw)
+			r.s, r.reply, r.err = u.tunnel(ctx, raw, nil)
 		}
 		dialled <- r
 	}()
@@ -157,14 +159,11 @@ const callTimeout = 2 * time.Second
 // answer makes a tunnel over a connection from whoever says to be the manager, and proves it there. It is the way for a manager that has just
 // started, which kube-proxy's rules do not know for a second, and for one that a NetworkPolicy keeps this pod from reaching.
 func (u *uplink) answer(raw net.Conn) {
-	if !u.inCall.CompareAndSwap(false, true) {
-		_ = raw.Close()
-		return
-	}
-	defer u.inCall.Store(false)
 	ctx, cancel := context.WithTimeout(context.Background(), callTimeout)
 	defer cancel()
-	s, reply, err := u.tunnel(ctx, raw)
+	known := u.callers.add(cancel)
+	defer known()
+	s, reply, err := u.tunnel(ctx, raw, known)
 	if err != nil {
 		u.cfg.Log.Info("call not answered", "err", err)
 		return
@@ -177,8 +176,32 @@ func (u *uplink) answer(raw net.Conn) {
 	}
 }
 
-// tunnel makes a tunnel over a connection.
-func (u *uplink) tunnel(ctx context.Context, raw net.Conn) (*mux.Session, wire.HelloReply, error) {
+// maxCallers is how many may call at once that have yet to show the manager's key. Any pod can call, so that one more ends the oldest and not itself.
+const maxCallers = 8
+
+// callers are those who call and have not shown the manager's key.
+type callers struct {
+	mu  sync.Mutex
+	all list.List // guarded by mu; what ends each, the oldest first
+}
+
+// add adds one that end ends, and returns what to call when it has shown the key or ended.
+func (c *callers) add(end context.CancelFunc) (known func()) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.all.Len() == maxCallers {
+		c.all.Remove(c.all.Front()).(context.CancelFunc)()
+	}
+	e := c.all.PushBack(end)
+	return func() {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		c.all.Remove(e)
+	}
+}
+
+// tunnel makes a tunnel over a connection; proved is called when the manager has shown its key.
+func (u *uplink) tunnel(ctx context.Context, raw net.Conn, proved func()) (*mux.Session, wire.HelloReply, error) {
 	token, err := u.cfg.Token()
 	if err != nil {
 		_ = raw.Close()
@@ -187,6 +210,7 @@ func (u *uplink) tunnel(ctx context.Context, raw net.Conn) (*mux.Session, wire.H
 	return tunnel.Client(ctx, raw, tunnel.ClientConfig{
 		Identity: u.identity,
 		Peer:     u.cfg.Agent.ManagerKey,
+		Proved:   proved,
 		Hello: wire.Hello{
 			Version: wire.Version, Product: buildinfo.Version, Role: wire.RoleAgent,
 			Token: token, Pod: u.cfg.Pod, Namespace: u.cfg.Namespace,

@@ -44,6 +44,7 @@ type ClientConfig struct {
 	// Resume is the tunnel that is to go on over this connection, if the server still has it; nil: none.
 	Resume *mux.Session
 	Mux    mux.Config // Initiator, ID and Resume are set by Client
+	Proved func()     // the server has shown its key; nil: nobody cares
 }
 
 // Client makes a tunnel over raw, which it owns from now on: preface, TLS 1.3, Hello, session. It returns cfg.Resume if that
@@ -77,6 +78,9 @@ func client(ctx context.Context, raw net.Conn, cfg ClientConfig) (*mux.Session, 
 	tc := tls.Client(under, clientTLS(cfg))
 	if err := tc.HandshakeContext(ctx); err != nil {
 		return nil, reply, fmt.Errorf("TLS: %w", err)
+	}
+	if cfg.Proved != nil {
+		cfg.Proved()
 	}
 	c := &conn{tc, under}
 	cfg.Hello.Resume = &wire.Resume{}
