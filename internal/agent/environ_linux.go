@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"runtime"
 	"strconv"
 	"strings"
 
@@ -50,7 +51,9 @@ func Environ() ([]string, error) {
 	if err != nil {
 		return nil, os.NewSyscallError("memfd_create", err)
 	}
-	if _, err := os.NewFile(uintptr(fd), "environ").WriteString(strings.Join(apps, "\x00")); err != nil {
+	f := os.NewFile(uintptr(fd), "environ")
+	defer runtime.KeepAlive(f) // the collector would close it before it is inherited
+	if _, err := f.WriteString(strings.Join(apps, "\x00")); err != nil {
 		return nil, err
 	}
 	return nil, fmt.Errorf("start again: %w", unix.Exec("/proc/self/exe", os.Args, append(own, envFile+"="+strconv.Itoa(fd))))
