@@ -9,6 +9,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"slices"
 	"strings"
 	"time"
 )
@@ -16,14 +17,17 @@ import (
 const (
 	// resolvConf is where the pod's resolvers are, as the kubelet has set them from dnsPolicy and dnsConfig.
 	resolvConf = "/etc/resolv.conf"
-	// dnsTimeout bounds a question to one of them.
-	dnsTimeout = 500 * time.Millisecond
+	// dnsTimeout bounds a question to all of them: less than the manager waits (agentDNSTimeout there).
+	dnsTimeout = 900 * time.Millisecond
+	// dnsStagger is how long one has before the next is asked, too.
+	dnsStagger = dnsTimeout / 3
 	// minDNS is the length of a DNS message's header (RFC 1035, section 4.1.1), and truncated its bit TC.
 	minDNS    = 12
 	truncated = 0x02
 )
 
-// resolve asks the pod's own resolvers for a laptop: the message goes there and comes back as it is.
+// resolve asks the pod's own resolvers for a laptop: the message goes there and comes back as it is. An answer counts whoever gives it; that there is
+// nothing counts once those before have failed, or at the end, as it does for the laptop's own resolvers (resolver.race).
 func (u *uplink) resolve(ctx context.Context, msg []byte) ([]byte, error) {
 	if len(msg) < minDNS {
 		return nil, errors.New("not a DNS message")
@@ -32,18 +36,91 @@ func (u *uplink) resolve(ctx context.Context, msg []byte) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	errs := []error{errors.New("no resolver of the pod answers")}
-	for _, s := range servers {
-		a, err := askUDP(ctx, s, msg)
-		if err == nil && a[2]&truncated != 0 {
-			a, err = askTCP(ctx, s, msg)
-		}
-		if err == nil {
-			return a, nil
-		}
-		errs = append(errs, err)
+	ctx, cancel := context.WithTimeout(ctx, dnsTimeout)
+	defer cancel() // ends the losers
+	type result struct {
+		place  int
+		answer []byte
+		err    error
 	}
-	return nil, errors.Join(errs...)
+	results := make(chan result, len(servers))
+	asked, pending := 0, 0
+	next := func() {
+		if asked < len(servers) {
+			place := asked
+			go func() {
+				a, err := ask(ctx, servers[place], msg)
+				results <- result{place, a, err}
+			}()
+			asked++
+			pending++
+		}
+	}
+	next()
+	stagger := time.NewTicker(dnsStagger)
+	defer stagger.Stop()
+	var (
+		settled = make([]bool, len(servers)) // have answered or failed
+		nothing *result                      // says that there is nothing; of the first that does
+		refusal []byte                       // for the laptop if nobody knows better
+		errs    = []error{errors.New("no resolver of the pod answers")}
+	)
+	for pending > 0 && ctx.Err() == nil {
+		select {
+		case r := <-results:
+			pending--
+			settled[r.place] = true
+			switch {
+			case r.err != nil:
+				errs = append(errs, r.err)
+			case unhelpful(r.answer):
+				if refusal == nil {
+					refusal = r.answer
+				}
+			case !negative(r.answer):
+				return r.answer, nil
+			case nothing == nil || r.place < nothing.place:
+				nothing = &r
+			}
+			if nothing == nil {
+				next()
+				stagger.Reset(dnsStagger)
+			} else if !slices.Contains(settled[:nothing.place], false) {
+				return nothing.answer, nil
+			}
+		case <-stagger.C:
+			if nothing == nil {
+				next()
+			}
+		case <-ctx.Done():
+		}
+	}
+	switch {
+	case nothing != nil:
+		return nothing.answer, nil
+	case refusal != nil:
+		return refusal, nil
+	}
+	return nil, errors.Join(append(errs, ctx.Err())...)
+}
+
+// unhelpful names the codes on which the pod's own resolver library goes on to its next server: SERVFAIL, NOTIMP and REFUSED (res_send in glibc).
+func unhelpful(answer []byte) bool {
+	rcode := answer[3] & 0xf
+	return rcode == 2 || rcode == 4 || rcode == 5
+}
+
+// negative says whether an answer is that there is no such name, or nothing of this type.
+func negative(answer []byte) bool {
+	return answer[3]&0xf == 3 || answer[3]&0xf == 0 && binary.BigEndian.Uint16(answer[6:]) == 0
+}
+
+func ask(ctx context.Context, server string, msg []byte) ([]byte, error) {
+	a, err := askUDP(ctx, server, msg)
+	if err == nil && a[2]&truncated != 0 {
+		a, err = askTCP(ctx, server, msg)
+	}
+	return a, err
 }
 
 // nameservers reads the resolvers of a resolv.conf(5).
@@ -68,11 +145,13 @@ func nameservers(file string) ([]string, error) {
 }
 
 func askUDP(ctx context.Context, server string, msg []byte) ([]byte, error) {
-	c, err := dialDNS(ctx, "udp", server)
+	var d net.Dialer
+	c, err := d.DialContext(ctx, "udp", server)
 	if err != nil {
 		return nil, err
 	}
 	defer c.Close()
+	defer context.AfterFunc(ctx, func() { _ = c.Close() })()
 	if _, err := c.Write(msg); err != nil {
 		return nil, err
 	}
@@ -89,11 +168,13 @@ func askUDP(ctx context.Context, server string, msg []byte) ([]byte, error) {
 }
 
 func askTCP(ctx context.Context, server string, msg []byte) ([]byte, error) {
-	c, err := dialDNS(ctx, "tcp", server)
+	var d net.Dialer
+	c, err := d.DialContext(ctx, "tcp", server)
 	if err != nil {
 		return nil, err
 	}
 	defer c.Close()
+	defer context.AfterFunc(ctx, func() { _ = c.Close() })()
 	if _, err := c.Write(append(binary.BigEndian.AppendUint16(nil, uint16(len(msg))), msg...)); err != nil { // RFC 1035, section 4.2.2
 		return nil, err
 	}
@@ -109,15 +190,4 @@ func askTCP(ctx context.Context, server string, msg []byte) ([]byte, error) {
 		return nil, fmt.Errorf("%s answers with %d bytes", server, len(a))
 	}
 	return a, nil
-}
-
-func dialDNS(ctx context.Context, network, server string) (net.Conn, error) {
-	ctx, cancel := context.WithTimeout(ctx, dnsTimeout)
-	defer cancel()
-	var d net.Dialer
-	c, err := d.DialContext(ctx, network, server)
-	if err != nil {
-		return nil, err
-	}
-	return c, c.SetDeadline(time.Now().Add(dnsTimeout))
 }

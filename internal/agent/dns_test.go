@@ -4,9 +4,11 @@ import (
 	"context"
 	"encoding/binary"
 	"io"
+	"net"
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"github.com/doppel-dev/doppel/internal/nettest"
 	"github.com/doppel-dev/doppel/internal/tunnel"
@@ -69,5 +71,90 @@ func TestResolve(t *testing.T) {
 	}
 	if a, err := tunnel.Query(ctx, s, question(3)); err == nil {
 		t.Errorf("nobody answers: %q", a)
+	}
+}
+
+// resolver answers each question as say tells, in its time; nil: not at all.
+func resolver(t *testing.T, say func(question []byte) []byte) (addr string) {
+	t.Helper()
+	pc, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = pc.Close() })
+	go func() {
+		buf := make([]byte, 512)
+		for {
+			n, from, err := pc.ReadFrom(buf)
+			if err != nil {
+				return
+			}
+			if a := say(buf[:n]); a != nil {
+				_, _ = pc.WriteTo(a, from)
+			}
+		}
+	}()
+	return pc.LocalAddr().String()
+}
+
+// A resolver that is late or does not help has the next one asked, as in the pod's own programs, and in time for the manager.
+func TestResolveServers(t *testing.T) {
+	const some = 16 // more than a code: an address
+	say := func(code byte) func([]byte) []byte {
+		return func(q []byte) []byte {
+			a := append([]byte{}, q...)
+			a[2] |= 0x80
+			if a[3] = code & 0xf; code == some {
+				a[7] = 1
+			}
+			return append(a, code)
+		}
+	}
+	silent := func([]byte) []byte { return nil }
+	for name, tt := range map[string]struct {
+		servers []func([]byte) []byte
+		want    int // -1: an error
+	}{
+		"the first":                           {[]func([]byte) []byte{say(some), say(2)}, some},
+		"silence":                             {[]func([]byte) []byte{silent, say(some)}, some},
+		"two are silent":                      {[]func([]byte) []byte{silent, silent, say(some)}, some},
+		"SERVFAIL":                            {[]func([]byte) []byte{say(2), say(some)}, some},
+		"NOTIMP, REFUSED":                     {[]func([]byte) []byte{say(4), say(5), say(some)}, some},
+		"nobody helps":                        {[]func([]byte) []byte{say(5), say(2)}, 5},
+		"no such name":                        {[]func([]byte) []byte{say(3), say(some)}, 3},
+		"nothing of this type":                {[]func([]byte) []byte{say(0), say(some)}, 0},
+		"silence, and no such name":           {[]func([]byte) []byte{silent, say(3)}, 3},
+		"SERVFAIL, and no such name":          {[]func([]byte) []byte{say(2), say(3), say(some)}, 3},
+		"only silence":                        {[]func([]byte) []byte{silent, silent, silent}, -1},
+		"no such name before the first's own": {nil, some},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			if tt.servers == nil {
+				second := make(chan struct{})
+				tt.servers = []func([]byte) []byte{
+					func(q []byte) []byte { <-second; time.Sleep(dnsStagger / 10); return say(some)(q) },
+					func(q []byte) []byte { close(second); return say(3)(q) },
+				}
+			}
+			var lines string
+			for _, s := range tt.servers {
+				lines += "nameserver " + resolver(t, s) + "\n"
+			}
+			conf := filepath.Join(t.TempDir(), "resolv.conf")
+			if err := os.WriteFile(conf, []byte(lines), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			u := &uplink{cfg: Config{ResolvConf: conf}}
+			began := time.Now()
+			a, err := u.resolve(t.Context(), question(7))
+			got := -1
+			if err == nil {
+				got = int(a[minDNS])
+			}
+			if d := time.Since(began); got != tt.want || d > time.Second {
+				t.Errorf("%d, %v after %s, want %d", got, err, d, tt.want)
+			}
+		})
 	}
 }

@@ -52,7 +52,8 @@ func (m *Manager) answer(ctx context.Context, session types.UID, r reach, msg []
 	} else if !ok {
 		return unknown(&q)
 	}
-	if a := m.agents.resolving(session); a != nil {
+	a, own := m.agents.resolving(session)
+	if a != nil {
 		qctx, cancel := context.WithTimeout(ctx, agentDNSTimeout)
 		out, err := tunnel.Query(qctx, a.mux, msg)
 		cancel()
@@ -60,21 +61,41 @@ func (m *Manager) answer(ctx context.Context, session types.UID, r reach, msg []
 			return out, nil
 		}
 	}
-	return m.dns.query(ctx, &q)
+	out, err := m.dns.query(ctx, &q)
+	if err == nil && own {
+		return fleeting(out)
+	}
+	return out, err
+}
+
+// fleeting has the laptop keep no negative answer: it is of the cluster's DNS, and the pods' own may know the name as soon as it can be asked.
+func fleeting(msg []byte) ([]byte, error) {
+	var m dns.Msg
+	if err := m.Unpack(msg); err != nil {
+		return nil, err
+	}
+	for _, rr := range m.Ns {
+		if s, ok := rr.(*dns.SOA); ok {
+			s.Hdr.Ttl, s.Minttl = 0, 0 // RFC 2308, section 5
+		}
+	}
+	m.Compress = true
+	return m.Pack()
 }
 
 // agentDNSTimeout is how long an agent has to answer before the cluster's DNS is asked.
 const agentDNSTimeout = time.Second
 
 // resolving is an agent that resolves names for a session as its pod does: one of the oldest of its intercepts of pods whose DNS is not the
-// cluster's. Nil: there is none, and the manager resolves as any pod.
-func (a *agents) resolving(session types.UID) *agentConn {
+// cluster's. Nil: there is none, and the manager resolves as any pod; own says whether there should be one.
+func (a *agents) resolving(session types.UID) (_ *agentConn, own bool) {
 	for _, g := range a.m.engaged.where(func(g engagement) bool { return g.Session == session && g.OwnDNS }) {
+		own = true
 		if c := a.serving(g, nil); c != nil {
-			return c
+			return c, true
 		}
 	}
-	return nil
+	return nil, own
 }
 
 // hostsOf are the names that the kubelet writes into the pods' hosts file for their owner (hostAliases).

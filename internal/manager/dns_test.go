@@ -154,9 +154,9 @@ func TestNewDNSForwarder(t *testing.T) {
 func TestAnswersOfAgents(t *testing.T) {
 	w := newWorld(t, webPods()...)
 	w.dns = &dnsForwarder{servers: []string{newDNSServer(t).addr}} // which says 10.96.0.5
-	ask := func(session types.UID) string {
+	answer := func(session types.UID, name string) (a dns.Msg) {
 		t.Helper()
-		q, err := new(dns.Msg).SetQuestion("db.internal.example.", dns.TypeA).Pack()
+		q, err := new(dns.Msg).SetQuestion(name, dns.TypeA).Pack()
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -164,16 +164,35 @@ func TestAnswersOfAgents(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		var a dns.Msg
-		if err := a.Unpack(b); err != nil || len(a.Answer) != 1 {
-			t.Fatalf("%v, %v", &a, err)
+		if err := a.Unpack(b); err != nil {
+			t.Fatal(err)
+		}
+		return a
+	}
+	ask := func(session types.UID) string {
+		t.Helper()
+		a := answer(session, "db.internal.example.")
+		if len(a.Answer) != 1 {
+			t.Fatal(&a)
 		}
 		return a.Answer[0].(*dns.A).A.String()
+	}
+	keep := func(session types.UID) uint32 { // of a negative answer
+		t.Helper()
+		a := answer(session, "no.such.")
+		if a.Rcode != dns.RcodeNameError || len(a.Ns) != 1 {
+			t.Fatal(&a)
+		}
+		soa := a.Ns[0].(*dns.SOA)
+		return max(soa.Hdr.Ttl, soa.Minttl)
 	}
 	w.engaged.set(engagement{UID: "in-1", Session: "mine", Workload: web, Ports: tcp(8080), OwnDNS: true})
 	w.engaged.set(engagement{UID: "in-2", Session: "other", Workload: web, Ports: tcp(8080)})
 	if got := ask("mine"); got != "10.96.0.5" {
 		t.Errorf("without an agent: %s", got)
+	}
+	if mine, other := keep("mine"), keep("other"); mine != 0 || other == 0 {
+		t.Errorf("no such name: kept for %d s without the agent that may know it, and %d s where none is asked", mine, other)
 	}
 	a := w.agent("web-1")
 	w.until("the agent knows", func() bool { return w.agents.serves("web-1", "in-1") })
@@ -199,6 +218,9 @@ func TestAnswersOfAgents(t *testing.T) {
 	a.names(func([]byte) ([]byte, error) { return nil, errors.New("no resolver answers") })
 	if got := ask("mine"); got != "10.96.0.5" {
 		t.Errorf("an agent that fails: %s", got)
+	}
+	if got := keep("mine"); got != 0 {
+		t.Errorf("no such name: kept for %d s where the agent fails", got)
 	}
 }
 
