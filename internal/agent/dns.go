@@ -20,7 +20,7 @@ const (
 	// dnsTimeout bounds a question to all of them: less than the manager waits (agentDNSTimeout there).
 	dnsTimeout = 900 * time.Millisecond
 	// dnsStagger is how long one has before the next is asked, too.
-	dnsStagger = dnsTimeout / 3
+	dnsStagger = 300 * time.Millisecond
 	// minDNS is the length of a DNS message's header (RFC 1035, section 4.1.1), and truncated its bit TC.
 	minDNS    = 12
 	truncated = 0x02
