@@ -2,9 +2,10 @@
 package relayapi
 
 import (
-	"github.com/doppel-dev/doppel/internal/uerr"
 	"strings"
 	"time"
+
+	"github.com/doppel-dev/doppel/internal/uerr"
 )
 
 // LinkPath is where a traffic-manager joins the relay: an HTTP Upgrade as to a tunnel, with the cluster's token as bearer. What follows are the
