@@ -195,11 +195,12 @@ e2e-lab:
 	cd lab && DOPPEL_LAB_E2E=1 CGO_ENABLED=0 ../$(TESTSUM) --format testname -- -trimpath -count=1 -timeout 25m ./e2e
 	DOPPEL_E2E=1 CGO_ENABLED=0 $(TESTSUM) --format testname -- -trimpath -count=1 -timeout 25m -run TestShellBlocks ./internal/docstest
 
-## One program for all parts: each go test would link it again. $(call in-lab,LAB,flags,variables); the name "" is the tests' own.
+## One program for all parts: each go test would link it again.
 .PHONY: e2e-program
 e2e-program:
 	$(GOTEST) -c -ldflags '-s -w' -o bin/e2e.test ./e2e
 
+# $(call in-lab,NAME,flags,variables) runs it on a lab of that name; "" is the tests' own.
 in-lab = cd e2e && DOPPEL_E2E=1 $(if $(1),DOPPEL_E2E_LAB=$(1)) $(3) ../$(TESTSUM) --format testname --raw-command -- \
 	go tool test2json -t -p e2e ../bin/e2e.test -test.v=test2json -test.timeout 25m $(2)
 
@@ -226,7 +227,7 @@ e2e-skew: $(TESTSUM) e2e-program
 
 e2e-torture: $(TESTSUM) e2e-program
 	$(call in-lab,e2e-torture,-test.run '$(TORTURE_TESTS)')
-	$(call in-lab,e2e-torture,-test.run '^TestTorture$$',DOPPEL_E2E_NODES=2 DOPPEL_TORTURE_ONLY='$(CUT_OFF)')
+	$(call in-lab,e2e-torture,-test.timeout 10m -test.run '^TestTorture$$',DOPPEL_E2E_NODES=2 DOPPEL_TORTURE_ONLY='$(CUT_OFF)')
 
 e2e-chart: e2e-program
 	$(call in-lab,e2e-chart,-test.run '$(CHART_TESTS)')
