@@ -440,6 +440,17 @@ func wantError(t *testing.T, err error, kind uerr.Kind, msg, hint string) {
 	}
 }
 
+// activeWeb has the first session of a cluster intercept web, as intercepts-2.
+func (c *cluster) activeWeb(s *session) {
+	c.t.Helper()
+	done := create(c.t.Context(), s, localapi.InterceptRequest{Name: "web", Ports: []string{"3000"}})
+	c.until("it was created", func() bool { c.mu.Lock(); defer c.mu.Unlock(); return c.count == 2 })
+	c.say("intercepts-2", "Active", "", "")
+	if o := <-done; o.err != nil {
+		c.t.Fatal(o.err)
+	}
+}
+
 func leave(t *testing.T, s *session, name string) error {
 	return s.intercepts.leave(t.Context(), name, func(string, ...any) {})
 }
@@ -836,12 +847,7 @@ func TestLeaveReplaced(t *testing.T) {
 func TestLeaveInterrupted(t *testing.T) {
 	c := newCluster(t)
 	s := c.connect()
-	done := create(t.Context(), s, localapi.InterceptRequest{Name: "web", Ports: []string{"3000"}})
-	c.until("it was created", func() bool { c.mu.Lock(); defer c.mu.Unlock(); return c.count == 2 })
-	c.say("intercepts-2", "Active", "", "")
-	if o := <-done; o.err != nil {
-		t.Fatal(o.err)
-	}
+	c.activeWeb(s)
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	if err := s.intercepts.leave(ctx, "web", func(string, ...any) {}); err != nil {
@@ -1017,12 +1023,7 @@ func TestTake(t *testing.T) {
 func TestResume(t *testing.T) {
 	c := newCluster(t)
 	s := c.connect()
-	done := create(t.Context(), s, localapi.InterceptRequest{Name: "web", Ports: []string{"3000"}})
-	c.until("it was created", func() bool { c.mu.Lock(); defer c.mu.Unlock(); return c.count == 2 })
-	c.say("intercepts-2", "Active", "", "")
-	if o := <-done; o.err != nil {
-		t.Fatal(o.err)
-	}
+	c.activeWeb(s)
 	c.mu.Lock()
 	first := c.tunnel
 	c.mu.Unlock()
@@ -1064,12 +1065,7 @@ func TestRevoked(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			c := newCluster(t)
 			s := c.connect()
-			done := create(t.Context(), s, localapi.InterceptRequest{Name: "web", Ports: []string{"3000"}})
-			c.until("it was created", func() bool { c.mu.Lock(); defer c.mu.Unlock(); return c.count == 2 })
-			c.say("intercepts-2", "Active", "", "")
-			if o := <-done; o.err != nil {
-				t.Fatal(o.err)
-			}
+			c.activeWeb(s)
 			c.set(func() { // the manager lists it until its agents know
 				c.sessions, c.intercepts = map[string]*v1alpha1.Session{}, map[string]*v1alpha1.Intercept{}
 				end(c)
@@ -1091,12 +1087,7 @@ func TestRevoked(t *testing.T) {
 func asleep(t *testing.T, after func(*cluster)) (*cluster, *session) {
 	c := newCluster(t)
 	s := c.connect()
-	done := create(t.Context(), s, localapi.InterceptRequest{Name: "web", Ports: []string{"3000"}})
-	c.until("it was created", func() bool { c.mu.Lock(); defer c.mu.Unlock(); return c.count == 2 })
-	c.say("intercepts-2", "Active", "", "")
-	if o := <-done; o.err != nil {
-		t.Fatal(o.err)
-	}
+	c.activeWeb(s)
 	c.set(func() {
 		c.sessions, c.intercepts, c.states = map[string]*v1alpha1.Session{}, map[string]*v1alpha1.Intercept{}, map[string]control.Intercept{}
 		_ = c.tunnel.Close()
@@ -1291,12 +1282,7 @@ func TestInterceptEnded(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			c := newCluster(t)
 			s := c.connect()
-			done := create(t.Context(), s, localapi.InterceptRequest{Name: "web", Ports: []string{"3000"}})
-			c.until("it was created", func() bool { c.mu.Lock(); defer c.mu.Unlock(); return c.count == 2 })
-			c.say("intercepts-2", "Active", "", "")
-			if o := <-done; o.err != nil {
-				t.Fatal(o.err)
-			}
+			c.activeWeb(s)
 			tt.then(c)
 			var problems []string
 			c.until("status tells", func() bool { st, _ := s.status(); problems = st.Problems; return len(problems) > 0 })
