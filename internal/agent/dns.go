@@ -26,8 +26,7 @@ const (
 	truncated = 0x02
 )
 
-// resolve asks the pod's own resolvers for a laptop: the message goes there and comes back as it is. An answer counts whoever gives it; that there is
-// nothing counts once those before have failed, or at the end, as it does for the laptop's own resolvers (resolver.race).
+// resolve asks the pod's own resolvers for a laptop: the message goes there and comes back as it is.
 func (u *uplink) resolve(ctx context.Context, msg []byte) ([]byte, error) {
 	if len(msg) < minDNS {
 		return nil, errors.New("not a DNS message")
@@ -36,7 +35,13 @@ func (u *uplink) resolve(ctx context.Context, msg []byte) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	ctx, cancel := context.WithTimeout(ctx, dnsTimeout)
+	return askServers(ctx, servers, msg, dnsTimeout, dnsStagger)
+}
+
+// askServers asks one after the other, the next after a while or when one before has failed. An answer counts whoever gives it; that there is nothing
+// counts once those before have failed, or at the end, as it does for the laptop's own resolvers (resolver.race).
+func askServers(ctx context.Context, servers []string, msg []byte, timeout, after time.Duration) ([]byte, error) {
+	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel() // ends the losers
 	type result struct {
 		place  int
@@ -57,7 +62,7 @@ func (u *uplink) resolve(ctx context.Context, msg []byte) ([]byte, error) {
 		}
 	}
 	next()
-	stagger := time.NewTicker(dnsStagger)
+	stagger := time.NewTicker(after)
 	defer stagger.Stop()
 	var (
 		settled = make([]bool, len(servers)) // have answered or failed
@@ -84,7 +89,7 @@ func (u *uplink) resolve(ctx context.Context, msg []byte) ([]byte, error) {
 			}
 			if nothing == nil {
 				next()
-				stagger.Reset(dnsStagger)
+				stagger.Reset(after)
 			} else if !slices.Contains(settled[:nothing.place], false) {
 				return nothing.answer, nil
 			}
