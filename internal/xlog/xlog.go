@@ -33,17 +33,19 @@ func (l *Level) SetFor(to slog.Level, d time.Duration) {
 		l.back = nil
 	}
 	l.Set(to)
-	if d > 0 {
-		l.back = time.AfterFunc(d, l.restore)
-	} else {
+	if d <= 0 {
 		l.kept = to
+		return
 	}
-}
-
-func (l *Level) restore() {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.Set(l.kept)
+	var back *time.Timer
+	back = time.AfterFunc(d, func() {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		if l.back == back { // else it was changed again just then
+			l.Set(l.kept)
+		}
+	})
+	l.back = back
 }
 
 // Reset goes back to the level that the program was started with.
