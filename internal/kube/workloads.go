@@ -233,7 +233,8 @@ func (c *Cluster) ReplacePod(ctx context.Context, ns, name string, uid types.UID
 	if again.Annotations == nil {
 		again.Annotations = map[string]string{}
 	}
-	var asItWas *corev1.Pod                                             // for want of the one with an agent
+	var asItWas *corev1.Pod // to be made for want of the one with an agent
+
 	if original, ok := p.Annotations[agentcfg.AnnotationOriginal]; ok { // the one with the agent, which is to go
 		again = &corev1.Pod{}
 		if err := json.Unmarshal([]byte(original), again); err != nil {
